@@ -1,0 +1,74 @@
+"""Run every notebook and `pytest tests`, each in a process of its own with a time limit.
+
+The last line is `N passed, N failed` (notebooks and tests counted alike); any failure, or no notebook at all, is a non-zero exit.
+`python tests/run_all.py 02_policy index` runs the notebooks of these names alone, without pytest."""
+import os, signal, subprocess, sys, tempfile, time
+import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))
+from repo import notebooks
+
+LIMIT = float(os.environ.get('TEST_LIMIT', 240)) # seconds for one notebook or for pytest
+JOBS = int(os.environ.get('TEST_JOBS', 2))       # at a time
+THREADS = {f'{k}_NUM_THREADS':'1' for k in ('OMP', 'MKL', 'OPENBLAS')}
+ENV = dict(os.environ, IN_TEST='1', MPLBACKEND='agg', **THREADS)
+ENV.setdefault('NUMBA_CACHE_DIR', str(ROOT/'data'/'cache'/'numba'))
+
+def run(cmd, limit=None):
+    "(exit status or None when it ran out of time, its output, seconds)"
+    limit, start = limit or LIMIT, time.time()
+    with tempfile.TemporaryFile('w+', errors='replace') as out: # a file: a grandchild that keeps a pipe open cannot hold us
+        p = subprocess.Popen(cmd, cwd=ROOT, env=ENV, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+        try: status = p.wait(limit)
+        except subprocess.TimeoutExpired: status = None
+        finally:
+            try: os.killpg(p.pid, signal.SIGKILL) # what it started and left behind, too
+            except (ProcessLookupError, PermissionError): pass
+            p.wait()
+        out.seek(0)
+        text = out.read()
+        if status is None: text += f'\nstopped after {limit:.0f} s'
+    return status, text, time.time()-start
+
+def run_notebook(path, limit=None):
+    "(passed, failed, output, seconds)"
+    status, text, secs = run([sys.executable, '-c', 'from nbdev.test import nbdev_test; nbdev_test()', '--path', str(path), '--n_workers', '0'], limit)
+    ok = status == 0 and 'Success.' in text # "no files" also exits 0
+    return int(ok), int(not ok), text, secs
+
+def run_pytest(folder='tests', limit=None):
+    "(passed, failed, output, seconds); a session that reports nothing, or fails outside a test, is a failure"
+    with tempfile.TemporaryDirectory() as tmp:
+        xml = Path(tmp)/'report.xml'
+        status, text, secs = run([sys.executable, '-m', 'pytest', '-q', '--color=no', f'--junitxml={xml}', str(folder)], limit)
+        total = dict.fromkeys(('tests', 'failures', 'errors', 'skipped'), 0)
+        for suite in ET.parse(xml).getroot().iter('testsuite') if xml.exists() else ():
+            for k in total: total[k] += int(suite.get(k, 0))
+    failed = total['failures'] + total['errors']
+    if status != 0: failed = max(failed, 1)
+    return total['tests'] - total['failures'] - total['errors'] - total['skipped'], failed, text, secs
+
+def main(names):
+    nbs = [p for p in notebooks() if not names or p.stem in names]
+    jobs = {f'nbs/{p.relative_to(ROOT/"nbs")}':(run_notebook, p) for p in nbs}
+    if not names: jobs = {'tests':(run_pytest, 'tests'), **jobs}
+    passed = failed = 0
+    start = time.time()
+    with ThreadPoolExecutor(JOBS) as pool:
+        done = {pool.submit(*job):name for name,job in jobs.items()}
+        for f in as_completed(done):
+            ok, bad, text, secs = f.result()
+            passed, failed = passed+ok, failed+bad
+            print(f"{'FAIL' if bad else 'ok':4} {secs:6.1f} s  {done[f]}", flush=True)
+            if bad: print('\n'.join('    '+l for l in text.strip().splitlines()[-60:]), flush=True)
+    if not nbs:
+        print('No notebook was run.')
+        failed += 1
+    print(f'in {time.time()-start:.0f} s')
+    print(f'{passed} passed, {failed} failed')
+    return failed > 0
+
+if __name__ == '__main__': sys.exit(main(sys.argv[1:]))

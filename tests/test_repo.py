@@ -1,0 +1,167 @@
+"The repository keeps its promises: map, order, generated files, sizes, no trace of the machine it was made on"
+import ast, json, re, subprocess, sys
+from configparser import ConfigParser
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))
+import repo
+
+NOTEBOOKS = repo.notebooks()
+NUMBERED = [p for p in NOTEBOOKS if re.match(r'\d\d[a-z]?_', p.name)]
+PAPERMILL = ('05_train', '06_prior', '07_rollout', '08_evaluate')
+MB = 1_000_000
+by_name = dict(ids=lambda p: p.stem)
+
+def load(path): return json.loads(path.read_text(encoding='utf-8'))
+def source(cell): return ''.join(cell['source'])
+def code_cells(nb): return [c for c in nb['cells'] if c['cell_type'] == 'code']
+def directives(cell): return set(re.findall(r'^#\|\s*(.+?)\s*$', source(cell), re.M))
+def parameter_cells(nb): return [c for c in code_cells(nb) if 'parameters' in c['metadata'].get('tags', [])]
+
+def module_of(path):
+    "The name after `#| default_exp`"
+    return next((d.split()[1] for c in code_cells(load(path)) for d in directives(c) if d.startswith('default_exp ')), None)
+
+ORDER = {m:i for i,m in enumerate(module_of(p) for p in NUMBERED) if m} # module -> its floor
+
+def imports(module, top_only=False):
+    "(steve1 modules, other packages) that a module imports, inside functions too"
+    tree = ast.parse((ROOT/'steve1'/f'{module}.py').read_text(encoding='utf-8'))
+    ours, others = set(), set()
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import): names = [(0, a.name) for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [(node.level, node.module)] if node.module and node.module != 'steve1' else [(1, a.name) for a in node.names]
+        else: continue
+        for level,name in names:
+            parts = name.split('.')
+            if level: ours.add(parts[0])
+            elif parts[0] == 'steve1': ours.update(parts[1:2])
+            else: others.add(parts[0])
+    return ours, others
+
+def everything_below(module):
+    "All steve1 modules that a module reaches"
+    seen, todo = set(), [module]
+    while todo:
+        new = {m for m in imports(todo.pop())[0] if (ROOT/'steve1'/f'{m}.py').exists()} - seen
+        seen |= new
+        todo += new
+    return seen
+
+def tracked():
+    "Files that git would carry: tracked or new and not ignored; without git, all but what is made"
+    r = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True)
+    if r.returncode == 0 and r.stdout: paths = [ROOT/l for l in r.stdout.splitlines()]
+    else: paths = [p for p in ROOT.rglob('*') if not re.search(r'(^|/)(\.venv|\.git|__pycache__|runs|datasets|cache)/|egg-info', p.relative_to(ROOT).as_posix())]
+    return [p for p in paths if p.is_file()]
+
+# --- notebooks and modules
+
+def test_notebooks_and_modules_are_one_to_one():
+    modules = {p.stem for p in (ROOT/'steve1').glob('*.py') if not p.stem.startswith('_')}
+    assert set(ORDER) == modules
+    for p in NUMBERED: assert p.stem.split('_', 1)[1] == module_of(p), f'{p.name} exports {module_of(p)}'
+
+def test_modules_and_notebooks_are_in_step():
+    assert repo.out_of_step() == [], '`make export` mends this'
+
+@pytest.mark.parametrize('module', ORDER)
+def test_imports_point_down(module):
+    ours, _ = imports(module)
+    up = {m for m in ours if ORDER.get(m, 99) >= ORDER[module]}
+    assert not up, f'{module} imports {up}, which are not below it'
+
+@pytest.mark.parametrize('module', sorted({'actions', 'world'} & set(ORDER)))
+def test_no_torch_in(module):
+    assert 'torch' not in imports(module)[1]
+    code = f'import sys, steve1.{module}; sys.exit("torch" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0, 'torch comes in by another module'
+
+@pytest.mark.parametrize('module', sorted({'mineclip', 'policy', 'train'} & set(ORDER)))
+def test_no_env_in(module):
+    assert not {'env', 'world', 'experts'} & everything_below(module)
+
+@pytest.mark.parametrize('path', NOTEBOOKS, **by_name)
+def test_notebook(path):
+    nb = load(path)
+    assert path.stat().st_size < 1.2*MB, 'a notebook stays near 1 MB'
+    assert not repo.error_outputs(nb), 'saved with an error output'
+    first = next(c for c in nb['cells'] if c['cell_type'] == 'markdown')
+    assert source(first).startswith('# '), 'the first text cell is the title'
+    widgets = [o for c in code_cells(nb) for o in c['outputs'] if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
+    assert not widgets, 'a saved widget (progress bar?) is an empty box for the reader'
+
+# --- notebooks that papermill runs
+
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.stem in PAPERMILL or parameter_cells(load(p))], **by_name)
+def test_papermill_notebook(path):
+    nb = load(path)
+    cells = parameter_cells(nb)
+    assert len(cells) == 1, 'exactly one cell tagged `parameters`'
+    for line in source(cells[0]).splitlines():
+        if not line.strip() or line.startswith('#'): continue
+        code, _, comment = line.partition('  #')
+        node, = ast.parse(code).body
+        assert isinstance(node, ast.AnnAssign) and node.value is not None, f'`name: type = literal  # comment`, not: {line}'
+        ast.literal_eval(node.value)
+        assert comment.strip(), f'no comment: {line}'
+    for c in code_cells(nb):
+        assert 'nbdev_export(' not in source(c), 'papermill would export in the middle of a run'
+        assert not {'eval: false', 'eval:false'} & directives(c), 'papermill runs such a cell all the same'
+
+# --- README, Makefile, packaging
+
+def targets(): return set(re.findall(r'^(\w+):', (ROOT/'Makefile').read_text(), re.M))
+
+def test_readme_is_in_step_with_index():
+    text, images = repo.readme()
+    assert (ROOT/'README.md').read_text() == text, '`make readme` mends this'
+    for name,data in images.items(): assert (ROOT/'nbs'/'images'/name).read_bytes() == data
+
+def test_readme_links_and_commands():
+    text = (ROOT/'README.md').read_text()
+    commands = set(re.findall(r'\bmake (\w+)', '\n'.join(re.findall(r'```.*?```|`[^`\n]+`', text, re.S))))
+    assert {'demo', 'test'} <= commands <= targets()
+    for url in re.findall(r'\]\(([^)#\s]+)', text):
+        if not re.match(r'[a-z]+:', url): assert (ROOT/url).exists(), f'README links to {url}'
+
+def settings():
+    c = ConfigParser(delimiters=['='])
+    c.read(ROOT/'settings.ini')
+    return c['DEFAULT']
+
+def test_every_requirement_has_an_exact_version():
+    wanted = {re.match(r'[\w-]+', r)[0] for k,v in settings().items() if k.endswith('requirements') for r in v.split()}
+    pinned = set(re.findall(r'^([\w-]+)==', (ROOT/'constraints.txt').read_text(), re.M))
+    assert wanted <= pinned, f'constraints.txt lacks {wanted - pinned}'
+
+def test_console_scripts_exist():
+    for s in settings().get('console_scripts', '').split():
+        module, name = re.fullmatch(r'\w+=steve1\.(\w+):(\w+)', s).groups()
+        assert re.search(rf'^(def|class) {name}\b|^{name} *=', (ROOT/'steve1'/f'{module}.py').read_text(), re.M), s
+
+def test_ci_runs_the_tests():
+    ci = ROOT/'.ci'/'run'
+    assert 'make test' in ci.read_text() and ci.stat().st_mode & 0o100
+
+# --- what is tracked
+
+def test_no_trace_of_a_machine():
+    names = 'home/\\w', 'root', 'Users/\\w', 'work', 'workspace'
+    hosts = '.'.join(('pypi', 'org')), '.'.join(('registry', 'npmjs')), '.'.join(('deb', 'debian'))
+    bad = re.compile(rf"(?<![\w.~>])/({'|'.join(names)})/|{re.escape(str(ROOT))}/|{'|'.join(map(re.escape, hosts))}")
+    found = []
+    for p in tracked():
+        data = p.read_bytes()
+        if b'\0' in data[:8192]: continue # not text
+        for i,line in enumerate(data.decode('utf-8', 'replace').splitlines(), 1):
+            if len(line) < 10_000 and bad.search(line): found.append(f'{p.relative_to(ROOT)}:{i}: {line.strip()[:100]}')
+    assert not found, '\n'.join(found)
+
+@pytest.mark.parametrize('folder,limit', [('data/weights', 40), ('data/episodes', 6), ('nbs/images', 3)])
+def test_what_ships_is_small(folder, limit):
+    size = sum(p.stat().st_size for p in tracked() if p.is_relative_to(ROOT/folder))
+    assert size < limit*MB, f'{folder} holds {size/MB:.1f} MB'
