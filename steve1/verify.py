@@ -54,7 +54,7 @@ def check_packages(
     def look(r):
         try: version = metadata.version(r.name)
         except metadata.PackageNotFoundError: return Check(r.name, False, f'not installed, {r.specifier or "any version"} wanted', 'make setup')
-        return Check(r.name, r.specifier.contains(version, prereleases=True), f'{version}' + (f'  (wanted {r.specifier})' if str(r.specifier) else ''), 'rm .venv/.ready; make setup')
+        return Check(r.name, r.specifier.contains(version, prereleases=True), f'{version}  (wanted {r.specifier or "any"})', 'rm .venv/.ready; make setup')
     reqs = [Requirement(o) for o in wanted or _wanted()]
     return [look(r) for r in reqs if not r.marker or any(r.marker.evaluate(dict(extra=e)) for e in ('', 'dev'))]
 
@@ -86,15 +86,17 @@ def check_weights() -> list: # One check a file
     def look(name):
         path = data_dir('weights', f'{name}.safetensors')
         def read():
-            tensors, meta = load_tensors(path)
+            if not path.exists(): return [Check(name, False, 'not there', mend)]
+            tensors, _ = load_tensors(path)
             return [Check(name, True, f'{sum(t.numel() for t in tensors.values())/1e6:.1f}M numbers, {path.stat().st_size/1e6:.1f} MB')]
-        return _guarded(read, name, f'git restore data/weights/{path.name}   (or make mini)')
+        mend = f'git restore data/weights/{path.name}   (or make mini)'
+        return _guarded(read, name, mend)
     return [c for name in ('mineclip', 'foundation', 'policy', 'prior') for c in look(name)]
 
 def check_episodes() -> list: # One check
     "The episodes that the sample list names are there"
     lists = [data_dir('samplings', f'sample_{part}.txt') for part in ('train', 'val')]
-    lines = [l for p in lists for l in p.read_text().split()]
+    lines = [l for p in lists if p.exists() for l in p.read_text().split()]
     there = [l for l in lines if data_dir(l).is_dir()]
     return [Check('episodes', bool(lines) and len(there) == len(lines), f'{len(there)} of {len(lines)} sample episodes', 'git restore data/episodes data/samplings')]
 
