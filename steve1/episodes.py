@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['GOP', 'FORMAT', 'Span', 'Event', 'MEND_EMBEDS', 'to_planes', 'from_planes', 'VideoWriter', 'EpisodeError',
            'VideoReader', 'RowWriter', 'EpisodeWriter', 'Episode', 'validate_episode', 'clip_id', 'embed_pieces',
-           'embed_episode', 'is_embedded', 'contact_sheet', 'plot_actions']
+           'embed_episode', 'is_embedded', 'Worker', 'run_jobs', 'embed_episodes', 'contact_sheet', 'plot_actions']
 
 # %% ../nbs/03_episodes.ipynb #c002
-import base64, json
+import base64, json, multiprocessing, os, time
 from collections import namedtuple
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256 as new_hash
+from multiprocessing.connection import wait
 from pathlib import Path
 import av, cv2, numpy as np
 from av.video.reformatter import VideoReformatter
+from tqdm import tqdm
 from fastcore.basics import patch
 from .actions import ACTION_DTYPE, KEYS, check_action, n_steps, to_rows
 from .config import atomic_path, sha256
@@ -113,11 +115,12 @@ class VideoReader:
         ctx.thread_count = 1
         self.size, self.rate = (ctx.height, ctx.width), self.stream.average_rate
         self.at, self.frames, self.convert = None, None, VideoReformatter()
+        self.zero, self.tick = self.stream.start_time or 0, float(1/(self.rate*self.stream.time_base)) # time of frame 0, and between frames
 
-    def _index(self, f): return round((f.pts-(self.stream.start_time or 0))*self.stream.time_base*self.rate)
+    def _index(self, f): return round((f.pts-self.zero)/self.tick)
 
     def _seek(self, i):
-        self.file.seek(int(i/(self.rate*self.stream.time_base))+(self.stream.start_time or 0), stream=self.stream)
+        self.file.seek(self.zero+int(i*self.tick), stream=self.stream)
         self.frames = self.file.decode(self.stream)
 
 def _short(e): return str(e).partition('\n')[0].partition(": '")[0]
@@ -129,31 +132,36 @@ def read(self:VideoReader,
     stop:int,  # One past the last
 ) -> np.ndarray: # uint8 RGB (stop-start,h,w,3)
     "Decode the frames start..stop-1"
-    n, (h,w), rgb, planes = stop-start, self.size, None, np.empty((3,max(stop-start,0),*self.size), np.uint8)
-    if n <= 0: return np.empty((0,h,w,3), np.uint8)
-    got, fault = 0, 'it ends there'
+    n, (h,w), rgb, got, fault = max(stop-start, 0), self.size, None, 0, 'it ends there'
+    if not n: return np.empty((0,h,w,3), np.uint8)
+    planes = np.empty((3,n,h,w), np.uint8)
     try:
         if self.at != start: self._seek(start)
         for f in self.frames:
             if (i := self._index(f)) < start: continue    # the run-up from the key frame
             if i != start+got: break                      # frames are missing
             if _is_full(f): _copy_planes(f, planes[:,got])
-            else:
-                if rgb is None: rgb = np.empty((n,h,w,3), np.uint8)
-                rgb[got] = self.convert.reformat(f, format='rgb24').to_ndarray()
+            else: rgb = _put(rgb, got, n, self.convert.reformat(f, format='rgb24').to_ndarray())
             if (got := got+1) == n: break
     except av.error.FFmpegError as e: fault = _short(e)
     self.at = stop if got == n else None
     if got < n: raise EpisodeError(f"{self.path}: frame {start+got} of {start}..{stop-1} cannot be decoded ({fault}); make the episode again")
     return from_planes(planes) if rgb is None else rgb
 
+# %% ../nbs/03_episodes.ipynb #c018
 def _is_full(f): return f.format.name == 'yuvj444p' or f.format.name == 'yuv444p' and f.color_range == 2
 
 def _copy_planes(f, out):
     "The three planes of a video frame, without their padding"
     for p,o in zip(f.planes, out): o[:] = np.frombuffer(p, np.uint8).reshape(p.height, -1)[:,:p.width]
 
-# %% ../nbs/03_episodes.ipynb #c024
+def _put(out, i, n, x):
+    "Row i of n, in an array that is made when first needed"
+    out = np.empty((n,*x.shape), x.dtype) if out is None else out
+    out[i] = x
+    return out
+
+# %% ../nbs/03_episodes.ipynb #c025
 class RowWriter:
     "Append rows to a .npy file of unknown length"
     def __init__(self,
@@ -180,7 +188,7 @@ class RowWriter:
         assert self.file.tell() == self.start
         self.file.close()
 
-# %% ../nbs/03_episodes.ipynb #c027
+# %% ../nbs/03_episodes.ipynb #c028
 FORMAT = 1 # of metadata.json
 
 class EpisodeWriter:
@@ -208,7 +216,7 @@ class EpisodeWriter:
     @property
     def n(self): return self.rows.n
 
-# %% ../nbs/03_episodes.ipynb #c028
+# %% ../nbs/03_episodes.ipynb #c029
 @patch
 def add_many(self:EpisodeWriter,
     frames,    # uint8 RGB (n,h,w,3)
@@ -228,6 +236,7 @@ def add(self:EpisodeWriter,
     check_action(action)
     self.add_many(frame[None], {k:np.asarray(v)[None] for k,v in action.items()})
 
+# %% ../nbs/03_episodes.ipynb #c030
 @patch
 def __exit__(self:EpisodeWriter, kind, error, trace):
     try:
@@ -243,7 +252,7 @@ def __exit__(self:EpisodeWriter, kind, error, trace):
 def _write_meta(folder, meta):
     with atomic_path(folder/'metadata.json') as p: p.write_text(json.dumps(meta, indent=1)+'\n')
 
-# %% ../nbs/03_episodes.ipynb #c033
+# %% ../nbs/03_episodes.ipynb #c035
 Span = namedtuple('Span', 'start stop task')   # steps start..stop-1 were spent on the task
 Event = namedtuple('Event', 'step task')       # frames step-15..step show the task
 
@@ -273,7 +282,7 @@ class Episode:
     def __len__(self): return self.n
     def __repr__(self): return f"Episode({self.path.name!r}, {self.n} steps of {self.size[0]}×{self.size[1]}, {self.meta['source'] or 'unknown source'})"
 
-# %% ../nbs/03_episodes.ipynb #c034
+# %% ../nbs/03_episodes.ipynb #c036
 def _part(path, name, mend='remove the folder and make the episode again'):
     if not (p := path/name).is_file(): raise EpisodeError(f"{path} has no {name}; {mend}")
     return p
@@ -290,7 +299,7 @@ def _read_meta(path):
     if meta['format'] != FORMAT: raise EpisodeError(f"{path} has format {meta['format']}, this version reads {FORMAT}")
     return meta
 
-# %% ../nbs/03_episodes.ipynb #c035
+# %% ../nbs/03_episodes.ipynb #c037
 @patch
 def frames(self:Episode,
     start:int=0, # First step
@@ -309,7 +318,7 @@ def spans(self:Episode) -> list: # of `Span(start, stop, task)`
 def events(self:Episode) -> list: # of `Event(step, task)`
     return [Event(e['step'], e['task']) for e in self.meta.get('events', [])]
 
-# %% ../nbs/03_episodes.ipynb #c039
+# %% ../nbs/03_episodes.ipynb #c041
 def _check(ok, path, fault, mend='remove the folder and make the episode again'):
     if not ok: raise EpisodeError(f"{path}: {fault}; {mend}")
 
@@ -333,7 +342,7 @@ def _check_video(ep):
     except EpisodeError: return
     _check(False, video.path, f"more frames than the {ep.n} steps of metadata.json")
 
-# %% ../nbs/03_episodes.ipynb #c040
+# %% ../nbs/03_episodes.ipynb #c042
 MEND_EMBEDS = '`embed_episode(path, clip)` makes it anew'
 
 def _check_embeds(ep, clip=None):
@@ -358,7 +367,7 @@ def validate_episode(
     for f,h in ep.meta['files'].items(): _check(sha256(_part(ep.path, f)) == h, ep.path/f, 'its content changed since it was written')
     return ep
 
-# %% ../nbs/03_episodes.ipynb #c041
+# %% ../nbs/03_episodes.ipynb #c043
 def clip_id(
     clip, # A MineCLIP (any torch module)
 ) -> str: # 12 hexadecimal digits, the same for the same weights
@@ -367,7 +376,7 @@ def clip_id(
     for k,v in sorted(clip.state_dict().items()): h.update(k.encode()); h.update(v.detach().float().cpu().numpy().tobytes())
     return h.hexdigest()[:12]
 
-# %% ../nbs/03_episodes.ipynb #c047
+# %% ../nbs/03_episodes.ipynb #c049
 @patch
 def resized(self:Episode,
     size:tuple,  # Height and width, in pixels
@@ -393,7 +402,7 @@ def embed_pieces(
         yield np.concatenate([np.full((len(x)-len(emb), emb.shape[1]), np.nan, np.float32), emb])
         seen = full[-(GOP-1):]
 
-# %% ../nbs/03_episodes.ipynb #c048
+# %% ../nbs/03_episodes.ipynb #c050
 def embed_episode(
     path:str|Path, # The episode's folder
     clip,          # A MineCLIP: `embed_frames`, `embed_windows`, `image_size`, `d`
@@ -417,7 +426,97 @@ def is_embedded(
     ep, i = Episode(path), clip if isinstance(clip, str) else clip_id(clip)
     return (ep.path/'embeds.npy').is_file() and (ep.meta.get('mineclip') or {}).get('id') == i
 
-# %% ../nbs/03_episodes.ipynb #c053
+# %% ../nbs/03_episodes.ipynb #c055
+def _serve(conn, f):
+    "What a worker process does: jobs in, results out, until told to stop or orphaned"
+    os.environ['OMP_NUM_THREADS'] = '1'; cv2.setNumThreads(1) # many processes, one thread each
+    conn.send('up')
+    try:
+        while True:
+            job, = conn.recv()
+            conn.send(_do(f, job)[1:])
+    except (EOFError, ConnectionError): return
+
+def _do(f, job):
+    try: return job, f(job), None
+    except Exception as e: return job, None, f'{type(e).__name__}: {e}'
+
+# %% ../nbs/03_episodes.ipynb #c056
+class Worker:
+    "A process that does one job at a time, and may die of it"
+    def __init__(self, f):
+        ctx = multiprocessing.get_context('spawn') # a fork would copy the locks of running threads
+        self.conn, far = ctx.Pipe()
+        self.process = ctx.Process(target=_serve, args=(far, f), daemon=True)
+        self.process.start(); far.close()
+        self.up = False           # starting up does not count as work
+
+    def give(self, job): self.conn.send((job,)); self.job, self.since = job, time.monotonic() if self.up else float('inf')
+
+    def take(self, timeout):
+        "(result, error) of the job if it has ended one way or another, else None"
+        if not self.conn.poll():
+            if time.monotonic()-self.since < timeout: return None
+            self.stop(); return None, f'no end after {timeout:.0f} s'
+        try: out = self.conn.recv()
+        except (EOFError, ConnectionError): self.process.join(1); self.stop(); return None, f'its process died (exit code {self.process.exitcode})'
+        if out != 'up': return out
+        self.up, self.since = True, time.monotonic()
+
+    def stop(self): self.process.kill(); self.process.join(); self.conn.close()
+
+# %% ../nbs/03_episodes.ipynb #c057
+def run_jobs(
+    f,               # Function of one argument, importable by its name
+    jobs,            # Arguments, one a job
+    workers:int=2,   # Processes; 0: here, one after the other
+    timeout:float=600., # Seconds after which a job counts as hung
+): # Yields (job, result, error) as they finish; error is None or a line of text
+    "Do jobs in processes; whatever befalls one costs no other"
+    todo, idle, busy = iter(jobs), [], []
+    if not workers: yield from (_do(f, job) for job in todo); return
+    try:
+        while True:
+            while len(busy) < workers and (job := next(todo, None)) is not None:
+                busy.append(idle.pop() if idle else Worker(f)); busy[-1].give(job)
+            if not busy: return
+            wait([w.conn for w in busy], timeout=1.)
+            for w in list(busy):
+                if (out := w.take(timeout)) is None: continue
+                busy.remove(w)
+                if w.process.is_alive(): idle.append(w)
+                yield (w.job, *out)
+    finally:
+        for w in busy+idle: w.stop()
+
+# %% ../nbs/03_episodes.ipynb #c060
+@lru_cache(1)
+def _load_clip(path):
+    import torch
+    from steve1.mineclip import MineCLIP
+    torch.set_num_threads(1)
+    clip = MineCLIP.load(path)
+    return clip, clip_id(clip)
+
+def _embed(job):
+    path, clip = job
+    clip, i = _load_clip(clip) if isinstance(clip, str) else (clip, clip_id(clip))
+    return None if is_embedded(path, i) else embed_episode(path, clip)
+
+def embed_episodes(
+    paths,         # Episode folders
+    clip,          # A MineCLIP, or the path of its checkpoint
+    workers:int=0, # Processes (needs a path); 0: here
+) -> int: # How many were embedded; the others had this MineCLIP's embeddings already
+    "Write the embeddings of many episodes; resumable"
+    if workers and not isinstance(clip, (str,Path)): raise ValueError('worker processes load MineCLIP themselves: give the path of its checkpoint')
+    clip, made = str(clip) if isinstance(clip, Path) else clip, 0
+    for (path,_),out,error in tqdm(run_jobs(_embed, [(str(p), clip) for p in paths], workers), total=len(paths), disable=None, desc='embed'):
+        if error: raise EpisodeError(f"{path} could not be embedded: {error}")
+        made += out is not None
+    return made
+
+# %% ../nbs/03_episodes.ipynb #c063
 def contact_sheet(
     frames,        # uint8 (n,h,w,3)
     cols:int=8,    # Pictures a row
@@ -441,7 +540,7 @@ def sheet(self:Episode,
     "A contact sheet of the episode"
     return contact_sheet(np.concatenate([self.frames(t, t+1) for t in np.linspace(0, self.n-1, min(n, self.n)).round().astype(int)]), **kw)
 
-# %% ../nbs/03_episodes.ipynb #c054
+# %% ../nbs/03_episodes.ipynb #c064
 def plot_actions(
     rows,    # Structured actions (n,), as in `Episode.actions`
     ax=None, # matplotlib axes
@@ -470,7 +569,7 @@ def plot(self:Episode,
     _plot_labels(self, bottom)
     return fig
 
-# %% ../nbs/03_episodes.ipynb #c055
+# %% ../nbs/03_episodes.ipynb #c065
 def _plot_labels(ep, ax):
     "Spans named above the axes, a triangle where an event is seen"
     top = ax.get_ylim()[1]
