@@ -31,6 +31,7 @@ class MineCLIPConfig(Config):
     width: int = 768                # Image tower: width, layers, attention heads
     depth: int = 12
     heads: int = 12
+    pool: Literal['cls','grid'] = 'cls' # The frame's feature: from the class token, or from all tokens side by side
     d: int = 512                    # Width of the shared space
     window: int = 16                # Frames in a window
     positions: int = 32             # Learned positions in time; the published model has twice what it uses
@@ -47,9 +48,9 @@ class MineCLIPConfig(Config):
     mean: tuple = (.3331, .3245, .3051) # Of the red, green and blue channel, on a scale of 0..1
     std: tuple = (.2439, .2493, .2873)
     presets: ClassVar[dict] = {'2x': {},
-        'mini': dict(image_size=(64,64), stem=(32,64), width=128, depth=1, heads=4, d=128, positions=16, t_depth=1, t_heads=4, t_mult=2,
+        'mini': dict(image_size=(64,64), stem=(32,64), width=128, depth=1, heads=4, pool='grid', d=128, positions=16, t_depth=1, t_heads=4, t_mult=2,
             text_width=128, text_depth=2, text_heads=4, vocab=1024, context=24, tokenizer='words', adapter=False),
-        'tiny': dict(image_size=(32,32), patch=8, stem=(8,), width=32, depth=1, heads=2, d=32, positions=16, t_depth=1, t_heads=2, t_mult=2,
+        'tiny': dict(image_size=(32,32), patch=8, stem=(8,), width=32, depth=1, heads=2, pool='grid', d=32, positions=16, t_depth=1, t_heads=2, t_mult=2,
             text_width=32, text_depth=1, text_heads=2, vocab=128, context=16, tokenizer='words', adapter=False)}
 
 # %% ../nbs/01_mineclip.ipynb #c006
@@ -145,20 +146,21 @@ def make_stem(
 class ImageTower(nn.Module):
     "ViT: frame to feature"
     def __init__(self,
-        cfg:MineCLIPConfig, # `image_size`, `patch`, `stem`, `width`, `depth`, `heads`, `d`
+        cfg:MineCLIPConfig, # `image_size`, `patch`, `stem`, `width`, `depth`, `heads`, `pool`, `d`
     ):
         super().__init__()
-        (h,w),p = cfg.image_size,cfg.patch
+        n,w = math.prod(cfg.image_size)//cfg.patch**2,cfg.width
         self.stem = make_stem(cfg)
-        self.cls = nn.Parameter(torch.randn(cfg.width)*.02)
-        self.pos = nn.Parameter(torch.randn((h//p)*(w//p)+1, cfg.width)*.02)
-        self.norm_in = nn.LayerNorm(cfg.width)
-        self.blocks = nn.Sequential(*[Block(cfg.width, cfg.heads) for _ in range(cfg.depth)])
-        self.norm_out,self.proj = nn.LayerNorm(cfg.width),nn.Linear(cfg.width, cfg.d, bias=False)
+        self.cls = nn.Parameter(torch.randn(w)*w**-.5) if cfg.pool == 'cls' else None
+        self.pos = nn.Parameter(torch.randn(n + (cfg.pool == 'cls'), w)*w**-.5)
+        self.norm_in = nn.LayerNorm(w)
+        self.blocks = nn.Sequential(*[Block(w, cfg.heads) for _ in range(cfg.depth)])
+        self.norm_out,self.proj = nn.LayerNorm(w),nn.Linear(w if cfg.pool == 'cls' else n*w, cfg.d, bias=False)
     def forward(self, x): # x:(b,3,h,w) normalised -> (b,d)
         x = self.stem(x).flatten(2).transpose(1,2)
-        x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], 1) + self.pos
-        return self.proj(self.norm_out(self.blocks(self.norm_in(x))[:,0]))
+        if self.cls is not None: x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], 1)
+        x = self.blocks(self.norm_in(x + self.pos))
+        return self.proj(self.norm_out(x[:,0] if self.cls is not None else x).flatten(1))
 
 # %% ../nbs/01_mineclip.ipynb #c027
 class GatedBlock(nn.Module):
@@ -182,7 +184,7 @@ class TemporalTower(nn.Module):
         cfg:MineCLIPConfig, # `d`, `positions`, `t_depth`, `t_heads`, `t_mult`
     ):
         super().__init__()
-        self.pos = nn.Parameter(torch.randn(cfg.positions, cfg.d))
+        self.pos = nn.Parameter(torch.randn(cfg.positions, cfg.d)*cfg.d**.5)
         self.blocks = nn.Sequential(*[GatedBlock(cfg.d, cfg.t_heads, cfg.t_mult) for _ in range(cfg.t_depth)])
         self.norm = nn.LayerNorm(cfg.d)
     def forward(self, x, at=None): # x:(b,t,d), at: (t,) which positions, by default the first t -> (b,d)
@@ -458,7 +460,7 @@ class ClipTrainConfig(Config):
     device: str = 'auto'        # Where to train
     dtype: str = 'auto'         # Number format of matrix products
     seed: int = 0               # Weights, batches, captions
-    presets: ClassVar[dict] = {'mini': {}, 'tiny': dict(steps=120, batch=48, frames=4, lr=3e-3, brightness=0., device='cpu', dtype='float32')}
+    presets: ClassVar[dict] = {'mini': {}, 'tiny': dict(steps=160, batch=48, frames=6, lr=4e-3, word_dropout=.1, brightness=0., device='cpu', dtype='float32')}
     def check(self):
         if not 1 <= self.frames <= 16: raise ValueError(f'frames {self.frames} is not in 1..16')
         if not 0 <= self.word_dropout < 1: raise ValueError(f'word_dropout {self.word_dropout} is not in [0,1)')
