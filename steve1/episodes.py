@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GOP', 'FORMAT', 'Span', 'Event', 'MEND_EMBEDS', 'to_planes', 'from_planes', 'VideoWriter', 'EpisodeError',
            'VideoReader', 'RowWriter', 'EpisodeWriter', 'Episode', 'validate_episode', 'clip_id', 'embed_pieces',
-           'embed_episode', 'is_embedded', 'Worker', 'run_jobs', 'embed_episodes', 'contact_sheet', 'plot_actions']
+           'embed_episode', 'is_embedded', 'Worker', 'run_jobs', 'embed_episodes', 'dataset_dir', 'list_episodes',
+           'embed_cli', 'contact_sheet', 'plot_actions']
 
 # %% ../nbs/03_episodes.ipynb #c002
 import base64, json, multiprocessing, os, time
@@ -19,8 +20,9 @@ import av, cv2, numpy as np
 from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 from fastcore.basics import patch
+from fastcore.script import call_parse
 from .actions import ACTION_DTYPE, KEYS, check_action, n_steps, to_rows
-from .config import atomic_path, sha256
+from .config import atomic_path, data_dir, sha256
 
 # %% ../nbs/03_episodes.ipynb #c007
 def _blocks(n, pixels):
@@ -517,6 +519,37 @@ def embed_episodes(
     return made
 
 # %% ../nbs/03_episodes.ipynb #c063
+def dataset_dir(
+    dataset:str|Path, # A name such as 'sample', or a folder
+) -> Path: # For a new name: where it will be made
+    "The folder of a dataset"
+    p = Path(dataset)
+    if p.is_absolute() or len(p.parts) > 1: return p
+    made, ships = data_dir('datasets', p.name), data_dir('episodes', p.name)
+    return ships if ships.is_dir() and not made.is_dir() else made
+
+def list_episodes(
+    dataset:str|Path, # A name such as 'sample', or a folder
+) -> list: # Paths in order of their names
+    "The episodes of a dataset; half-written ones are hidden folders and do not count"
+    d = dataset_dir(dataset)
+    eps = sorted(p.parent for p in d.glob('*/metadata.json') if not p.parent.name.startswith('.'))
+    if not eps: raise FileNotFoundError(f"no episodes in {d}; `steve1.generate.generate({str(dataset)!r}, 100)` makes some")
+    return eps
+
+# %% ../nbs/03_episodes.ipynb #c066
+@call_parse
+def embed_cli(
+    dataset:str,      # Name of a dataset, or a folder
+    clip:str=None,    # A MineCLIP checkpoint; default: the one that ships
+    workers:int=2,    # Processes
+):
+    "Write the MineCLIP embeddings of a dataset, where they are missing or another MineCLIP's"
+    paths = list_episodes(dataset)
+    made = embed_episodes(paths, clip or str(data_dir('weights', 'mineclip.safetensors')), workers)
+    print(f'{made} of {len(paths)} episodes embedded')
+
+# %% ../nbs/03_episodes.ipynb #c068
 def contact_sheet(
     frames,        # uint8 (n,h,w,3)
     cols:int=8,    # Pictures a row
@@ -540,7 +573,7 @@ def sheet(self:Episode,
     "A contact sheet of the episode"
     return contact_sheet(np.concatenate([self.frames(t, t+1) for t in np.linspace(0, self.n-1, min(n, self.n)).round().astype(int)]), **kw)
 
-# %% ../nbs/03_episodes.ipynb #c064
+# %% ../nbs/03_episodes.ipynb #c069
 def plot_actions(
     rows,    # Structured actions (n,), as in `Episode.actions`
     ax=None, # matplotlib axes
@@ -569,7 +602,7 @@ def plot(self:Episode,
     _plot_labels(self, bottom)
     return fig
 
-# %% ../nbs/03_episodes.ipynb #c065
+# %% ../nbs/03_episodes.ipynb #c070
 def _plot_labels(ep, ax):
     "Spans named above the axes, a triangle where an event is seen"
     top = ax.get_ylim()[1]
