@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PATCH', 'TRUNKS', 'NET', 'CNN', 'REC', 'OFFICIAL', 'PolicyConfig', 'FanIn', 'fan_in_', 'linear', 'conv', 'Residual',
            'ImpalaStage', 'Impala', 'PatchStage', 'Patch', 'State', 'skew', 'Attention', 'Block', 'Value', 'Out',
-           'Policy', 'official_name', 'bc_loss', 'guide', 'Agent']
+           'Policy', 'official_name', 'NLL', 'bc_loss', 'guide', 'Agent']
 
 # %% ../nbs/02_policy.ipynb #c002
 import re
@@ -248,10 +248,14 @@ class Value(nn.Module):
 
 # %% ../nbs/02_policy.ipynb #c037
 class Out(NamedTuple):
-    "What a policy says about each frame: log-probabilities (b,t,8641) and (b,t,121), value (b,t) in normalised units"
-    buttons:torch.Tensor
-    camera:torch.Tensor
+    "What a policy says about each frame: logits of both heads, value (b,t) in normalised units"
+    button_logits:torch.Tensor
+    camera_logits:torch.Tensor
     value:torch.Tensor
+    @property
+    def buttons(self): return F.log_softmax(self.button_logits.float(), -1)   # log-probabilities (b,t,8641)
+    @property
+    def camera(self): return F.log_softmax(self.camera_logits.float(), -1)    # log-probabilities (b,t,121)
 
 class Policy(nn.Module):
     "VPT's network with a goal"
@@ -320,9 +324,9 @@ def decode(self:Policy,
         ks.append(k.detach()); vs.append(v.detach())
     x = self.norm(self.last(F.relu(x)))
     tau = self.cfg.temperature
-    probs = lambda head: F.log_softmax(F.linear(x / tau, head.weight, head.bias / tau).float(), -1)   # logits / tau, on the narrow side
+    logits = lambda head: F.linear(x / tau, head.weight, head.bias / tau)     # divided on the narrow side
     mask = torch.cat([seen, seen.new_ones(b, t)], 1)[:, -M:]
-    return Out(probs(self.buttons), probs(self.camera), self.value(x).float()), State(tuple(ks), tuple(vs), mask)
+    return Out(logits(self.buttons), logits(self.camera), self.value(x).float()), State(tuple(ks), tuple(vs), mask)
 
 # %% ../nbs/02_policy.ipynb #c050
 @patch
@@ -398,7 +402,26 @@ def from_official(cls:Policy,
     ours = {official_name(k): k for k in policy.state_dict()}
     return load_strict(policy, {ours.get(k, k): v for k, v in weights.items()}, name=name).eval()
 
-# %% ../nbs/02_policy.ipynb #c062
+# %% ../nbs/02_policy.ipynb #c063
+class NLL(torch.autograd.Function):
+    "-log softmax(logits)[index], in pieces: logits (n,c), index int64 (n,) -> float32 (n,)"
+    @staticmethod
+    def rows(x): return 64 if x.device.type == 'cpu' else 1 << 14     # 64 rows of 8641 float32 are 2 MB
+    @staticmethod
+    def forward(ctx, logits, index):
+        lse = torch.cat([x.float().logsumexp(-1) for x in logits.split(NLL.rows(logits))])
+        ctx.save_for_backward(logits, index, lse)
+        return lse - logits.gather(1, index[:, None])[:, 0].float()
+    @staticmethod
+    def backward(ctx, g):
+        logits, index, lse = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        for out, x, i, l, gi in zip(*(a.split(NLL.rows(logits)) for a in (grad, logits, index, lse, g))):
+            p = (x.float() - l[:, None]).exp_()
+            out.copy_(p.scatter_add_(1, i[:, None], p.new_full((len(i), 1), -1)).mul_(gi[:, None]))
+        return grad, None
+
+# %% ../nbs/02_policy.ipynb #c065
 def bc_loss(
     out,       # The policy's `Out`
     buttons,   # What was pressed: int64 (b,t)
@@ -406,14 +429,14 @@ def bc_loss(
     keep=None, # bool (b,t): frames that count; None is all
 ): # The loss to differentiate; a dict of `nll_buttons`, `nll_camera` (mean a kept frame, nats) and `kept` (frames)
     "Negative log-likelihood of the recorded actions"
-    pick = lambda logp, i: -logp.gather(-1, i[..., None])[..., 0]
-    nb, nc = pick(out.buttons, buttons), pick(out.camera, camera)
+    nll = lambda logits, i: NLL.apply(logits.flatten(0, 1), i.flatten()).view(i.shape)
+    nb, nc = nll(out.button_logits, buttons), nll(out.camera_logits, camera)
     if keep is not None: nb, nc = (torch.where(keep, x, 0) for x in (nb, nc))
     kept = torch.tensor(nb.numel(), device=nb.device) if keep is None else keep.sum()
     n = kept.clamp(min=1)
     return (nb + nc).sum(1).mean(), dict(nll_buttons=nb.detach().sum() / n, nll_camera=nc.detach().sum() / n, kept=kept)
 
-# %% ../nbs/02_policy.ipynb #c069
+# %% ../nbs/02_policy.ipynb #c072
 def guide(
     cond,   # Log-probabilities with the goal (b,n)
     uncond, # Log-probabilities without it (b,n)
@@ -422,7 +445,7 @@ def guide(
     "Exaggerate what the goal changes"
     return torch.lerp(uncond, cond, 1 + scale[:, None])     # uncond + (1+s)(cond - uncond)
 
-# %% ../nbs/02_policy.ipynb #c072
+# %% ../nbs/02_policy.ipynb #c075
 class Agent:
     "A policy at play in b worlds, each with its own goal, memory and guidance"
     def __init__(self,
@@ -448,10 +471,11 @@ class Agent:
     ): # int64 (b,)
         "Sample, or take the best"
         if self.deterministic: return logits.argmax(-1)
-        noise = torch.empty_like(logits).exponential_(generator=self.generator)
-        return (logits - noise.log()).argmax(-1)
+        cdf = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+        u = torch.rand(len(logits), 1, dtype=cdf.dtype, device=cdf.device, generator=self.generator) * cdf[:, -1:]
+        return torch.searchsorted(cdf, u, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
-# %% ../nbs/02_policy.ipynb #c076
+# %% ../nbs/02_policy.ipynb #c079
 @patch
 @torch.inference_mode()
 def logits(self:Agent,
@@ -471,10 +495,10 @@ def logits(self:Agent,
         x = p.encode(img[:, None])
         if guided: x, goal = torch.cat([x, x]), torch.cat([goal, torch.zeros_like(goal)])
         out, self.state = p.decode(x, goal[:, None], torch.zeros(n * b, 1, dtype=torch.bool, device=dev), self.state)
-    self.out = Out(*(o[:, 0] for o in out))
-    return tuple(guide(x[:b], x[b:], self.scales()) if guided else x for x in self.out[:2])
+    self.value = out.value[:, 0]
+    return tuple(guide(x[:b], x[b:], self.scales()) if guided else x for x in (out.buttons[:, 0], out.camera[:, 0]))
 
-# %% ../nbs/02_policy.ipynb #c078
+# %% ../nbs/02_policy.ipynb #c081
 @patch
 def prepare(self:Agent,
     frames, # uint8 (b,h,w,3)
