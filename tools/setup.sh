@@ -20,7 +20,11 @@ chosen() { [ -n "${PIP_FIND_LINKS:-}${UV_FIND_LINKS:-}" ] || "$venv/bin/python" 
 reached() { "$python" -c "import urllib.request as u; u.urlopen('$cpu_index/torch/', timeout=5)" 2>/dev/null; }
 
 echo "Setting up $venv with $("$python" --version) (once; some minutes, about 2 GB) ..."
-[ -x "$venv/bin/python" ] || quietly "$python" -m venv "$venv"
+has_pip() { "$venv/bin/python" -m pip --version >/dev/null 2>&1; }
+if ! has_pip && ! "$python" -m venv "$venv" >"$log" 2>&1; then # Debian's Python without python3-venv: borrow its pip
+    quietly "$python" -m venv --clear --without-pip "$venv"
+    has_pip || quietly "$python" -m pip --python "$venv/bin/python" install -q --disable-pip-version-check pip
+fi
 extra=()
 if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! chosen && reached; then extra=(--extra-index-url "$cpu_index"); fi
 want=(-c constraints.txt -e '.[dev]')
