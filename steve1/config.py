@@ -7,7 +7,7 @@ __all__ = ['repo_root', 'data_dir', 'in_test', 'get_device', 'get_dtype', 'set_s
            'save_tensors', 'load_tensors', 'read_meta', 'load_strict', 'safe_pickle_load', 'safe_torch_load']
 
 # %% ../nbs/00_config.ipynb #c002
-import difflib, hashlib, json, math, numbers, os, pickle, random, shutil, types, typing, uuid
+import builtins, codecs, collections, difflib, hashlib, json, math, numbers, os, pickle, random, shutil, types, typing, uuid
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -233,9 +233,9 @@ def load_strict(
 
 # %% ../nbs/00_config.ipynb #c058
 _BUILTINS = 'bool int float complex str bytes bytearray list tuple dict set frozenset slice range'.split()
-_SAFE = {('builtins', n):getattr(__import__('builtins'), n) for n in _BUILTINS}
+_SAFE = {('builtins', n):getattr(builtins, n) for n in _BUILTINS}
 _SAFE |= {('__builtin__', n):v for (_,n),v in list(_SAFE.items())} # protocol 2, written by Python 2 or for it
-_SAFE |= {('collections', 'OrderedDict'):__import__('collections').OrderedDict, ('_codecs', 'encode'):__import__('codecs').encode}
+_SAFE |= {('collections', 'OrderedDict'):collections.OrderedDict, ('_codecs', 'encode'):codecs.encode}
 _SAFE |= {('numpy', 'ndarray'):np.ndarray, ('numpy', 'dtype'):np.dtype}
 for _core in ('numpy.core', 'numpy._core'):
     _SAFE |= {(f'{_core}.multiarray', n):getattr(np._core.multiarray, n) for n in ('_reconstruct', 'scalar')}
@@ -244,7 +244,8 @@ for _core in ('numpy.core', 'numpy._core'):
 class _SafeUnpickler(pickle.Unpickler):
     "Finds numbers, containers, text and numpy arrays; anything else is refused before it can run"
     def find_class(self, module, name):
-        if (module, name) in _SAFE or module == 'numpy.dtypes': return _SAFE.get((module, name)) or getattr(np.dtypes, name)
+        if (module, name) in _SAFE: return _SAFE[module, name]
+        if module == 'numpy.dtypes' and name.endswith('DType'): return getattr(np.dtypes, name)
         raise pickle.UnpicklingError(f'it wants {module}.{name}, which could run code')
 
 # %% ../nbs/00_config.ipynb #c059
