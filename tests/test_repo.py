@@ -103,11 +103,10 @@ def test_papermill_notebook(path):
     assert len(cells) == 1, 'exactly one cell tagged `parameters`'
     for line in source(cells[0]).splitlines():
         if not line.strip() or line.startswith('#'): continue
-        code, _, comment = line.partition('  #')
-        node, = ast.parse(code).body
+        node, = ast.parse(line).body
         assert isinstance(node, ast.AnnAssign) and node.value is not None, f'`name: type = literal  # comment`, not: {line}'
         ast.literal_eval(node.value)
-        assert comment.strip(), f'no comment: {line}'
+        assert re.fullmatch(r'\s*#\s*\S.*', line[node.end_col_offset:]), f'no comment: {line}'
     for c in code_cells(nb):
         assert 'nbdev_export(' not in source(c), 'papermill would export in the middle of a run'
         assert not {'eval: false', 'eval:false'} & directives(c), 'papermill runs such a cell all the same'
