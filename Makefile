@@ -4,17 +4,18 @@ SHELL := /bin/bash
 VENV ?= .venv
 READY := $(VENV)/.ready
 DATA := $(or $(STEVE1_DATA),data)
-RUN := set -o pipefail; PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 PY := $(VENV)/bin/python
-PAPERMILL := $(VENV)/bin/papermill --cwd nbs --no-progress-bar --log-level WARNING
+PAPERMILL := $(RUN) $(VENV)/bin/papermill --cwd nbs --no-progress-bar --log-level WARNING
 
 # compiled world code is shared by all notebooks; one thread a process is fastest where processes share cores
 export NUMBA_CACHE_DIR ?= $(CURDIR)/data/cache/numba
-export OMP_NUM_THREADS ?= 1
+demo test mini: export OMP_NUM_THREADS ?= 1
+demo: export PYTHONWARNINGS ?= ignore
 export JUPYTER_PREFER_ENV_PATH := 1
-export PYTHONWARNINGS ?= ignore
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help setup demo test lab mini readme export clean
+.PHONY: help setup demo test lab mini readme export
 help: ; @head -2 Makefile
 
 $(READY): constraints.txt settings.ini setup.py tools/setup.sh
@@ -24,7 +25,7 @@ setup: $(READY)
 
 demo: $(READY)
 	@mkdir -p $(DATA)/runs/demo
-	@$(RUN) $(PAPERMILL) nbs/07_rollout.ipynb $(DATA)/runs/demo/07_rollout.ipynb -p name demo
+	@$(PAPERMILL) nbs/07_rollout.ipynb $(DATA)/runs/demo/07_rollout.ipynb -p name demo
 	@echo; echo "The demo is in $(DATA)/runs/demo:"; cd $(DATA)/runs/demo && find . -type f | sed 's|^\./|  |' | sort
 
 test: $(READY)
@@ -35,18 +36,18 @@ lab: $(READY)
 
 # What ships in data/weights, from nothing: each line is a stage that can be run alone
 mini: $(READY)
-	$(PY) -m steve1.generate mini
-	$(PY) -m steve1.mineclip mini
-	$(PY) -m steve1.episodes mini
-	$(PY) -m steve1.sampling mini
-	$(PY) -m steve1.train foundation
-	$(PY) -m steve1.train policy
-	$(PY) -m steve1.prior mini
+	$(RUN) steve1_generate mini 600
+	$(PY) tools/mini.py mineclip
+	$(RUN) steve1_embed mini
+	$(RUN) steve1_sampling mini mini
+	$(PY) tools/mini.py foundation
+	$(PY) tools/mini.py policy
+	$(PY) tools/mini.py prior
 
 # For those who change notebooks
 export: $(READY) # notebooks -> modules and README.md
-	@$(RUN) && nbdev_export && nbdev_clean && $(PY) tools/repo.py readme
+	@$(RUN) nbdev_export
+	@$(RUN) nbdev_clean
+	@$(PY) tools/repo.py readme
 readme: $(READY)
 	@$(PY) tools/repo.py readme
-clean:
-	rm -rf $(DATA)/cache build dist *.egg-info

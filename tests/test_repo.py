@@ -132,6 +132,15 @@ def settings():
     c.read(ROOT/'settings.ini')
     return c['DEFAULT']
 
+def test_every_import_is_required():
+    from importlib.metadata import packages_distributions
+    normal = lambda o: o.lower().replace('_', '-')
+    wanted = {normal(re.match(r'[\w-]+', r)[0]) for k,v in settings().items() if k.endswith('requirements') for r in v.split()}
+    found = packages_distributions()
+    used = {o for m in ORDER for o in imports(m)[1]} - set(sys.stdlib_module_names)
+    missing = {o for o in used if not wanted & set(map(normal, found.get(o, [])))}
+    assert not missing, f'settings.ini does not require {missing}'
+
 def test_every_requirement_has_an_exact_version():
     wanted = {re.match(r'[\w-]+', r)[0] for k,v in settings().items() if k.endswith('requirements') for r in v.split()}
     pinned = set(re.findall(r'^([\w-]+)==', (ROOT/'constraints.txt').read_text(), re.M))
