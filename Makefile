@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DATA := $(or $(STEVE1_DATA),data)
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 PY := $(VENV)/bin/python
-PAPERMILL := $(RUN) $(VENV)/bin/papermill --cwd nbs --no-progress-bar --log-level WARNING
+PAPERMILL := $(RUN) $(VENV)/bin/papermill -k python3 --cwd nbs --no-progress-bar --log-level WARNING
 
 # compiled world code is shared by all notebooks; one thread a process is fastest where processes share cores
 export NUMBA_CACHE_DIR ?= $(CURDIR)/data/cache/numba
