@@ -34,9 +34,11 @@ def start(tmp_path, env, folder):
 def test_killed_generation_resumes(tmp_path, env, monkeypatch):
     "Killed at random moments, the dataset never shows a half-written episode and ends up as if undisturbed"
     rng, folder = random.Random(0), tmp_path/'killed'
-    for _ in range(8):
-        p = start(tmp_path, env, folder)
-        time.sleep(rng.uniform(.6, 2.))
+    for k in range(8):
+        p, end = start(tmp_path, env, folder), time.monotonic()+30
+        while len(list(folder.glob('0*'))) <= 2*k and p.poll() is None and time.monotonic() < end: time.sleep(.005)
+        time.sleep(rng.uniform(0, .1))
+        assert p.poll() is None, 'it ended before it could be killed'
         p.send_signal(signal.SIGKILL); p.wait()
         for e in folder.glob('0*'): validate_episode(e)
     assert start(tmp_path, env, folder).wait(timeout=60) == 0
