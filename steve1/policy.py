@@ -445,7 +445,7 @@ def guide(
     "Exaggerate what the goal changes"
     return torch.lerp(uncond, cond, 1 + scale[:, None])     # uncond + (1+s)(cond - uncond)
 
-# %% ../nbs/02_policy.ipynb #c075
+# %% ../nbs/02_policy.ipynb #c076
 class Agent:
     "A policy at play in b worlds, each with its own goal, memory and guidance"
     def __init__(self,
@@ -471,11 +471,12 @@ class Agent:
     ): # int64 (b,)
         "Sample, or take the best"
         if self.deterministic: return logits.argmax(-1)
-        cdf = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
-        u = torch.rand(len(logits), 1, dtype=cdf.dtype, device=cdf.device, generator=self.generator) * cdf[:, -1:]
-        return torch.searchsorted(cdf, u, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+        cdf = logits.softmax(-1).cumsum(-1, dtype=torch.float32 if logits.device.type == 'mps' else torch.float64)
+        source = self.generator.device if self.generator else cdf.device
+        u = torch.rand(len(logits), 1, dtype=cdf.dtype, device=source, generator=self.generator).to(cdf.device)
+        return torch.searchsorted(cdf, u * cdf[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
-# %% ../nbs/02_policy.ipynb #c079
+# %% ../nbs/02_policy.ipynb #c080
 @patch
 @torch.inference_mode()
 def logits(self:Agent,
@@ -498,7 +499,7 @@ def logits(self:Agent,
     self.value = out.value[:, 0]
     return tuple(guide(x[:b], x[b:], self.scales()) if guided else x for x in (out.buttons[:, 0], out.camera[:, 0]))
 
-# %% ../nbs/02_policy.ipynb #c081
+# %% ../nbs/02_policy.ipynb #c082
 @patch
 def prepare(self:Agent,
     frames, # uint8 (b,h,w,3)
