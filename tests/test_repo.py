@@ -127,6 +127,10 @@ def test_readme_links_and_commands():
     for url in re.findall(r'\]\(([^)#\s]+)', text):
         if not re.match(r'[a-z]+:', url): assert (ROOT/url).exists(), f'README links to {url}'
 
+def test_readme_names_every_notebook():
+    text = (ROOT/'README.md').read_text()
+    assert [p.stem for p in NUMBERED if p.stem not in text] == []
+
 def settings():
     c = ConfigParser(delimiters=['='])
     c.read(ROOT/'settings.ini')
