@@ -252,7 +252,9 @@ def __exit__(self:EpisodeWriter, kind, error, trace):
     return self.stack.__exit__(kind, error, trace)
 
 def _write_meta(folder, meta):
-    with atomic_path(folder/'metadata.json') as p: p.write_text(json.dumps(meta, indent=1)+'\n')
+    "One line a fact"
+    lines = ',\n'.join(f' {json.dumps(k)}: {json.dumps(v)}' for k,v in meta.items())
+    with atomic_path(folder/'metadata.json') as p: p.write_text('{\n'+lines+'\n}\n')
 
 # %% ../nbs/03_episodes.ipynb #c035
 Span = namedtuple('Span', 'start stop task')   # steps start..stop-1 were spent on the task
@@ -597,7 +599,7 @@ def plot(self:Episode,
     "Contact sheet, labels and actions of the episode in one figure"
     import matplotlib.pyplot as plt
     fig, (top,bottom) = plt.subplots(2, 1, figsize=(10,4), height_ratios=(1,2), layout='constrained')
-    top.imshow(self.sheet(n, cols=n)); top.axis('off'); top.set_title(repr(self), fontsize=9)
+    top.imshow(self.sheet(n, cols=n), interpolation='nearest'); top.axis('off'); top.set_title(repr(self), fontsize=9)
     plot_actions(self.actions, bottom, self.keep)
     _plot_labels(self, bottom)
     return fig

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.script import call_parse
 from tqdm import tqdm
-from .episodes import Episode, EpisodeWriter, dataset_dir, list_episodes, run_jobs
+from .episodes import GOP, Episode, EpisodeWriter, dataset_dir, list_episodes, run_jobs
 
 # %% ../nbs/03c_generate.ipynb #c005
 EXPERTS = 'steve1.experts:play'
@@ -44,9 +44,9 @@ def _name(play): return play.partition(':')[0].rpartition('.')[2] if isinstance(
 
 # %% ../nbs/03c_generate.ipynb #c006
 def _labels(play):
-    "Labels of a play as metadata; plain numbers, because JSON knows no numpy"
+    "Labels of a play as metadata, in plain numbers; no window of frames ends before step 15, so no event can"
     return dict(spans=[dict(start=int(a), stop=int(b), task=str(t)) for a,b,t in play.spans],
-        events=[dict(step=int(s), task=str(t)) for s,t in play.events],
+        events=[dict(step=int(s), task=str(t)) for s,t in dict.fromkeys(play.events) if s >= GOP-1],
         masked=[[int(a), int(b)] for a,b in play.masked])
 
 # %% ../nbs/03c_generate.ipynb #c011
@@ -96,7 +96,7 @@ def _check_same(folder, size):
     for p in list(folder.glob('*/metadata.json'))[:1]:
         if (had := Episode(p.parent).size) != size: raise ValueError(f"{folder.name} holds episodes of {had[0]}×{had[1]}, not {size[0]}×{size[1]}; choose another name")
 
-# %% ../nbs/03c_generate.ipynb #c021
+# %% ../nbs/03c_generate.ipynb #c025
 @call_parse
 def generate_cli(
     dataset:str,        # Name below data/datasets, or a folder
