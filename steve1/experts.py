@@ -102,7 +102,7 @@ def _sees(blocks, ox, oy, oz, x, y, z):
 
 @jit
 def _nearest_seen(blocks, wanted, ox, oy, oz, yaw, r, lo, hi, jitter, seed):
-    "Best visible block with `wanted[kind]` within r columns and eye levels lo..hi; y=-1 if there is none"
+    "Best visible block with `wanted[kind]` and no water on it, within r columns and eye levels lo..hi; y=-1 if there is none"
     np.random.seed(seed)
     best,bx,by,bz = 1e9,0,-1,0
     px,py,pz = int(math.floor(ox)), int(math.floor(oy)), int(math.floor(oz))
@@ -111,7 +111,7 @@ def _nearest_seen(blocks, wanted, ox, oy, oz, yaw, r, lo, hi, jitter, seed):
         for j in range(-r,r+1):
             if i==0 and j==0: continue                                      # not the column we stand in
             for y in range(max(1,py+lo), min(SY-1,py+hi+1)):
-                if wanted[blocks[(px+i)&WRAP,y,(pz+j)&WRAP]]:
+                if wanted[blocks[(px+i)&WRAP,y,(pz+j)&WRAP]] and blocks[(px+i)&WRAP,y+1,(pz+j)&WRAP]!=WATER:
                     flat = math.sqrt(i*i+j*j)
                     d = math.sqrt(i*i+j*j+2.*(y-oy)**2) + np.random.random()*jitter
                     if i*fx+j*fz<.5*flat: d = d*1.3+3

@@ -206,7 +206,7 @@ def _column_top(blocks, tops, light, x, z):
     tops[1,x,z] = y
     while y>0 and not SOLID[blocks[x,y,z]]: y -= 1
     tops[0,x,z] = y
-    for k in range(SY): light[x,k,z] = 255 if k>y else 97 if SOLID[blocks[x,k,z]] else max(87, 189-13*(y-k))
+    for k in range(SY): light[x,k,z] = 255 if k>y else 110 if SOLID[blocks[x,k,z]] else max(100, 205-11*(y-k))
 
 # %% ../nbs/00b_world.ipynb #c021
 @jit
