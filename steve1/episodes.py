@@ -201,9 +201,10 @@ class EpisodeWriter:
         fps:int=20,     # Steps a second
         seed=None,      # What the play was made from
         source:str='',  # Who played: 'experts', 'contractor', ...
+        crf:float=18.,  # x264's quality: lower is larger and truer
         **meta,         # More facts; `spans`, `events`, `masked` are labels
     ):
-        self.path, self.size, self.fps = Path(path), tuple(size), fps
+        self.path, self.size, self.fps, self.crf = Path(path), tuple(size), fps, crf
         self.meta = dict(source=source, seed=seed, spans=[], events=[], masked=[], mineclip=None) | meta
 
     def __enter__(self):
@@ -211,7 +212,7 @@ class EpisodeWriter:
         self.stack = ExitStack()
         self.dir = self.stack.enter_context(atomic_path(self.path))
         self.dir.mkdir()
-        self.video = VideoWriter(self.dir/'frames.mp4', self.size, self.fps)
+        self.video = VideoWriter(self.dir/'frames.mp4', self.size, self.fps, self.crf)
         self.rows = RowWriter(self.dir/'actions.npy', ACTION_DTYPE)
         return self
 

@@ -27,7 +27,7 @@ def resolve(
     try: return getattr(importlib.import_module(module), f)
     except (ImportError, AttributeError, ValueError) as e: raise ValueError(f"no play function {name!r} ({e}); give 'module:function', such as {EXPERTS!r}") from None
 
-Job = namedtuple('Job', 'path play seed n_steps size only')
+Job = namedtuple('Job', 'path play seed n_steps size only crf', defaults=(None, 18.))
 
 def make_episode(
     job:Job, # What to play and where to write it
@@ -35,7 +35,7 @@ def make_episode(
     "Play once and write it down"
     play = resolve(job.play)(job.seed, job.n_steps, job.size, only=job.only)
     try:
-        with EpisodeWriter(job.path, job.size, seed=job.seed, source=_name(job.play), arena=play.arena, **_labels(play)) as w: w.add_many(play.frames, play.cols)
+        with EpisodeWriter(job.path, job.size, seed=job.seed, source=_name(job.play), crf=job.crf, arena=play.arena, **_labels(play)) as w: w.add_many(play.frames, play.cols)
     except OSError:
         if not Path(job.path).is_dir(): raise
     return str(job.path)
@@ -75,6 +75,7 @@ def generate(
     size:tuple=(64,64), # Height and width of a frame, in pixels
     play=EXPERTS,       # The play function: 'module:function'; with workers=0 any function
     only=None,          # Passed to the play function: the one task to play
+    crf:float=18.,      # Quality of the video: lower is larger and truer
     timeout:float=600., # Seconds after which an episode counts as hung
 ) -> Report:
     "Make the episodes that are missing; one that fails costs no other"
@@ -83,13 +84,11 @@ def generate(
     if workers and not isinstance(play, str): raise ValueError(f"worker processes find a play function by its name: give 'module:function', or workers=0 to run {play.__name__!r} here")
     with _sole_writer(folder):
         _check_same(folder, size)
-        jobs = [Job(folder/f'{seed+i:06d}', play, seed+i, n_steps, size, only) for i in range(n_episodes)]
+        jobs = [Job(folder/f'{seed+i:06d}', play, seed+i, n_steps, size, only, crf) for i in range(n_episodes)]
         todo = [j for j in jobs if not j.path.is_dir()]
-        made, failed = 0, {}
-        for job,_,error in tqdm(run_jobs(make_episode, todo, min(workers, len(todo)), timeout), total=len(todo), disable=None, desc='episodes'):
-            if error: failed[job.path.name] = error
-            else: made += 1
-    return Report(made, len(jobs)-len(todo), failed)
+        done = list(tqdm(run_jobs(make_episode, todo, min(workers, len(todo)), timeout), total=len(todo), disable=None, desc='episodes'))
+    failed = {job.path.name:error for job,_,error in done if error}
+    return Report(len(done)-len(failed), len(jobs)-len(todo), failed)
 
 def _check_same(folder, size):
     "A dataset has one frame size"
@@ -107,9 +106,10 @@ def generate_cli(
     size:int=64,        # Height and width of a frame, in pixels
     play:str=EXPERTS,   # The play function
     only:str=None,      # The one task to play
+    crf:float=18.,      # Quality of the video: lower is larger and truer
 ):
     "Make the episodes of a dataset that are missing"
-    r = generate(dataset, n_episodes, n_steps, seed, workers, (size,size), play, only)
+    r = generate(dataset, n_episodes, n_steps, seed, workers, (size,size), play, only, crf)
     print(f'{r.made} episodes made, {r.there} were there, {len(r.failed)} failed')
     for name,reason in r.failed.items(): print(f'  {name}: {reason}')
     if r.failed: raise SystemExit(1)
