@@ -87,7 +87,7 @@ def generate(
         jobs = [Job(folder/f'{seed+i:06d}', play, seed+i, n_steps, size, only, crf) for i in range(n_episodes)]
         todo = [j for j in jobs if not j.path.is_dir()]
         done = list(tqdm(run_jobs(make_episode, todo, min(workers, len(todo)), timeout), total=len(todo), disable=None, desc='episodes'))
-    failed = {job.path.name:error for job,_,error in done if error}
+    failed = {job.path.name:error for job,_,error in sorted(done, key=lambda d: d[0].path) if error}
     return Report(len(done)-len(failed), len(jobs)-len(todo), failed)
 
 def _check_same(folder, size):
