@@ -447,7 +447,7 @@ def info_nce(
 @dataclass(frozen=True)
 class ClipTrainConfig(Config):
     "How a MineCLIP is trained"
-    steps: int = 800            # Optimiser steps
+    steps: int = 600            # Optimiser steps
     batch: int = 256            # Windows in a step
     frames: int = 6             # Of the 16 frames, so many are looked at in a step
     lr: float = 1e-3            # Highest learning rate; it warms up and falls to zero as a cosine

@@ -114,7 +114,7 @@ def make_pairs(
 @dataclass(frozen=True)
 class PriorTrainConfig(Config):
     "How a prior is trained"
-    steps: int = 3000           # Optimiser steps
+    steps: int = 2000           # Optimiser steps
     batch: int = 256            # Pairs in a step
     lr: float = 1e-3            # AdamW's learning rate; it falls to zero as a cosine
     weight_decay: float = .01   # AdamW's
