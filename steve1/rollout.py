@@ -12,9 +12,10 @@ __all__ = ['PARTS', 'UNCONDITIONAL', 'KEYCAPS', 'DARK', 'LIT', 'PALE', 'System',
 import json, math, os, re, sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import ClassVar
 import av, cv2
 import numpy as np
@@ -234,6 +235,8 @@ def step_table(
     return pd.DataFrame(cols | {m:values[:,j].round(3) for j,m in enumerate(METRICS)})
 
 # %% ../nbs/07_rollout.ipynb #c033
+_PEN = Lock()   # threads share the font, which holds one text at a time
+
 @lru_cache(1)
 def _font():
     from matplotlib import font_manager, ft2font
@@ -243,9 +246,10 @@ def _font():
 def _letters(text, px):
     "(mask (h,w) 0..1, height above the baseline) of a line of text"
     f = _font()
-    f.set_size(px, 72); f.set_text(text, 0.); f.draw_glyphs_to_bitmap(antialiased=True)
-    mask = np.asarray(f.get_image()).astype(np.float32)/255
-    return mask, mask.shape[0]-round(f.get_descent()/64)
+    with _PEN:
+        f.set_size(px, 72); f.set_text(text, 0.); f.draw_glyphs_to_bitmap(antialiased=True)
+        mask = np.array(f.get_image(), np.float32)/255
+        return mask, mask.shape[0]-round(f.get_descent()/64)
 
 def _blend(img, y, x, mask, color):
     "Lay a colour over a part of a picture, in place; what is outside is left out"
@@ -323,8 +327,8 @@ def overlay(
     base = round(bar*.68)
     name = case.goal.name if len(case.goal.name)<40 else case.goal.name[:38]+'…'
     put_text(img, f'“{name}”' if case.goal.conditional else name, base, bar//3, px)
-    put_text(img, f'{t/20:.1f} s', base, w-bar//3, round(px*.8), PALE, 'right')
-    put_text(img, note_of(case, values), base, w-bar//3-round(px*4.2), px, LIT, 'right')
+    put_text(img, f'step {t}', base, w-bar//3, round(px*.8), PALE, 'right')
+    put_text(img, note_of(case, values), base, w-bar//3-round(px*4.9), px, LIT, 'right')
     draw_keys(img, action)
     return img
 
