@@ -181,7 +181,7 @@ def goal_similarity(
     gen,out,k = torch.Generator().manual_seed(seed),{},len(pairs.names)
     same,goal = pairs.task[:,None] == pairs.task[None],unit(pairs.goal)
     per_task = lambda m: torch.stack([m[pairs.task == i].mean() for i in range(k)]).numpy()
-    mean_over = lambda x, mask: ((unit(x) @ goal.T)*mask).sum(1)/mask.sum(1).clamp(min=1)
+    mean_over = lambda x, mask: ((unit(x) @ goal.T)*mask).sum(1)/mask.sum(1) # nan where a task has one goal
     others = same & ~torch.eye(len(pairs), dtype=torch.bool)
     out['text'] = per_task(mean_over(pairs.text, same))
     out['prior, drawn'] = per_task(mean_over(prior(pairs.text, generator=gen), same))
