@@ -34,15 +34,21 @@ test: $(READY)
 lab: $(READY)
 	@$(RUN) jupyter lab --notebook-dir=nbs
 
-# What ships in data/weights, from nothing: each line is a stage that can be run alone
+# What ships in data/, from nothing. Each line is a stage that can be run alone; what is there already is not made again
 mini: $(READY)
-	$(RUN) steve1_generate mini 600
-	$(PY) tools/mini.py mineclip
+	@mkdir -p $(DATA)/runs/mini
+	$(RUN) steve1_generate mini 1600
+	$(PAPERMILL) nbs/experiments/mini_mineclip.ipynb $(DATA)/runs/mini/mineclip.ipynb -p dataset mini -p out weights/mineclip.safetensors
 	$(RUN) steve1_embed mini
 	$(RUN) steve1_sampling mini mini
-	$(PY) tools/mini.py foundation
-	$(PY) tools/mini.py policy
-	$(PY) tools/mini.py prior
+	$(PAPERMILL) nbs/05_train.ipynb $(DATA)/runs/mini/foundation.ipynb -p preset foundation -p name foundation -p sampling mini -p init '' -p lr 1e-3 -p resume True
+	$(PAPERMILL) nbs/05_train.ipynb $(DATA)/runs/mini/policy.ipynb -p preset mini -p name policy -p sampling mini -p init runs/foundation/latest.safetensors -p lr 1e-3 -p resume True
+	$(PY) tools/ship.py runs/foundation/latest.safetensors foundation
+	$(PY) tools/ship.py runs/policy/latest.safetensors policy
+	$(PAPERMILL) nbs/06_prior.ipynb $(DATA)/runs/mini/prior.ipynb -p sampling mini -p out weights/prior.safetensors
+	$(RUN) steve1_generate $(DATA)/episodes/sample 8 --n_steps 400 --seed 500000 --crf 20
+	$(RUN) steve1_embed $(DATA)/episodes/sample
+	$(RUN) steve1_sampling sample $(DATA)/episodes/sample --val_share .25
 
 # For those who change notebooks
 export: $(READY) # notebooks -> modules and README.md

@@ -187,7 +187,9 @@ def save_tensors(
     "Write tensors and what they are, all or nothing"
     import torch; from safetensors.torch import save_file
     tensors = {k:torch.as_tensor(v).detach().cpu().contiguous().clone() for k,v in tensors.items()} # a clone each: tied weights are written whole
-    with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=dict(steve1=json.dumps(meta)))
+    with atomic_path(path) as tmp:
+        save_file(tensors, tmp, metadata=dict(steve1=json.dumps(meta)))
+        tmp.chmod(0o644) # safetensors writes a file that only its owner may read
     return Path(path)
 
 def _opened(path, device='cpu'):

@@ -1,0 +1,17 @@
+"Copy a trained checkpoint to data/weights, in half precision: `tools/ship.py runs/policy/best.safetensors policy`"
+import sys, torch
+from steve1.config import data_dir, load_tensors, save_tensors
+
+def ship(
+    source:str, # Checkpoint, below data/
+    name:str,   # What it is called in data/weights
+):
+    "Rounded to float16 (an error of 1 in 2000), a checkpoint takes half the room; loading makes float32 of it again"
+    tensors,meta = load_tensors(data_dir(source))
+    half = {k:v.half() if v.dtype==torch.float32 else v for k,v in tensors.items()}
+    for k,v in half.items():
+        if v.is_floating_point() and not torch.isfinite(v).all(): raise ValueError(f'{source}: {k} does not fit into half precision')
+    path = save_tensors(data_dir('weights', f'{name}.safetensors'), half, meta)
+    print(f'{path.name}: {path.stat().st_size/1e6:.1f} MB')
+
+if __name__=='__main__': ship(*sys.argv[1:3])
