@@ -216,15 +216,13 @@ class StopRequest:
 
 # %% ../nbs/05_train.ipynb #c036
 def make_accelerator(
-    cfg:TrainConfig, # Uses device and dtype
+    cfg:TrainConfig, # Uses device
 ) -> Accelerator:
-    "An accelerator for the chosen device and number format, and as many processes as were started"
+    "An accelerator for the chosen device, and as many processes as were started"
     from accelerate.state import AcceleratorState
     world = int(os.environ.get('WORLD_SIZE', 1))
     AcceleratorState._reset_state(reset_partial_state=world == 1) # a notebook trains more than once
-    device = get_device(cfg.device)
-    low = get_dtype(device, cfg.dtype) == torch.bfloat16
-    acc = Accelerator(cpu=device.type == 'cpu', mixed_precision='bf16' if low else 'no',
+    acc = Accelerator(cpu=get_device(cfg.device).type == 'cpu', mixed_precision='no', # autocast is ours: accelerate would copy all logits to float32
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)])
     want = int(os.environ.get('STEVE1_PROCS', world))
     if acc.num_processes != want:
@@ -266,6 +264,12 @@ class Trainer:
         data = DataConfig.preset(cfg.data, T=cfg.T, min_gap=cfg.min_gap, max_gap=cfg.max_gap, **kw)
         return ChunkStream(episodes, data, lanes, rank, world, d_goal=self.policy.cfg.d_goal)
 
+    def autocast(self):
+        "Matrix products in the chosen number format"
+        kind = self.acc.device.type
+        dtype = get_dtype(kind, self.cfg.dtype)
+        return torch.autocast(kind, dtype, enabled=dtype != torch.float32)
+
     @property
     def frames(self): return self.step * self.cfg.batch * self.cfg.T
 
@@ -274,17 +278,16 @@ class Trainer:
 
 # %% ../nbs/05_train.ipynb #c040
 def frame_sums(
-    out,            # The policy's output: log-probabilities (b,t,8641), (b,t,121)
+    out,            # The policy's output for (b,t) frames
     batch:dict,     # buttons, camera, keep (b,t)
-    hits:bool=True, # Count hits? It takes a pass over all log-probabilities
+    logs:dict,      # From bc_loss
+    hits:bool=True, # Count hits? It takes a pass over all logits
 ) -> torch.Tensor: # (6,) sums over kept frames: nll of buttons and camera, count; hits of buttons and camera, count of those
     "What the logs need from a batch"
-    keep,res = batch['keep'].float(),[]
-    pairs = [(out.buttons.detach(), batch['buttons']), (out.camera.detach(), batch['camera'])]
-    for lp,y in pairs: res.append(-(lp.gather(-1, y[...,None])[...,0].float() * keep).sum())
-    n = keep.sum()
-    right = [((lp.argmax(-1) == y) * keep).sum() if hits else 0*n for lp,y in pairs]
-    return torch.stack([*res, n, *right, n*hits])
+    n,keep = logs['kept'].float(),batch['keep']
+    pairs = (out.button_logits, batch['buttons']), (out.camera_logits, batch['camera'])
+    right = [((x.detach().argmax(-1) == y) & keep).sum() if hits else 0*n for x,y in pairs]
+    return torch.stack([logs['nll_buttons']*n, logs['nll_camera']*n, n, *right, n*hits])
 
 @patch
 def train_step(self:Trainer,
@@ -296,12 +299,12 @@ def train_step(self:Trainer,
     for j,part in enumerate(cut_lanes(batch, cfg.accumulate)):
         last = j == cfg.accumulate-1
         with contextlib.nullcontext() if last else acc.no_sync(self.model):
-            out,mem = self.model(part['img'], part['goal'], part['first'], self.mem[j])
-            loss = bc_loss(out, part['buttons'], part['camera'], part['keep'])[0]
+            with self.autocast(): out,mem = self.model(part['img'], part['goal'], part['first'], self.mem[j])
+            loss,logs = bc_loss(out, part['buttons'], part['camera'], part['keep'])
             if not torch.isfinite(loss): self.not_a_number('loss', part)
             acc.backward(loss / cfg.accumulate)
         self.mem[j] = tree_map(lambda x: x.detach() if torch.is_tensor(x) else x, mem)
-        total = total + frame_sums(out, part, hits=(self.step+1) % cfg.log_every == 0)
+        total = total + frame_sums(out, part, logs, hits=(self.step+1) % cfg.log_every == 0)
     norm = acc.clip_grad_norm_(self.policy.parameters(), cfg.clip)
     if not torch.isfinite(norm): self.not_a_number('gradient', batch)
     self.opt.step(); self.opt.zero_grad()
@@ -337,12 +340,12 @@ def validate(self:Trainer) -> dict: # loss/val, its parts, loss/val_unconditiona
     sums = torch.zeros(3, 6, device=self.acc.device)
     mem = [None]*3
     self.policy.eval()
-    with self.avg.applied(), self.acc.autocast():
+    with self.avg.applied():
         for b in map(self.to_device, self.val_batches()):
+            with self.autocast(): x = self.policy.encode(b['img'])
             for i,goal in enumerate([b['goal'], torch.zeros_like(b['goal']), b['shuffled']]):
-                if mem[i] is None: mem[i] = self.policy.initial_state(len(goal))
-                out,mem[i] = self.policy(b['img'], goal, b['first'], mem[i])
-                sums[i] += frame_sums(out, b)
+                with self.autocast(): out,mem[i] = self.policy.decode(x, goal, b['first'], mem[i])
+                sums[i] += frame_sums(out, b, bc_loss(out, b['buttons'], b['camera'], b['keep'])[1])
     self.policy.train()
     nb,nc,n,hb,hc,_ = self.acc.reduce(sums).T.double().cpu()
     loss = (nb+nc)/n
@@ -564,7 +567,9 @@ def n_procs(
 def launch_command(cfg_file, procs): 
     "The command and the environment of several processes on this machine"
     env = dict(os.environ, STEVE1_PROCS=str(procs), PYTHONPATH=os.pathsep.join([str(repo_root()), os.environ.get('PYTHONPATH', '')]))
-    env |= dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true') if not torch.cuda.is_available() else {}
+    if not torch.cuda.is_available():
+        env |= dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
+        env = dict(MALLOC_MMAP_MAX_='0', MALLOC_TRIM_THRESHOLD_=str(1 << 40)) | env # glibc keeps memory: fresh pages for every large tensor cost 7 to 12 %
     cmd = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(procs), '--rdzv-backend', 'c10d', '--rdzv-endpoint', '127.0.0.1:0',
            '-m', 'steve1.train', '--config', str(cfg_file)]
     return cmd, env
