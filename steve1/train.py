@@ -61,6 +61,7 @@ class TrainConfig(Config):
 # %% ../nbs/05_train.ipynb #c007
 TrainConfig.presets = {
     'mini': dict(),
+    'foundation': dict(name='foundation', p_uncond=1., n_frames=1_000_000),
     '2x': dict(name='2x', sampling='contractor', policy='2x', data='2x', n_frames=100_000_000, batch=12, lr=4e-5, warmup_frames=10_000_000,
         weight_decay=0.039428, clip=5., max_gap=200, val_lanes=12, val_every=1_000_000, save_every=1_000_000, snapshot_every=10_000_000),
     'finetune': dict(name='finetune', sampling='sample', init='weights/policy.safetensors', n_frames=120_000, batch=16, lr=1e-5,
