@@ -12,7 +12,7 @@ __all__ = ['jit', 'jit_inline', 'BLOCKS', 'AIR', 'GRASS', 'DIRT', 'STONE', 'SAND
            'check_size', 'World']
 
 # %% ../nbs/00b_world.ipynb #c002
-import copy, math
+import math
 from dataclasses import dataclass
 import numpy as np
 from numba import njit
@@ -634,7 +634,6 @@ def _icon(o, tex, b, y0, y1, x0, x1):
                 for c in range(3): o[i,j,c] = np.uint8(tex[b,f,v,u,c]*k)
 
 # %% ../nbs/00b_world.ipynb #c051
-_font = '757 22627 71747 71717 55711 74717 74757 71111 75757 75717'.split()   # 3×5 digits, an octal row each
 DIGITS = np.array([[[int(c)>>k&1 for k in (2,1,0)] for c in f] for f in
     ('75557','26227','71747','71717','55711','74717','74757','71244','75757','75717')], np.uint8)
 
