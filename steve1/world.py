@@ -19,7 +19,7 @@ from numba import njit
 from fastcore.basics import patch
 from .actions import KEYS
 
-_options = dict(cache=True, nogil=True, fastmath=True, error_model='numpy')   # one thread, no GIL, no check for division by zero
+_options = dict(cache=True, nogil=True, error_model='numpy')   # no fastmath: it rounds differently in freshly compiled and in cached code
 jit, jit_inline = njit(**_options), njit(inline='always', **_options)
 
 # %% ../nbs/00b_world.ipynb #c005
@@ -262,9 +262,9 @@ def _march(blocks, tex, ox, oy, oz, dx, dy, dz, wet, reach, ceiling):
     ax,ay,az = 1/max(abs(dx),1e-9), 1/max(abs(dy),1e-9), 1/max(abs(dz),1e-9)
     tx,ty,tz = (ix+1-ox if sx>0 else ox-ix)*ax, (iy+1-oy if sy>0 else oy-iy)*ay, (iz+1-oz if sz>0 else oz-iz)*az
     t,face,surface,entered,swum,hit,row,col = 0.,1,-1.,0.,0.,AIR,0,0
+    if sy>0: reach = min(reach, (ceiling+1-oy)*ay-1e-9)
     while t<reach:
-        if iy<0 or (iy>ceiling and sy>0): break
-        b = blocks[ix&WRAP,iy,iz&WRAP] if iy<SY else AIR
+        b = blocks[np.uint64(ix&WRAP),np.uint64(iy),np.uint64(iz&WRAP)]   # bedrock below, the ceiling above: iy is always inside
         if b!=AIR:
             if b==WATER:
                 if not wet:
@@ -283,7 +283,7 @@ def _march(blocks, tex, ox, oy, oz, dx, dy, dz, wet, reach, ceiling):
         if tx<ty and tx<tz: t = tx; tx += ax; ix += sx; face = 0
         elif ty<tz:         t = ty; ty += ay; iy += sy; face = 1
         else:               t = tz; tz += az; iz += sz; face = 2
-    t = min(t,reach)
+    if t>reach: t = reach
     return hit,ix,iy,iz,face,t,row,col,swum+(t-entered if wet else 0.),surface
 
 # %% ../nbs/00b_world.ipynb #c030
@@ -311,7 +311,7 @@ def _sky(clouds, oy, ox, oz, dx, dy, dz):
     if dx*.5+dy*.75+dz*.43>.985: return 255.,250.,205.
     if dy>.02:
         t = (58-oy)/dy
-        if t<260 and clouds[int(math.floor((ox+dx*t)/6))&63, int(math.floor((oz+dz*t)/6))&63]:
+        if t<260 and clouds[int(math.floor((ox+dx*t)*(1/6)))&63, int(math.floor((oz+dz*t)*(1/6)))&63]:
             k = .85*(1-t/260); r += (250-r)*k; g += (250-g)*k; b += (252-b)*k
     return r,g,b
 
@@ -319,14 +319,16 @@ def _sky(clouds, oy, ox, oz, dx, dy, dz):
 def _shade_block(light, tex, mean, b, ix, iy, iz, face, t, row, col, hx, hy, hz, s, texels):
     "Colour of a block hit at (hx,hy,hz) of its cell: texture, blurred to its mean where a pixel covers many texels, times the light on the face"
     if b>=TALLGRASS and b<=DANDELION:
-        k = _cell_light(light, ix, iy, iz)/255
+        k = _cell_light(light, ix, iy, iz)*(1/255)
         return tex[b,0,row,col,0]*k, tex[b,0,row,col,1]*k, tex[b,0,row,col,2]*k
     f,fu,fv = _texel(hx, hy, hz, face, s)
     row,col = 15-(int(fv*15.999)&15), int(fu*15.999)&15
-    m = min(1., max(0., (t*texels-.8)/2.6)); q = 1-m
+    m = (t*texels-.8)*(1/2.6)
+    m = 0. if m<0 else 1. if m>1 else m
+    q = 1-m
     if m<1: k = _face_light(light, ix, iy, iz, face, s, fu, fv)
     else:   k = _cell_light(light, ix-s if face==0 else ix, iy-s if face==1 else iy, iz-s if face==2 else iz)*1.
-    k *= (.64 if face==0 else .82 if face==2 else 1. if s<0 else .5)/255
+    k *= .64/255 if face==0 else .82/255 if face==2 else 1/255 if s<0 else .5/255
     return (mean[b,f,0]*m+tex[b,f,row,col,0]*q)*k, (mean[b,f,1]*m+tex[b,f,row,col,1]*q)*k, (mean[b,f,2]*m+tex[b,f,row,col,2]*q)*k
 
 # %% ../nbs/00b_world.ipynb #c033
@@ -336,7 +338,7 @@ FOV, REACH, FAR = 70., 4.5, 40.   # degrees from top to bottom; blocks that the 
 def _pixel(blocks, light, clouds, tex, mean, ox, oy, oz, dx, dy, dz, wet, ceiling, texels, tx, ty, tz, crack):
     "Colour of one ray; (tx,ty,tz) is the block aimed at (ty<0: none) and `crack` how far it is mined, 0..1"
     b,ix,iy,iz,face,t,row,col,swum,surface = _march(blocks, tex, ox, oy, oz, dx, dy, dz, wet, FAR, ceiling)
-    fog = min(1., max(0., (t-FAR*.55)/(FAR*.42)))
+    fog = 0. if t<FAR*.55 else min(1., (t-FAR*.55)*(1/(FAR*.42)))
     if b==AIR or fog>0: r,g,bl = _sky(clouds, oy, ox, oz, dx, dy, dz)
     if b!=AIR:
         hx,hy,hz = ox+dx*t-ix, oy+dy*t-iy, oz+dz*t-iz
@@ -366,16 +368,17 @@ def _draw_view(blocks, tops, light, clouds, tex, mean, out, ox, oy, oz, yaw, pit
     fx,fy,fz = -math.sin(ya)*math.cos(pa), -math.sin(pa), math.cos(ya)*math.cos(pa)          # forward
     rx,rz = -math.cos(ya), -math.sin(ya)                                                     # right
     ux,uy,uz = -math.sin(ya)*math.sin(pa), math.cos(pa), math.cos(ya)*math.sin(pa)           # up
-    ceiling = tops[1].max()
+    ceiling, wide = tops[1].max(), tan*16/9
+    du = 2*wide/w
     texels = 2*tan/h*16                                                                      # texels that a pixel covers at distance 1
     for i in range(h):
         v = (1-2*(i+.5)/h)*tan
         for j in range(w):
-            u = (2*(j+.5)/w-1)*tan*16/9
+            u = (j+.5)*du-wide
             dx,dy,dz = fx+rx*u+ux*v, fy+uy*v, fz+rz*u+uz*v
-            n = 1/math.sqrt(dx*dx+dy*dy+dz*dz)
+            n = 1/math.sqrt(1+u*u+v*v)
             r,g,b = _pixel(blocks, light, clouds, tex, mean, ox, oy, oz, dx*n, dy*n, dz*n, wet, ceiling, texels, tx, ty, tz, crack)
-            out[i,j,0], out[i,j,1], out[i,j,2] = np.uint8(min(255.,max(0.,r))), np.uint8(min(255.,max(0.,g))), np.uint8(min(255.,max(0.,b)))
+            out[i,j,0], out[i,j,1], out[i,j,2] = np.uint8(r), np.uint8(g), np.uint8(b)
 
 # %% ../nbs/00b_world.ipynb #c038
 PLAYER = np.dtype([(n,'f8') for n in 'x y z vx vy vz yaw pitch mined swing cursor_x cursor_y'.split()] +
@@ -385,7 +388,7 @@ PLAYER = np.dtype([(n,'f8') for n in 'x y z vx vy vz yaw pitch mined swing curso
 N_SLOTS = 37   # 9 hotbar, 27 backpack, 1 off hand
 
 @jit
-def _solid_at(blocks, x, y, z): return y<0 or (y<SY and SOLID[blocks[x&WRAP,y,z&WRAP]])
+def _solid_at(blocks, x, y, z): return y<0 or y>=SY or SOLID[blocks[x&WRAP,y,z&WRAP]]    # an invisible lid keeps the eye inside the world
 
 @jit
 def _collides(blocks, x, y, z):
@@ -420,8 +423,8 @@ def _fall(blocks, p):
     p.ground = 0
     if not _move_axis(blocks, p, 0., p.vy, 0., False):
         if p.vy<0:
-            y = math.floor(p.y+p.vy)+1.
-            if y<=p.y+1e-9 and not _collides(blocks, p.x, y, p.z): p.y = y
+            y = math.floor(p.y+1e-9)
+            while not _collides(blocks, p.x, y, p.z): p.y = y; y -= 1.
             p.ground = 1
         p.vy = 0.
 
@@ -832,7 +835,8 @@ def step(self:World,
     "Advance by one step of 1/20 s"
     row = np.zeros(len(KEYS)+2)
     for k,v in action.items():
-        if k=='camera': row[-2:] = v
+        if k=='camera' and np.shape(v)==(2,): row[-2:] = v
+        elif k=='camera': raise ValueError(f'camera must be two numbers of degrees (pitch, yaw), not {v!r}')
         elif k in _key_index: row[_key_index[k]] = v
         else: raise KeyError(f'unknown action {k!r}: the keys are camera, {", ".join(KEYS)}')
     if not np.isfinite(row).all(): raise ValueError(f'camera must be two finite numbers of degrees (pitch, yaw), not {action.get("camera")}')
@@ -855,7 +859,8 @@ def render(self:World,
 def give(self:World, item:str, n:int=1):
     "Put items into the inventory"
     if item not in ITEMS[1:]: raise ValueError(f'unknown item {item!r}: the items are {", ".join(ITEMS[1:])}')
-    if not _give(self.slots, ITEMS.index(item), n): raise ValueError(f'no room for {n} {item}')
+    for k in [64]*(n//64)+[n%64]*(n%64>0):
+        if not _give(self.slots, ITEMS.index(item), k): raise ValueError(f'no room for {n} {item}')
 
 @patch(as_prop=True)
 def inventory(self:World): # -> dict item name -> count, all items
