@@ -23,7 +23,8 @@ def _split(episodes, share, rng):
     if k < 1: raise ValueError(f"{episodes[0].parent} has one episode only: nothing can be held back; add episodes or use val_share=0")
     return sorted(order[k:]), sorted(order[:k])
 
-def _relative(p): return p.relative_to(data_dir()).as_posix() if p.is_relative_to(data_dir()) else str(p)
+def _relative(p): # below data/ without that part, elsewhere absolute
+    return p.relative_to(data_dir()).as_posix() if p.is_relative_to(data_dir()) else str(p)
 
 def make_sampling(
     name:str,             # What a training run will call it
