@@ -34,15 +34,20 @@ test: $(READY)
 lab: $(READY)
 	@$(RUN) jupyter lab --notebook-dir=nbs
 
-# What ships in data/, from nothing. Each line is a stage that can be run alone; what is there already is not made again
+# What ships in data/, from nothing. Each line is a stage that can be run alone; what is there already is not made again.
+# A small rehearsal in a folder of its own: make mini STEVE1_DATA=/tmp/rehearsal EPISODES=12 CLIP_STEPS=10 FRAMES=20000
+EPISODES ?= 1600
+CLIP_STEPS ?= 600
+FRAMES ?= 5000000
+mini: export STEVE1_DATA := $(abspath $(DATA))
 mini: $(READY)
 	@mkdir -p $(DATA)/runs/mini
-	$(RUN) steve1_generate mini 1600
-	$(PAPERMILL) nbs/experiments/mini_mineclip.ipynb $(DATA)/runs/mini/mineclip.ipynb -p dataset mini -p out weights/mineclip.safetensors
+	$(RUN) steve1_generate mini $(EPISODES)
+	$(PAPERMILL) nbs/experiments/mini_mineclip.ipynb $(DATA)/runs/mini/mineclip.ipynb -p dataset mini -p steps $(CLIP_STEPS) -p out weights/mineclip.safetensors
 	$(RUN) steve1_embed mini
-	$(RUN) steve1_sampling mini mini
-	$(PAPERMILL) nbs/05_train.ipynb $(DATA)/runs/mini/foundation.ipynb -p preset foundation -p name foundation -p sampling mini -p init '' -p lr 1e-3 -p resume True
-	$(PAPERMILL) nbs/05_train.ipynb $(DATA)/runs/mini/policy.ipynb -p preset mini -p name policy -p sampling mini -p init runs/foundation/latest.safetensors -p lr 1e-3 -p resume True
+	$(RUN) steve1_sampling mini mini --val_share .06
+	$(PAPERMILL) nbs/05_train.ipynb $(DATA)/runs/mini/foundation.ipynb -p preset foundation -p name foundation -p sampling mini -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)/5)) -p resume True
+	$(PAPERMILL) nbs/05_train.ipynb $(DATA)/runs/mini/policy.ipynb -p preset mini -p name policy -p sampling mini -p init runs/foundation/latest.safetensors -p lr 1e-3 -p n_frames $(FRAMES) -p resume True
 	$(PY) tools/ship.py runs/foundation/latest.safetensors foundation
 	$(PY) tools/ship.py runs/policy/latest.safetensors policy
 	$(PAPERMILL) nbs/06_prior.ipynb $(DATA)/runs/mini/prior.ipynb -p sampling mini -p out weights/prior.safetensors

@@ -527,7 +527,7 @@ def dataset_dir(
 ) -> Path: # For a new name: where it will be made
     "The folder of a dataset"
     p = Path(dataset)
-    if p.is_absolute() or len(p.parts) > 1: return p
+    if p.is_absolute() or len(p.parts) > 1: return Path(os.path.abspath(p))
     made, ships = data_dir('datasets', p.name), data_dir('episodes', p.name)
     return ships if ships.is_dir() and not made.is_dir() else made
 

@@ -160,6 +160,7 @@ class Patch(nn.Module):
         self.stages = nn.ModuleList(PatchStage(i, o, cfg.n_res, n == 0) for n, (i, o) in enumerate(zip(chans, chans[1:])))
         self.dense = linear(chans[-1] * (cfg.image_size[0] // step) * (cfg.image_size[1] // step), cfg.d_image, scale=1.4)
     def forward(self, x):
+        x = (x - .45) * 4                                   # centred, for features that tell frames apart from the first step on
         for s in self.stages: x = s(x)
         return self.dense(x.flatten(1))
 
@@ -330,6 +331,20 @@ def decode(self:Policy,
 
 # %% ../nbs/02_policy.ipynb #c050
 @patch
+@torch.no_grad()
+def start_at(self:Policy,
+    buttons, # How often each was recorded: counts (8641,)
+    camera,  # How often each was recorded: counts (121,)
+):           # The policy
+    "Let both heads start at the frequencies of recorded actions; what was never seen counts as a fiftieth of a frame"
+    for head, n in ((self.buttons, buttons), (self.camera, camera)):
+        n = torch.as_tensor(n).float() + .02
+        if n.shape != head.bias.shape: raise ValueError(f"{len(n)} counts for {len(head.bias)} actions")
+        head.bias.copy_((n/n.sum()).log() * self.cfg.temperature)
+    return self
+
+# %% ../nbs/02_policy.ipynb #c053
+@patch
 def save(self:Policy,
     path,           # Where to; `.safetensors`
     record:dict={}, # How it was made: anything that JSON can hold
@@ -349,7 +364,7 @@ def load(cls:Policy,
     policy.record = meta.get('record', {})
     return policy.to(get_device(str(device))).eval()
 
-# %% ../nbs/02_policy.ipynb #c053
+# %% ../nbs/02_policy.ipynb #c056
 NET, CNN, REC = 'net.', 'net.img_process.cnn.', r'net.recurrent_layer.blocks.\1.'
 OFFICIAL = [(r'trunk\.stages\.(\d+)\.conv\.', CNN + r'stacks.\1.firstconv.'), (r'trunk\.stages\.(\d+)\.norm\.', CNN + r'stacks.\1.n.'),
     (r'trunk\.stages\.(\d+)\.blocks\.', CNN + r'stacks.\1.blocks.'), (r'trunk\.dense\.', CNN + 'dense.'),
@@ -370,7 +385,7 @@ def official_name(
         if n: return new
     raise KeyError(f"{name!r} has no published name: only trunk 'impala' was published")
 
-# %% ../nbs/02_policy.ipynb #c054
+# %% ../nbs/02_policy.ipynb #c057
 @patch
 def to_official(self:Policy) -> dict: # Published keys -> tensors
     "The weights under their published names"
@@ -402,7 +417,7 @@ def from_official(cls:Policy,
     ours = {official_name(k): k for k in policy.state_dict()}
     return load_strict(policy, {ours.get(k, k): v for k, v in weights.items()}, name=name).eval()
 
-# %% ../nbs/02_policy.ipynb #c063
+# %% ../nbs/02_policy.ipynb #c066
 class NLL(torch.autograd.Function):
     "-log softmax(logits)[index], in pieces: logits (n,c), index int64 (n,) -> float32 (n,)"
     @staticmethod
@@ -421,7 +436,7 @@ class NLL(torch.autograd.Function):
             out.copy_(p.scatter_add_(1, i[:, None], p.new_full((len(i), 1), -1)).mul_(gi[:, None]))
         return grad, None
 
-# %% ../nbs/02_policy.ipynb #c065
+# %% ../nbs/02_policy.ipynb #c068
 def bc_loss(
     out,       # The policy's `Out`
     buttons,   # What was pressed: int64 (b,t)
@@ -436,7 +451,7 @@ def bc_loss(
     n = kept.clamp(min=1)
     return (nb + nc).sum(1).mean(), dict(nll_buttons=nb.detach().sum() / n, nll_camera=nc.detach().sum() / n, kept=kept)
 
-# %% ../nbs/02_policy.ipynb #c072
+# %% ../nbs/02_policy.ipynb #c075
 def guide(
     cond,   # Log-probabilities with the goal (b,n)
     uncond, # Log-probabilities without it (b,n)
@@ -445,7 +460,7 @@ def guide(
     "Exaggerate what the goal changes"
     return torch.lerp(uncond, cond, 1 + scale[:, None])     # uncond + (1+s)(cond - uncond)
 
-# %% ../nbs/02_policy.ipynb #c076
+# %% ../nbs/02_policy.ipynb #c079
 class Agent:
     "A policy at play in b worlds, each with its own goal, memory and guidance"
     def __init__(self,
@@ -476,7 +491,7 @@ class Agent:
         u = torch.rand(len(logits), 1, dtype=cdf.dtype, device=source, generator=self.generator).to(cdf.device)
         return torch.searchsorted(cdf, u * cdf[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
-# %% ../nbs/02_policy.ipynb #c080
+# %% ../nbs/02_policy.ipynb #c083
 @patch
 @torch.inference_mode()
 def logits(self:Agent,
@@ -499,7 +514,7 @@ def logits(self:Agent,
     self.value = out.value[:, 0]
     return tuple(guide(x[:b], x[b:], self.scales()) if guided else x for x in (out.buttons[:, 0], out.camera[:, 0]))
 
-# %% ../nbs/02_policy.ipynb #c082
+# %% ../nbs/02_policy.ipynb #c085
 @patch
 def prepare(self:Agent,
     frames, # uint8 (b,h,w,3)

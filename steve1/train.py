@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FREE', 'TrainConfig', 'lr_at', 'param_groups', 'cut_lanes', 'Averaged', 'RunLog', 'read_metrics', 'swap_in',
-           'find_state', 'Stopped', 'StopRequest', 'make_accelerator', 'make_policy', 'Trainer', 'frame_sums',
-           'machine', 'n_cores', 'train', 'parse_args', 'n_procs', 'launch_command', 'launch', 'main', 'plot_metrics',
-           'clear_params', 'read_params']
+           'find_state', 'Stopped', 'StopRequest', 'action_counts', 'make_accelerator', 'make_policy', 'Trainer',
+           'frame_sums', 'machine', 'n_cores', 'train', 'parse_args', 'n_procs', 'launch_command', 'launch', 'main',
+           'plot_metrics', 'clear_params', 'read_params']
 
 # %% ../nbs/05_train.ipynb #c002
 import contextlib, json, math, os, platform, shutil, signal, subprocess, sys, threading, time, warnings
@@ -20,7 +20,9 @@ from fastcore.basics import patch
 import steve1
 from .config import Config, data_dir, get_device, get_dtype, load_tensors, read_meta, repo_root, safe_torch_load, set_seed, sha256
 from .sampling import read_sampling
-from .dataset import ChunkStream, DataConfig
+from .dataset import ChunkStream, DataConfig, joint_actions
+from .episodes import Episode
+from .actions import N_BUTTONS, N_CAMERA
 from .policy import Policy, PolicyConfig, bc_loss
 
 # %% ../nbs/05_train.ipynb #c005
@@ -216,6 +218,17 @@ class StopRequest:
         for s,h in self.before.items(): signal.signal(s, h)
 
 # %% ../nbs/05_train.ipynb #c036
+def action_counts(
+    episodes:list, # Folders
+    most:int=200,  # Look at so many of them, evenly spread
+) -> tuple:        # Counts of buttons (8641,) and camera (121,)
+    "How often each action was recorded: where the heads of a new policy start"
+    counts = np.zeros(N_BUTTONS), np.zeros(N_CAMERA)
+    for p in episodes[::max(1, len(episodes)//most)]:
+        for n,x in zip(counts, joint_actions(Episode(p))): np.add.at(n, x, 1)
+    return counts
+
+# %% ../nbs/05_train.ipynb #c037
 def make_accelerator(
     cfg:TrainConfig, # Uses device
 ) -> Accelerator:
@@ -235,11 +248,11 @@ def make_policy(
     cfg:TrainConfig, # Uses init, policy and policy_set
 ) -> Policy:
     "The policy to start from: a checkpoint below data/, or random weights"
-    if not cfg.init: return Policy(PolicyConfig.preset(cfg.policy, **cfg.policy_set))
+    if not cfg.init: return Policy(PolicyConfig.preset(cfg.policy, **cfg.policy_set)).start_at(*action_counts(read_sampling(cfg.sampling)[0]))
     if cfg.policy_set: raise ValueError(f'init={cfg.init!r} brings its own configuration; policy_set={cfg.policy_set} cannot change it')
     return Policy.load(data_dir(cfg.init))
 
-# %% ../nbs/05_train.ipynb #c038
+# %% ../nbs/05_train.ipynb #c039
 class Trainer:
     "All parts of a run and the step it is at"
     def __init__(self, 
@@ -277,7 +290,7 @@ class Trainer:
     @property
     def is_main(self): return self.acc.is_main_process
 
-# %% ../nbs/05_train.ipynb #c040
+# %% ../nbs/05_train.ipynb #c041
 def frame_sums(
     out,            # The policy's output for (b,t) frames
     batch:dict,     # buttons, camera, keep (b,t)
@@ -320,7 +333,7 @@ def not_a_number(self:Trainer, what, batch):
     raise FloatingPointError(f'the {what} of step {self.step} is not a number. Episodes of this batch: {", ".join(names)}. '
         f'The last saved state of run {self.cfg.name!r} is from before it; lower lr or clip, or leave the episodes out.')
 
-# %% ../nbs/05_train.ipynb #c042
+# %% ../nbs/05_train.ipynb #c043
 @patch
 def val_batches(self:Trainer) -> list: # Batches of this process's lanes, with the goals of other lanes as 'shuffled'
     "Fixed unseen chunks with fixed goals, read once"
@@ -358,7 +371,7 @@ def to_device(self:Trainer, batch):
     "The batch's tensors on the device"
     return {k:v.to(self.acc.device, non_blocking=True) if torch.is_tensor(v) else v for k,v in batch.items()}
 
-# %% ../nbs/05_train.ipynb #c044
+# %% ../nbs/05_train.ipynb #c045
 @patch
 def note(self:Trainer,
     sums:torch.Tensor, # frame_sums of this process
@@ -380,7 +393,7 @@ def note(self:Trainer,
         'weights_l2_norm':weights.item(), 'speed/frames_per_s':k*cfg.batch*cfg.T/s['took'], 'speed/data_wait':s['wait']/s['took']})
     self.sums = {}
 
-# %% ../nbs/05_train.ipynb #c046
+# %% ../nbs/05_train.ipynb #c047
 def machine() -> str: # Such as '2 CPU cores' or '1 NVIDIA H200'
     "The kind of machine, without its name"
     n = torch.cuda.device_count()
@@ -408,7 +421,7 @@ def save(self:Trainer,
     if self.is_main:
         with self.avg.applied(): self.policy.save(self.run/f'{name}.safetensors', record=self.record())
 
-# %% ../nbs/05_train.ipynb #c048
+# %% ../nbs/05_train.ipynb #c049
 def _rng(): 
     "The global random states of torch and numpy"
     kind,keys,pos,gauss,cached = np.random.get_state()
@@ -449,7 +462,7 @@ def load_state(self:Trainer,
     self.mem,self.sums = tree_unflatten(own['mem'], tree_structure(self.mem)),own['sums']
     _set_rng(own['rng'])
 
-# %% ../nbs/05_train.ipynb #c050
+# %% ../nbs/05_train.ipynb #c051
 FREE = {'resume','n_frames','device','workers','val_every','save_every','snapshot_every','log_every'} # may change when a run goes on
 
 @patch
@@ -477,7 +490,7 @@ def note_val(self:Trainer, val):
     "A row for a validation"
     if self.is_main: self.log.add({'step':self.step, 'frames':self.frames, 'kind':'val', **val})
 
-# %% ../nbs/05_train.ipynb #c052
+# %% ../nbs/05_train.ipynb #c053
 @patch
 def due(self:Trainer, every) -> bool: # Has this step crossed a multiple of `every` frames, or the end?
     "Is it time for something that happens every so many frames?"
@@ -515,7 +528,7 @@ def fit(self:Trainer,
         if self.log: self.log.close()
     return self.result()
 
-# %% ../nbs/05_train.ipynb #c053
+# %% ../nbs/05_train.ipynb #c054
 @patch
 def stop_here(self:Trainer, stop):
     "Save and say so"
@@ -538,7 +551,7 @@ def train(
     "Train in this process (or, under torchrun, in these processes)"
     return Trainer(cfg).fit(callback)
 
-# %% ../nbs/05_train.ipynb #c055
+# %% ../nbs/05_train.ipynb #c056
 def parse_args(
     argv:list, # As in sys.argv[1:]
 ) -> TrainConfig:
@@ -557,7 +570,7 @@ def parse_args(
         d[k] = v
     return TrainConfig.preset(d.pop('preset', 'mini')).replace(**d)
 
-# %% ../nbs/05_train.ipynb #c058
+# %% ../nbs/05_train.ipynb #c059
 def n_procs(
     cfg:TrainConfig, # Uses device, batch and accumulate
 ) -> int: # One a GPU; on a CPU one a core, as far as the lanes can be shared out
@@ -594,7 +607,7 @@ def launch(
     if p.returncode: raise RuntimeError(f'training run {cfg.name!r} failed, the whole log is in runs/{cfg.name}/train.log:\n' + '\n'.join(_errors(lines)))
     return json.loads(next(l for l in reversed(lines) if l.startswith('{')))
 
-# %% ../nbs/05_train.ipynb #c059
+# %% ../nbs/05_train.ipynb #c060
 def _errors(lines):
     "The lines that say what went wrong: the first traceback's end, else the last lines"
     errs = [l for l in lines if 'Error' in l.split(':')[0] and 'ChildFailed' not in l and not l.startswith(' ')]
@@ -613,7 +626,7 @@ def main(
 
 if __name__ == '__main__' and '__file__' in globals(): main()
 
-# %% ../nbs/05_train.ipynb #c066
+# %% ../nbs/05_train.ipynb #c067
 def plot_metrics(
     *runs,       # Names of run folders
     figsize=(11, 2.6),
@@ -633,7 +646,7 @@ def plot_metrics(
             ax.set(title=title, xlabel='thousand frames'); ax.legend(fontsize=7)
     return fig
 
-# %% ../nbs/05_train.ipynb #c081
+# %% ../nbs/05_train.ipynb #c082
 def clear_params(
     names:dict, # globals()
     *extra,     # Parameters that are no fields of `cls`
