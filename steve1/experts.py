@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'METRICS', 'BREAKS', 'OFFERS', 'WEIGHTS', 'START_ITEMS', 'Task', 'MetricTracker', 'Stuck', 'Expert',
-           'EventFinder', 'Play', 'as_action', 'Recorder', 'play']
+           'EventFinder', 'Play', 'as_action', 'Recorder', 'play', 'expert_score']
 
 # %% ../nbs/00d_experts.ipynb #c002
 import math, zlib
@@ -526,3 +526,17 @@ def _watched(ex, task, n):
         except (StopIteration, Stuck): act, gen = dict(camera=(0,ex.rng.choice([-6.,6.])), forward=1), ex.explore()
         ex.looks = 0
         yield act
+
+# %% ../nbs/00d_experts.ipynb #c036
+def expert_score(
+    task:str,          # Whose expert plays
+    seed:int,          # Of world and moods
+    n_steps:int=400,   # Steps in the world, pauses counted
+    judge:str=None,    # Task whose arena and metric count; None: the same
+) -> float:            # Final value of the metric
+    "How well an expert does, drawing no more than a thumbnail"
+    t, rng = TASKS[judge or task], np.random.default_rng((seed,13))
+    env = BlockWorldEnv(seed, (16,16), t.arena, START_ITEMS)
+    rec = Recorder(env, env.reset(), rng)
+    for act in _watched(Expert(env.world, rng), task, n_steps): rec.step(act, task)
+    return rec.metrics.values[t.metric]
