@@ -514,8 +514,8 @@ def play(
         ex = Expert(env.world, rng)
         task = only or ex.choose(task)
         for act in _watched(ex, task, n_steps if only else int(rng.integers(*TASKS[task].steps))):
-            rec.step(act, task); tries += 1
             if len(rec.rows)>=n_steps or tries>=4*n_steps: break
+            rec.step(act, task); tries += 1
     return rec.play()
 
 def _watched(ex, task, n):

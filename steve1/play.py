@@ -103,7 +103,7 @@ def _pygame():
     "pygame with a display, or an error that says what is missing"
     os.environ.setdefault('PYGAME_HIDE_SUPPORT_PROMPT', '1')
     try: import pygame
-    except ImportError: raise RuntimeError("a window needs pygame: pip install 'steve1[play]'; or play in the notebook 00e_play") from None
+    except ImportError: raise RuntimeError("a window needs pygame: pip install -e '.[play]'; or play in the notebook 00e_play") from None
     try: pygame.display.init(); pygame.font.init()
     except pygame.error as e: raise RuntimeError(f'no display to open a window on ({e}); play in the notebook 00e_play, or set DISPLAY') from None
     if pygame.display.get_driver()=='offscreen': raise RuntimeError('no display to open a window on; play in the notebook 00e_play, or set DISPLAY')
