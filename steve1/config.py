@@ -260,7 +260,7 @@ def _reason(e): return str(e).partition('\n')[0] or 'it ends too early'
 
 def safe_pickle_load(
     path:str|Path, # A pickle of numbers, containers, text and arrays
-):
+): # What was pickled
     "Unpickle data without letting it run code"
     try:
         with open(_present(path), 'rb') as f: return _SafeUnpickler(f).load()
@@ -270,7 +270,7 @@ def safe_pickle_load(
 def safe_torch_load(
     path:str|Path, # A .pt, .pth or .weights file
     device='cpu',  # Where the tensors go
-):
+): # What was saved, usually {name: tensor}
     "`torch.load` without letting the file run code"
     import torch
     try: return torch.load(_present(path), map_location=device, weights_only=True)

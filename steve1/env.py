@@ -10,7 +10,7 @@ import gymnasium, numpy as np
 from gymnasium import spaces
 from fastcore.basics import patch
 from .actions import KEYS, check_action, noop
-from .world import ARENAS, BLOCKS, ITEMS, World, check_size
+from .world import BLOCKS, ITEMS, World, check_size
 
 # %% ../nbs/00c_env.ipynb #c005
 class BlockWorldEnv:
@@ -79,8 +79,8 @@ def make_env(
 
 # %% ../nbs/00c_env.ipynb #c013
 def check_env(
-    env,           # Environment to check
-    n:int=12,      # Steps to take
+    env,              # Environment to check
+    n:int=12,         # Steps to take
     repeat:bool=True, # Must the same seed and actions give the same pictures?
 ):
     "Raise an error that says which part of the interface an environment does not keep"
@@ -133,15 +133,24 @@ class BlockWorldGym(gymnasium.Env):
         return dict(pov=o['pov'], isGuiOpen=np.int64(o['isGuiOpen']), inventory={k:np.array(v,np.int64) for k,v in o['inventory'].items()},
                     location_stats={k:np.array(v) for k,v in o['location_stats'].items()})
 
-    def reset(self, *, seed:int=None, options:dict=None):
+    def reset(self, *,
+        seed:int=None,     # Seed of `np_random`, which draws the world's; None goes on drawing
+        options:dict=None, # Not used
+    ):                     # -> (obs, info)
+        "Start anew in a world that `seed` draws"
         super().reset(seed=seed)
         return self._obs(self.env.reset(int(self.np_random.integers(2**31)))), self.env.info()
 
-    def step(self, action:dict):
+    def step(self,
+        action:dict, # Keys 0/1 and `camera` (2,) in degrees
+    ):               # -> (obs, reward 0, terminated False, truncated False, info)
+        "Act for 1/20 s"
         o,info = self.env.step({k:(np.asarray(v,float) if k=='camera' else int(v)) for k,v in action.items()})
         return self._obs(o), 0., False, False, info
 
-    def render(self): return self.env.render(self.env.size) if self.render_mode else None
+    def render(self): # -> `(h,w,3)` uint8 RGB at `size`, None without a render mode
+        "What the player sees"
+        return self.env.render(self.env.size) if self.render_mode else None
 
 if 'steve1/BlockWorld-v0' not in gymnasium.registry:
     gymnasium.register('steve1/BlockWorld-v0', entry_point='steve1.env:BlockWorldGym', max_episode_steps=6000)

@@ -13,8 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 from .actions import ActionMap, is_null, to_cols, to_rows
 from .env import BlockWorldEnv
-from .world import (AIR, DANDELION, DIRT, GRASS, ITEMS, LEAVES, LOG, POPPY, SAND, SEA, SOLID, STONE, SX, SY, TALLGRASS, WATER, WRAP,
-                          _collides, jit)
+from .world import AIR, DANDELION, DIRT, GRASS, ITEMS, LEAVES, LOG, POPPY, SAND, SEA, SOLID, SY, TALLGRASS, WATER, WRAP, jit
 
 # %% ../nbs/00d_experts.ipynb #c005
 @dataclass(frozen=True)
@@ -389,7 +388,11 @@ class EventFinder:
     "Says at which steps the last 16 frames plainly show a task"
     def __init__(self): self.track, self.run = [], dict(since=0, last=-99)
 
-    def update(self, task, obs, info):
+    def update(self,
+        task:str, # Task that is being played
+        obs:dict, # Observation of a step
+        info:dict,# Its info
+    ):            # -> bool
         "Is this step an event of `task`?"
         s = obs['location_stats']
         self.track.append((s['xpos'], s['ypos'], s['zpos']))
@@ -424,7 +427,9 @@ def _settle(act):
     cols = {k:np.array([int(v)]) for k,v in act.items() if k!='camera'} | dict(camera=np.asarray(act.get('camera',(0,0)),float)[None])
     return to_rows(_MAP.to_env(*_MAP.to_joint(cols)))[0]
 
-def as_action(row): # row of ACTION_DTYPE -> dict for `env.step`
+def as_action(
+    row,     # One row of `ACTION_DTYPE`
+) -> dict:   # For `env.step`: pressed keys 1, `camera` (2,) float64 degrees
     "A row as an action dict, pressed keys only"
     return {k:1 for k in row.dtype.names[:-1] if row[k]} | dict(camera=row['camera'].astype(float))
 
@@ -454,13 +459,20 @@ def choose(self:Expert, before):
 # %% ../nbs/00d_experts.ipynb #c030
 class Recorder:
     "Steps an environment with an expert's actions and keeps what a recording needs"
-    def __init__(self, env, obs, rng):
+    def __init__(self,
+        env, # `BlockWorldEnv` to step
+        obs, # Its first observation
+        rng, # numpy Generator of the stumbles
+    ):
         self.env,self.obs,self.rng = env,obs,rng
         self.frames,self.rows,self.tasks,self.events,self.stumbling = [],[],[],[],[]
         self.metrics,self.finder,self.burst = MetricTracker(),EventFinder(),[]
         self.metrics.update(obs)
 
-    def step(self, act, task):
+    def step(self,
+        act:dict, # What the expert wants: pressed keys, `camera` in degrees
+        task:str, # Whose action it is
+    ):
         "One step; null steps pass in the world but leave no trace"
         stumble = self._stumble(task)
         row = _settle(stumble or act)

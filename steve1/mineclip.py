@@ -28,25 +28,25 @@ class MineCLIPConfig(Config):
     image_size: tuple = (160, 256)  # Height and width of a frame in pixels
     patch: int = 16                 # Side of the square that one image token covers
     stem: tuple = ()                # Widths of the convolutional stem; empty: a ViT's patch projection
-    width: int = 768                # Image tower: width, layers, attention heads
-    depth: int = 12
-    heads: int = 12
+    width: int = 768                # Image tower: width of a token
+    depth: int = 12                 # Image tower: layers
+    heads: int = 12                 # Image tower: attention heads
     pool: Literal['cls','grid'] = 'cls' # The frame's feature: from the class token, or from all tokens side by side
     d: int = 512                    # Width of the shared space
     window: int = 16                # Frames in a window
     positions: int = 32             # Learned positions in time; the published model has twice what it uses
-    t_depth: int = 2                # Temporal transformer: layers, heads, feed-forward width in multiples of d
-    t_heads: int = 8
-    t_mult: int = 4
-    text_width: int = 512           # Text tower: width, layers, heads
-    text_depth: int = 12
-    text_heads: int = 8
+    t_depth: int = 2                # Temporal transformer: layers
+    t_heads: int = 8                # Temporal transformer: attention heads
+    t_mult: int = 4                 # Temporal transformer: feed-forward width in multiples of d
+    text_width: int = 512           # Text tower: width of a token
+    text_depth: int = 12            # Text tower: layers
+    text_heads: int = 8             # Text tower: attention heads
     vocab: int = 49408              # Number of tokens; the last two are <start> and <end>
     context: int = 77               # Longest text in tokens, <start> and <end> among them
     tokenizer: Literal['clip','words'] = 'clip' # CLIP's sub-words, or a vocabulary of whole words kept in the checkpoint
     adapter: bool = True            # A residual MLP on the video side of the score
-    mean: tuple = (.3331, .3245, .3051) # Of the red, green and blue channel, on a scale of 0..1
-    std: tuple = (.2439, .2493, .2873)
+    mean: tuple = (.3331, .3245, .3051) # Mean of the red, green and blue channel, on a scale of 0..1
+    std: tuple = (.2439, .2493, .2873)  # Their standard deviation
     presets: ClassVar[dict] = {'2x': {},
         'mini': dict(image_size=(64,64), stem=(32,64), width=128, depth=1, heads=4, pool='grid', d=128, positions=16, t_depth=1, t_heads=4, t_mult=2,
             text_width=128, text_depth=2, text_heads=4, vocab=1024, context=24, tokenizer='words', adapter=False),
@@ -454,7 +454,7 @@ class ClipTrainConfig(Config):
     warmup: float = .05         # Share of the steps
     weight_decay: float = .05   # AdamW's, on matrices only
     clip_grad: float = 1.       # Largest gradient norm
-    word_dropout: float = .25   # Chance that a word of a caption is hidden
+    word_dropout: float = .25   # Chance that a word of a caption is dropped, replaced by `<unk>` or given one in front
     flip: bool = True           # Mirror half of the windows
     brightness: float = .15     # Windows are brighter or darker by up to this share
     device: str = 'auto'        # Where to train

@@ -10,7 +10,6 @@ __all__ = ['PATCH', 'TRUNKS', 'NET', 'CNN', 'REC', 'OFFICIAL', 'PolicyConfig', '
 # %% ../nbs/02_policy.ipynb #c002
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 import cv2
 import numpy as np
@@ -85,10 +84,25 @@ def fan_in_(
     if layer.bias is not None: layer.bias.zero_()
     return layer
 
-def linear(i, o, norm=True, **kw): # `FanIn` on (..., i) -> (..., o)
+def linear(
+    i:int,          # Width in
+    o:int,          # Width out
+    norm:bool=True, # A LayerNorm before it, and no bias?
+    **kw,           # For `FanIn`
+): # `FanIn` on (...,i) -> (...,o)
+    "A linear map as `FanIn`"
     return FanIn(nn.Linear(i, o, bias=not norm), nn.LayerNorm(i) if norm else None, **kw)
 
-def conv(i, o, norm=True, stride=1, size=3, pad=1, **kw): # `FanIn` on (n,i,h,w)
+def conv(
+    i:int,          # Channels in
+    o:int,          # Channels out
+    norm:bool=True, # A GroupNorm of one group before it, and no bias?
+    stride:int=1,   # Pixels from one place to the next
+    size:int=3,     # Pixels a side of the kernel
+    pad:int=1,      # Zeros around the picture, in pixels
+    **kw,           # For `FanIn`
+): # `FanIn` on (n,i,h,w)
+    "A convolution as `FanIn`"
     return FanIn(nn.Conv2d(i, o, size, stride, pad, bias=not norm), nn.GroupNorm(1, i) if norm else None, **kw)
 
 # %% ../nbs/02_policy.ipynb #c012
@@ -249,7 +263,7 @@ class Value(nn.Module):
 
 # %% ../nbs/02_policy.ipynb #c037
 class Out(NamedTuple):
-    "What a policy says about each frame: logits of both heads, value (b,t) in normalised units"
+    "What a policy says about each frame: logits of buttons (b,t,8641) and camera (b,t,121), value (b,t) in normalised units"
     button_logits:torch.Tensor
     camera_logits:torch.Tensor
     value:torch.Tensor

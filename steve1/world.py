@@ -760,8 +760,10 @@ class Worlds:
         _render_all(self.blocks, self.tops, self.light, self.clouds, self.slots, self.players, TEX, MEAN, DIGITS, out)
         return out
 
-def check_size(size):
-    "(height, width) of a picture, checked"
+def check_size(
+    size, # Should be (height, width), 16 to 2160 pixels each
+):        # -> (height, width) as ints
+    "The size of a picture, or an error that says what is wrong with it"
     if not (isinstance(size,(tuple,list)) and len(size)==2 and all(isinstance(s,(int,np.integer)) and 16<=s<=2160 for s in size)):
         raise ValueError(f'size must be (height, width) in pixels from 16 to 2160, not {size!r}')
     return tuple(int(s) for s in size)
@@ -786,7 +788,11 @@ class World:
     @property
     def arena(self): return self._w.arenas[self._i]
 
-    def reset(self, seed:int=0, arena:str='plains', items:dict=None):
+    def reset(self,
+        seed:int=0,         # Seed of terrain, start and drops
+        arena:str='plains', # One of `ARENAS`
+        items:dict=None,    # Items in the inventory at the start, name -> count
+    ):                      # -> self
         "Make the world anew and put the player at its start"
         if arena not in ARENAS: raise ValueError(f'unknown arena {arena!r}: choose from {", ".join(ARENAS)}')
         a,w,i = ARENAS[arena], self._w, self._i
@@ -819,8 +825,13 @@ def _spawn(self:World, a):
     _aim(self.blocks, p)
 
 @patch
-def nearest(self:World, kinds, r:int=16, up:int=6, down:int=5):
-    "Coordinates (x,y,z) of the nearest block of these kinds within r columns, or None"
+def nearest(self:World,
+    kinds,      # Kinds of block to look for, such as `(LOG,)`
+    r:int=16,   # Columns to each side, in blocks
+    up:int=6,   # Levels above the feet (the last one excluded)
+    down:int=5, # Levels below the feet
+):              # -> (x,y,z) in blocks, x and z not wrapped; None if there is none
+    "The nearest block of some kinds, seen or hidden"
     p = self.p; x,y,z = int(np.floor(p.x)), int(np.floor(p.y)), int(np.floor(p.z))
     y0 = max(0,y-down); xs,zs = np.arange(x-r,x+r+1), np.arange(z-r,z+r+1)
     box = self.blocks[np.ix_(xs&WRAP, np.arange(y0,min(SY,y+up)), zs&WRAP)]
@@ -856,7 +867,10 @@ def render(self:World,
 
 # %% ../nbs/00b_world.ipynb #c059
 @patch
-def give(self:World, item:str, n:int=1):
+def give(self:World,
+    item:str, # One of `ITEMS`
+    n:int=1,  # How many; 64 fill a slot
+):
     "Put items into the inventory"
     if item not in ITEMS[1:]: raise ValueError(f'unknown item {item!r}: the items are {", ".join(ITEMS[1:])}')
     for k in [64]*(n//64)+[n%64]*(n%64>0):
@@ -880,7 +894,9 @@ def save_state(self:World): # -> dict of arrays
     return dict(seed=self.seed, arena=self.arena, blocks=self.blocks.copy(), tops=self.tops.copy(), light=self.light.copy(), clouds=self.clouds.copy(), slots=self.slots.copy(), player=np.array(self._w.players[self._i:self._i+1]))
 
 @patch
-def load_state(self:World, state:dict):
+def load_state(self:World,
+    state:dict, # What `save_state` returned
+):              # -> self
     "Go back to a saved state"
     for n in ('blocks','tops','light','clouds','slots'): getattr(self,n)[:] = state[n]
     self._w.seeds[self._i], self._w.arenas[self._i] = state['seed'], state['arena']
