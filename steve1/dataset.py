@@ -67,17 +67,17 @@ class DataConfig(Config):
 
 # %% ../nbs/04_dataset.ipynb #c017
 def n_chunks(
-    n:int, # Steps of the episode
-    cfg:DataConfig,
+    n:int,          # Steps of the episode
+    cfg:DataConfig, # Uses T, start and cut
 ) -> int:
     "Chunks in a visit to an episode"
     room = n-cfg.start
     return room//cfg.T if cfg.cut == 'random' else -(-room//cfg.T)
 
 def chunk_starts(
-    n:int,    # Steps of the episode
-    cfg:DataConfig,
-    rng=None, # numpy Generator, for cut='random'
+    n:int,          # Steps of the episode
+    cfg:DataConfig, # Uses T, start and cut
+    rng=None,       # numpy Generator, for cut='random'
 ) -> np.ndarray: # int64 (n_chunks,): first steps
     "Where the chunks of a visit begin"
     k, T = n_chunks(n, cfg), cfg.T
@@ -88,9 +88,9 @@ def chunk_starts(
 class Visit:
     "One pass through an episode: its goals, chunks and drops, drawn once"
     def __init__(self,
-        path:str|Path, # The episode's folder
-        cfg:DataConfig,
-        seed,          # Integer or list of integers: decides every draw
+        path:str|Path,   # The episode's folder
+        cfg:DataConfig,  # How it is cut and relabelled
+        seed,            # Integer or list of integers: decides every draw
         goals:bool=True, # Read embeddings?
     ):
         self.cfg, self.ep, rng = cfg, Episode(path), np.random.default_rng(seed)
@@ -104,8 +104,8 @@ class Visit:
 
 # %% ../nbs/04_dataset.ipynb #c021
 def goal_rows(
-    ep:Episode,
-    goal_idx, # int64 (n,): the step whose embedding is wanted
+    ep:Episode, # With embeddings
+    goal_idx,   # int64 (n,): the step whose embedding is wanted
 ) -> np.ndarray: # float32 (n,d)
     "Rows of the episode's embeddings, which must be finite"
     rows, where = np.unique(goal_idx, return_inverse=True)
@@ -117,7 +117,7 @@ def goal_rows(
 
 _actions = ActionMap()
 def joint_actions(
-    ep:Episode,
+    ep:Episode, # Its actions are read
 ) -> tuple: # buttons (n,), camera (n,), both int64
     "The actions of an episode as two numbers a step"
     if len(ep.actions) != ep.n: raise EpisodeError(f"{ep.path}: {len(ep.actions)} actions but {ep.n} steps; remove the folder and make the episode again")
@@ -212,7 +212,7 @@ class ChunkStream:
     "Batches of consecutive chunks, lane by lane; batch i depends on the seed and on i alone"
     def __init__(self,
         episodes,         # Episode folders
-        cfg:DataConfig,
+        cfg:DataConfig,   # How they become chunks
         batch:int=32,     # Lanes, over all processes
         rank:int=0,       # This process ...
         world_size:int=1, # ... of so many

@@ -611,7 +611,7 @@ def _plot_labels(ep, ax):
     top = ax.get_ylim()[1]
     for s in ep.spans:
         ax.axvline(s.start, color='k', lw=.5, ls=':')
-        ax.text(s.start+1, top, s.task, fontsize=7, va='bottom')
+        ax.annotate(s.task, (s.start, top), xytext=(2,4), textcoords='offset points', fontsize=7, va='bottom') # above the triangles
     if ep.events: ax.plot([e.step for e in ep.events], [top]*len(ep.events), 'v', color='C3', ms=5, clip_on=False)
 
 @patch

@@ -70,7 +70,7 @@ class Job(NamedTuple):
     cases:tuple # (task name or '' for play without a goal, arena, seed) a world
 
 def make_jobs(
-    cfg:EvalConfig,
+    cfg:EvalConfig, # What to play
 ) -> list: # of `Job`
     "All worlds of an evaluation, in batches"
     seeds = read_seeds(cfg.n_seeds)
@@ -84,7 +84,7 @@ def _system(weights, device):
     return load_system(weights or None, device)
 
 def run_job(
-    job:Job,
+    job:Job, # Its worlds share one agent
 ) -> np.ndarray: # (worlds, metrics) at the end
     "Play the worlds of a job"
     cfg = EvalConfig.from_dict(job.cfg); system = _system(cfg.weights, cfg.device)
@@ -115,7 +115,7 @@ def _done(f, jobs, cfg, what):
     return [(jobs[i], out[i]) for i in sorted(out)]
 
 def evaluate(
-    cfg:EvalConfig,
+    cfg:EvalConfig, # What to play
 ) -> pd.DataFrame: # Rows: task, condition, arena, seed, metric, value, config, commit, weights
     "Play all tasks and the same worlds without a goal; save rows and config"
     weights = load_system(cfg.weights or None).weights                       # a clear error before any work
@@ -150,9 +150,9 @@ def bootstrap(
     return tuple(float(v) for v in np.quantile(means, [(1-level)/2, (1+level)/2]))
 
 def paired(
-    rows,         # From `evaluate`
-    task:str,
-    metric:str,
+    rows,       # From `evaluate`
+    task:str,   # One of `TASKS`
+    metric:str, # One of `METRICS`
 ): # (n,) prompted and (n,) unconditional values, in the same worlds
     "What a prompt did to a metric, world by world"
     of = rows[(rows.metric==metric) & (rows.arena==TASKS[task].arena)]

@@ -191,7 +191,7 @@ def play_human(
 ):
     "Play BlockWorld in a window"
     try:
-        if not human: raise RuntimeError('say --human to play yourself; an agent plays in the notebooks 07_rollout and 09_demo')
+        if not human: raise RuntimeError('say --human to play yourself; `steve1_rollout` and the notebook 07_rollout let the agent play')
         Window(Game(seed=seed, arena=arena), scale).loop(n_steps)
     except (RuntimeError,ValueError) as e: raise SystemExit(f'steve1_play: {e}') from None
 

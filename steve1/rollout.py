@@ -98,7 +98,7 @@ def no_goal(system:System) -> Goal:
 
 # %% ../nbs/07_rollout.ipynb #c013
 def text_goal(
-    system:System,
+    system:System,  # Its MineCLIP and prior
     prompt:str,     # Any text; the name of a task stands for its prompt
     seed:int=None,  # Draw from the prior with this seed; None: its middle, z=0
 ) -> Goal:
@@ -112,7 +112,7 @@ def text_goal(
 
 # %% ../nbs/07_rollout.ipynb #c016
 def visual_goal(
-    system:System,
+    system:System, # Its MineCLIP must have embedded the episode
     episode,       # An `Episode`, its folder, or that folder below data/
     step:int,      # The frames step-15..step are the prompt
     name:str=None, # What the video says; None: folder@step
@@ -126,7 +126,7 @@ def visual_goal(
     return Goal(name or f'{episode.path.name}@{step}', np.asarray(episode.embeds[step], np.float32), task)
 
 def as_goal(
-    system:System,
+    system:System, # Its MineCLIP and prior
     prompt:str,    # Text; 'folder@step' for a visual prompt; 'unconditional'
     seed:int=None, # For `text_goal`
 ) -> Goal:
@@ -168,7 +168,7 @@ class Case:
     def stem(self): return f"{re.sub('[^a-z0-9]+', '_', self.goal.name.lower()).strip('_') or 'prompt'}_{self.seed}"
 
 def make_case(
-    goal:Goal,
+    goal:Goal,            # What to play towards
     seed:int=0,           # Of world and luck
     cond_scale:float=1.5, # Guidance
     arena:str='auto',     # 'auto': the arena of the goal's task, else plains
@@ -225,9 +225,9 @@ def rollout(
 
 # %% ../nbs/07_rollout.ipynb #c030
 def step_table(
-    case:Case,
-    values,  # float32 (n,len(METRICS)) of that case
-    actions, # `ACTION_DTYPE` (n,)
+    case:Case, # What was played
+    values,    # float32 (n,len(METRICS)) of that case
+    actions,   # `ACTION_DTYPE` (n,)
 ) -> pd.DataFrame: # One row a step: step, keys, pitch, yaw, metrics
     "All that was done and measured in one rollout"
     keys = ['+'.join(k for k in actions.dtype.names[:-1] if a[k]) for a in actions]
@@ -260,10 +260,10 @@ def _blend(img, y, x, mask, color):
 
 def put_text(
     img,                       # uint8 (h,w,3), changed in place
-    text:str,
+    text:str,                  # One line
     y:int, x:int,              # Baseline and left end (right end, middle) in pixels
     px:int=14,                 # Size
-    color=(255,255,255),
+    color=(255,255,255),       # RGB, 0..255
     align:str='left',          # 'left', 'right' or 'middle'
 ) -> int: # Its width
     "Write on a picture"
@@ -306,7 +306,7 @@ def draw_keys(
 
 # %% ../nbs/07_rollout.ipynb #c035
 def note_of(
-    case:Case,
+    case:Case,   # What is played
     values:dict, # Metric -> value
 ) -> str:
     "What has come of it, in few words: the task's metric, or whatever stands out"
@@ -315,7 +315,7 @@ def note_of(
 
 def overlay(
     frame,       # uint8 (h,w,3)
-    case:Case,
+    case:Case,   # What is played
     t:int,       # Steps taken
     action,      # The last one, a row of `ACTION_DTYPE`
     values:dict, # Metric -> value
@@ -361,7 +361,7 @@ class Film:
 
 # %% ../nbs/07_rollout.ipynb #c039
 def film_rollout(
-    policy:Policy,
+    policy:Policy,        # Who plays
     cases:list,           # A `Case` a world
     paths:list,           # An .mp4 a world; appears when it is whole
     n_steps:int,          # Steps of 1/20 s
@@ -442,7 +442,7 @@ def _write_text(path, text):
 
 # %% ../nbs/07_rollout.ipynb #c050
 def run_rollouts(
-    cfg:RolloutConfig,
+    cfg:RolloutConfig, # What to play
 ) -> pd.DataFrame: # One row a case: prompt, seed, arena, cond_scale, metrics at the end
     "Play what is not there yet; write films, tables and the contact sheet"
     folder, system = data_dir('runs', cfg.name), load_system(cfg.weights or None, cfg.device)

@@ -82,7 +82,7 @@ def task_counts(
 @call_parse
 def sampling_cli(
     name:str,               # What a training run will call it
-    datasets:Param('Datasets: names or folders', str, nargs='+'),
+    datasets:Param('Datasets: names or folders', str, nargs='+'), # One or more
     val_share:float=.1,     # Share of frames held back, 0..1
     seed:int=0,             # Of the draw
 ):

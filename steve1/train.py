@@ -95,8 +95,8 @@ def lr_at(
 
 # %% ../nbs/05_train.ipynb #c018
 def param_groups(
-    model:torch.nn.Module,
-    weight_decay:float, # For all but biases and LayerNorm
+    model:torch.nn.Module, # Whose parameters
+    weight_decay:float,    # For all but biases and LayerNorm
 ) -> list: # Two groups for AdamW: decayed, not decayed
     "The published split of the parameters"
     norms = {f'{n}.weight' for n,m in model.named_modules() if isinstance(m, torch.nn.LayerNorm)} | {'weight' if isinstance(model, torch.nn.LayerNorm) else ''}
@@ -255,8 +255,8 @@ def make_policy(
 # %% ../nbs/05_train.ipynb #c039
 class Trainer:
     "All parts of a run and the step it is at"
-    def __init__(self, 
-        cfg:TrainConfig,
+    def __init__(self,
+        cfg:TrainConfig, # The recipe
     ):
         self.cfg,self.run,self.acc = cfg,data_dir('runs', cfg.name),make_accelerator(cfg)
         rank,world = self.acc.process_index,self.acc.num_processes
@@ -545,8 +545,8 @@ def result(self:Trainer) -> dict:
         **({k:v for k,v in rows[-1].items() if k in ('loss/train','speed/frames_per_s')} if rows else {}), checkpoint=str(Path('runs')/self.cfg.name/'best.safetensors'))
 
 def train(
-    cfg:TrainConfig,
-    callback=None, # Called with the Trainer after each step; a plot that grows, a test that interrupts
+    cfg:TrainConfig, # The recipe
+    callback=None,   # Called with the Trainer after each step; a plot that grows, a test that interrupts
 ) -> dict: # Final numbers
     "Train in this process (or, under torchrun, in these processes)"
     return Trainer(cfg).fit(callback)
@@ -589,7 +589,7 @@ def launch_command(cfg_file, procs):
     return cmd, env
 
 def launch(
-    cfg:TrainConfig,
+    cfg:TrainConfig,     # The recipe
     procs:int|None=None, # Processes; None: what suits the machine
 ) -> dict: # Final numbers, as `train`
     "Train in processes of their own on this machine"
@@ -628,8 +628,8 @@ if __name__ == '__main__' and '__file__' in globals(): main()
 
 # %% ../nbs/05_train.ipynb #c067
 def plot_metrics(
-    *runs,       # Names of run folders
-    figsize=(11, 2.6),
+    *runs,             # Names of run folders
+    figsize=(11, 2.6), # (width, height) in inches
 ): # A matplotlib figure
     "Loss, validation, accuracy and gradient norm of one or more runs, by frames"
     from matplotlib import pyplot as plt
