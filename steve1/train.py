@@ -622,7 +622,11 @@ def main(
     try: res = train(cfg)
     except Stopped as e: sys.exit(128 + e.signal)
     if int(os.environ.get('RANK', 0)) == 0: print(json.dumps(res), flush=True)
-    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()                     # nobody leaves while another still talks
+        torch.distributed.destroy_process_group()
+        sys.stdout.flush(); sys.stderr.flush()
+        os._exit(0)                                     # gloo's threads, should one still stand, abort an ordinary exit
 
 if __name__ == '__main__' and '__file__' in globals(): main()
 
