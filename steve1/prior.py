@@ -15,7 +15,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .config import Config, get_device, load_strict, load_tensors, save_tensors
+from .config import Config, atomic_path, get_device, load_strict, read_checkpoint, read_official, save_tensors
 from .mineclip import MineCLIP, hide_words, pick_events
 
 # %% ../nbs/06_prior.ipynb #c005
@@ -216,8 +216,30 @@ def load(cls:Prior,
     device='cpu', # Where the model goes
 ): # In evaluation mode, with `.record`
     "Read a prior back"
-    state,meta = load_tensors(path, device)
-    if meta.get('kind') != 'prior': raise ValueError(f"{Path(path).name} holds {meta.get('kind') or 'something else'}, not a prior")
+    state,meta = read_checkpoint(path, 'prior', device)
     prior = cls(PriorConfig.from_dict(meta['config'])).to(device)
     prior.record = meta['record']
     return load_strict(prior, state, Path(path).name).eval()
+
+# %% ../nbs/06_prior.ipynb #b4955b72
+@patch(cls_method=True)
+def from_official(cls:Prior,
+    weights,      # A path (`steve1_prior.pt`), or a dict of its keys
+    device='cpu', # Where the model goes
+): # In evaluation mode
+    "The published prior, or one that was trained with the published code; strict"
+    state = {k:torch.as_tensor(v) for k,v in read_official(weights, 'prior').items()}
+    name = 'weights' if isinstance(weights, dict) else str(weights)
+    try: (hidden,_),(d,_),(latent2,_) = (state[f'{k}.weight'].shape for k in ('encoder.0','decoder.6','encoder.6'))
+    except (KeyError, ValueError) as e: raise ValueError(f"{name} is no prior: its width cannot be read ({e})") from None
+    return load_strict(cls(PriorConfig(d, hidden, latent2//2)), state, name).to(get_device(str(device))).eval()
+
+@patch
+def to_official(self:Prior,
+    path=None, # Where to write it, as `steve1_prior.pt` is; None writes nothing
+) -> dict:     # Published keys -> tensors
+    "The weights as the published code stores them"
+    state = {k:v.detach().cpu().contiguous() for k,v in self.state_dict().items()}
+    if path is not None:
+        with atomic_path(path) as tmp: torch.save(state, tmp)
+    return state
