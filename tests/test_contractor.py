@@ -1,0 +1,203 @@
+"Contractor recordings from a server that behaves like the real one: files missing, short, wrong, and a network that breaks"
+import json, os, random, re, shutil, signal, subprocess, sys, threading, time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+import numpy as np, pytest, torch
+from steve1.actions import KEYS
+from steve1.config import repo_root, sha256
+from steve1.contractor import (Index, Ledger, RecordingError, collect, convert, faults, fetch, plan, raw_path, report,
+    to_actions, to_columns, read_steps, write_contractor)
+from steve1.episodes import Episode, embed_pieces, is_embedded, list_episodes, validate_episode
+
+GOOD = ['6.13/plain-0', '6.13/plain-1', '7.6/plain-2', '8.0/plain-3', '9.1/plain-4', '10.0/plain-5', '8.0/breaks-twice', '8.0/more-lines', '8.0/stuck']
+GONE, SHORT, N = ['8.0/gone-0', '10.0/gone-1'], '8.0/cut-short', 48
+
+class Site(BaseHTTPRequestHandler):
+    "Serves a folder with ranges, counts requests, and hangs up in the middle of files named in `flaky`"
+    protocol_version = 'HTTP/1.1'
+    def do_GET(self):
+        path = self.server.folder/self.path.lstrip('/')
+        self.server.asked.append(self.path)
+        if not path.is_file(): return self.send_error(404)
+        data, start = path.read_bytes(), int((re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', '')) or [0,0])[1])
+        self.send_response(206 if start else 200)
+        if start: self.send_header('Content-Range', f'bytes {start}-{len(data)-1}/{len(data)}')
+        self.send_header('Content-Length', str(len(data)-start)); self.send_header('ETag', f'"{len(data)}"'); self.end_headers()
+        if self.server.flaky.get(self.path, 0):
+            self.server.flaky[self.path] -= 1
+            self.wfile.write(data[start:start+len(data)//3]); self.close_connection = True
+        else: self.wfile.write(data[start:])
+    def log_message(self, *args): pass
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "Twelve recordings, of which nine are good"
+    folder, sample = tmp_path_factory.mktemp('site'), [Episode(p) for p in list_episodes('sample')]
+    for i,p in enumerate(GOOD+[SHORT]): write_contractor(sample[i%8], folder/p, start=40*(i//8), stop=40*(i//8)+N, stuck='stuck' in p)
+    with open(folder/'8.0/more-lines.jsonl', 'a') as f: f.write((folder/'6.13/plain-0.jsonl').read_text())
+    (p := folder/f'{SHORT}.mp4').write_bytes(p.read_bytes()[:p.stat().st_size//2])
+    names = GOOD[:3]+GONE[:1]+GOOD[3:]+[SHORT]+GONE[1:]
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Site)
+    server.folder, server.asked, server.flaky = folder, [], {}
+    (folder/'index.json').write_text(json.dumps(dict(basedir=f'http://127.0.0.1:{server.server_port}/', relpaths=[n+'.mp4'*(i%2) for i,n in enumerate(names)])))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown(); server.server_close()
+
+def command(site, tmp_path, *args, **kw):
+    "`steve1_contractor` as a process, over the index that the server itself serves"
+    env = dict(os.environ, OMP_NUM_THREADS='1', STEVE1_DATA=str(tmp_path), PYTHONPATH=str(repo_root()))
+    (tmp_path/'run.py').write_text("from steve1.contractor import contractor_cli\nif __name__ == '__main__': contractor_cli()\n")
+    run = [sys.executable, str(tmp_path/'run.py'), str(site.folder/'index.json'), '--out', str(tmp_path/'made'), '--size', '64', *args]
+    return subprocess.Popen(run, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **kw)
+
+def files(dataset): return {str(p.relative_to(dataset)):sha256(p) for e in list_episodes(dataset) for p in sorted(e.iterdir())}
+
+def test_one_command_converts_the_good_ones(site, tmp_path):
+    "Nine episodes, three named with their reasons; a second run asks the server for nothing"
+    site.flaky |= {'/8.0/breaks-twice.mp4':2}
+    clip = str(repo_root()/'data/weights/mineclip.safetensors')
+    p = command(site, tmp_path, '--clip', clip)
+    text, _ = p.communicate(timeout=90)
+    assert p.returncode == 0, text
+    made = tmp_path/'made'
+    assert [e.name for e in list_episodes(made)] == sorted(g.replace('/','_') for g in GOOD)
+    assert re.search(r'converted +9', text) and re.search(r'in all +12', text), text
+    for name in GONE+[SHORT]: assert name.replace('/','_') in text
+    assert '404' in text and 'no readable video' in text
+    assert site.asked.count('/8.0/breaks-twice.mp4') == 3
+    asked = len(site.asked)
+    p = command(site, tmp_path, '--clip', clip)
+    text, _ = p.communicate(timeout=60)
+    assert p.returncode == 0 and '0 episodes made' in text and len(site.asked) == asked, text
+    _check_made(made)
+
+def _check_made(made):
+    sample = [Episode(p) for p in list_episodes('sample')]
+    for i,g in enumerate(GOOD):
+        ep, a = validate_episode(made/g.replace('/','_')), 40*(i//8)
+        want = sample[i%8].actions[a:a+N]
+        assert len(ep) == N and ep.embeds.shape == (N,128) and np.isfinite(ep.embeds[15:]).all()
+        for k in KEYS:
+            if (k, g) != ('attack', '8.0/stuck'): assert (ep.actions[k] == want[k]).all(), (g, k)
+        np.testing.assert_allclose(ep.actions['camera'], want['camera'], atol=1e-5)
+        assert abs(ep.frames().astype(int)-sample[i%8].frames(a, a+N)).mean() < 6
+    more, stuck = (Episode(made/f'8.0_{n}').meta['recording'] for n in ('more-lines','stuck'))
+    assert more['dropped']['no frame'] == N and more['steps'] == 2*N and stuck['stuck_attack'] > 0
+
+def test_killed_at_random_moments(site, tmp_path):
+    "Twenty SIGKILLs to the whole process group: never a part of an episode, and in the end the files of an undisturbed run"
+    rng, made = random.Random(0), tmp_path/'made'
+    site.flaky.clear()
+    collect(Index.read(site.folder/'index.json').recordings, tmp_path/'whole', raw=tmp_path/'raw', workers=0, size=(64,64))
+    whole, (recs, seen) = files(tmp_path/'whole'), (Index.read(site.folder/'index.json').recordings, Counter())
+    for kill in range(20):
+        p = command(site, tmp_path, '--workers', '1')
+        time.sleep(rng.uniform(.6, 2.)) if kill%2 else _until(lambda: list(made.glob('.tmp-*')) or p.poll() is not None, 10, rng.uniform(0, .1))
+        seen['running'] += p.poll() is None
+        os.killpg(p.pid, signal.SIGKILL); p.communicate()
+        seen['half done'] += bool(list(made.glob('.tmp-*')))
+        for e in made.glob('[!.]*/'): assert files_whole(e), e
+        if kill%2 == 0 and made.is_dir(): _lose_some(made, rng)
+    assert seen['running'] >= 15 and seen['half done'] >= 5, seen
+    p = command(site, tmp_path); text, _ = p.communicate(timeout=90)
+    assert p.returncode == 0, text
+    assert files(made) == whole and not list(made.glob('.tmp-*'))
+    assert sorted(faults(recs, made)) == sorted(n.replace('/','_') for n in GONE+[SHORT])
+
+def _until(true, timeout, more):
+    end = time.monotonic()+timeout
+    while not true() and time.monotonic() < end: time.sleep(.005)
+    time.sleep(more)
+
+def _lose_some(made, rng):
+    "So that there is work left for all twenty runs"
+    for e in list_episodes(made)[2:] if len(list(made.glob('[!.]*/'))) > 2 else (): shutil.rmtree(e)
+
+def files_whole(e): return all(sha256(e/f) == h for f,h in Episode(e).meta['files'].items())
+
+def test_network_failures_are_tried_again(site, tmp_path):
+    "A network that stays broken is no final verdict; a file that is gone is, until asked"
+    recs = [r for r in Index.read(site.folder/'index.json').recordings if r.name in ('8.0_breaks-twice','8.0_gone-0')]
+    site.flaky |= {'/8.0/breaks-twice.mp4':10**6}
+    [found] = [f for r,f in fetch(recs, tmp_path/'raw', retries=0) if r.name == '8.0_breaks-twice']
+    assert found[0] == 'network'
+    led = Ledger(tmp_path/'d'/'ledger.jsonl')
+    led.add('8.0_breaks-twice', *found); led.add('8.0_gone-0', 'missing', '404')
+    todo, _, given_up = plan(recs, tmp_path/'d')
+    assert [r.name for r in todo] == ['8.0_breaks-twice'] and given_up == ['8.0_gone-0']
+    assert len(plan(recs, tmp_path/'d', retry=True)[0]) == 2
+    site.flaky.clear()
+    assert collect(recs, tmp_path/'d', tmp_path/'raw', workers=0, size=(64,64), keep_raw=True) == 1
+    assert raw_path(todo[0], tmp_path/'raw', '.mp4').is_file() and set(faults(recs, tmp_path/'d')) == {'8.0_gone-0'}
+    assert report(recs, tmp_path/'d').recordings.to_dict() == {'converted':1, 'not on the server':1, 'in all':2}
+
+LINE = dict(mouse=dict(x=0., y=0., dx=1., dy=0., buttons=[], newButtons=[]), keyboard=dict(keys=[]), isGuiOpen=False, hotbar=0)
+def changed(**kw): return json.dumps(LINE | kw)
+BROKEN = {
+    'line 3: no JSON': '{"mouse": {"x"',
+    "line 3: no 'keyboard'": json.dumps({k:v for k,v in LINE.items() if k != 'keyboard'}),
+    "line 3: mouse: no 'newButtons'": changed(mouse=dict(dx=0., dy=0., buttons=[])),
+    "line 3: mouse: 'dx' must be finite, got nan": changed(mouse=LINE['mouse'] | dict(dx=float('nan'))),
+    "line 3: mouse: 'dy' must be finite, got -inf": changed(mouse=LINE['mouse'] | dict(dy=float('-inf'))),
+    "line 3: mouse: 'dx' must be finite, got 1000": changed(mouse=LINE['mouse'] | dict(dx=10**400)),
+    "line 3: mouse: 'dx' must be a number, got 'fast'": changed(mouse=LINE['mouse'] | dict(dx='fast')),
+    "line 3: mouse: 'buttons' must hold numbers alone": changed(mouse=LINE['mouse'] | dict(buttons=['left'])),
+    "line 3: keyboard: 'keys' must hold names alone": changed(keyboard=dict(keys=[[]])),
+    "line 3: 'hotbar' must be a slot from 0 to 8, got 9": changed(hotbar=9),
+    "line 3: 'isGuiOpen' must be true or false, got '1'": changed(isGuiOpen=1),
+    "line 3: not an object": '7',
+    "line 3: no JSON (": '['*100_000,
+}
+@pytest.mark.parametrize('message', BROKEN, ids=str)
+def test_broken_lines(site, tmp_path, message):
+    "A faulty line is named, and nothing is left behind"
+    (p := tmp_path/'a.jsonl').write_text('\n'.join([changed()]*2+[BROKEN[message]]+[changed()]*40))
+    with pytest.raises(RecordingError, match=re.escape(message)): convert(site.folder/'8.0/plain-3.mp4', p, tmp_path/'out')
+    assert [q.name for q in tmp_path.iterdir()] == ['a.jsonl']
+
+def test_broken_videos(site, tmp_path):
+    "Whatever is no whole video is said to be so"
+    good, rng = (site.folder/'8.0/plain-3.mp4').read_bytes(), np.random.default_rng(0)
+    actions = site.folder/'8.0/plain-3.jsonl'
+    for name,data in dict(noise=rng.bytes(10_000), empty=b'', half=good[:len(good)//2], text=b'hello', tail=good[len(good)//2:]).items():
+        (p := tmp_path/f'{name}.mp4').write_bytes(data)
+        with pytest.raises(RecordingError, match=f'{name}.mp4: '): convert(p, actions, tmp_path/'out')
+    for i in range(12): # single bits and blocks changed: an error that names the file, or a whole episode
+        b = bytearray(good); at = rng.integers(len(b)-64)
+        b[at:at+rng.integers(1,64)] = rng.bytes(rng.integers(1,64))
+        (p := tmp_path/f'flip-{i}.mp4').write_bytes(b)
+        try: validate_episode(convert(p, actions, tmp_path/f'out-{i}'))
+        except RecordingError as e: assert f'flip-{i}.mp4: ' in str(e)
+    assert not list(tmp_path.glob('.tmp-*')) and not (tmp_path/'out').exists()
+
+def test_cut_short_but_readable(site, tmp_path):
+    "A file with its table of contents in front opens even when its end is missing; it counts as broken"
+    import av
+    src, dst = site.folder/'8.0/plain-3.mp4', tmp_path/'front.mp4'
+    with av.open(str(src)) as a, av.open(str(dst), 'w', options=dict(movflags='faststart')) as b:
+        out = b.add_stream_from_template(a.streams.video[0])
+        for packet in a.demux(video=0):
+            if packet.dts is not None: packet.stream = out; b.mux(packet)
+    assert len(Episode(convert(dst, site.folder/'8.0/plain-3.jsonl', tmp_path/'whole'))) == N
+    dst.write_bytes(dst.read_bytes()[:-3000])
+    with pytest.raises(RecordingError, match='front.mp4: (cut short|frame)'): convert(dst, site.folder/'8.0/plain-3.jsonl', tmp_path/'out')
+
+def test_two_conversions_give_the_same_bytes(site, tmp_path):
+    a, b = (convert(site.folder/'8.0/stuck.mp4', site.folder/'8.0/stuck.jsonl', tmp_path/x) for x in 'ab')
+    assert {p.name:sha256(p) for p in a.iterdir()} == {p.name:sha256(p) for p in b.iterdir()}
+
+def test_embeddings_are_of_the_recording(site, tmp_path):
+    "MineCLIP sees the recording's own frames at its size; written while decoding, they are what one pass gives"
+    class Mean(torch.nn.Module):
+        d, image_size = 3, (16,24)
+        def embed_frames(self, x): return torch.as_tensor(x).float().mean((1,2))
+        def embed_windows(self, f): return f.unfold(0, 16, 1).mean(-1)
+    from steve1.contractor import Frames
+    mp4, jsonl = site.folder/'8.0/plain-3.mp4', site.folder/'8.0/plain-3.jsonl'
+    ep = validate_episode(convert(mp4, jsonl, tmp_path/'e', clip=Mean(), size=(32,32)), Mean())
+    frames = np.concatenate([x[0] for _,x in Frames(mp4, to_columns(read_steps(jsonl)), [(16,24)], step=7)])
+    want = np.concatenate(list(embed_pieces([frames], Mean())))
+    np.testing.assert_allclose(ep.embeds[15:], want[15:], atol=.1) and np.isnan(ep.embeds[:15]).all()
+    assert is_embedded(tmp_path/'e', Mean())
