@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['repo_root', 'data_dir', 'in_test', 'get_device', 'get_dtype', 'set_seed', 'Config', 'atomic_path', 'sha256',
-           'save_tensors', 'load_tensors', 'read_meta', 'load_strict', 'safe_pickle_load', 'safe_torch_load']
+           'save_tensors', 'load_tensors', 'read_meta', 'load_strict', 'Inert', 'safe_pickle_load', 'safe_torch_load',
+           'checkpoint_kind', 'read_checkpoint', 'read_official', 'DownloadError', 'check_file', 'download']
 
 # %% ../nbs/00_config.ipynb #c002
-import builtins, codecs, collections, difflib, hashlib, json, math, numbers, os, pickle, random, shutil, types, typing, uuid
+import codecs, collections, difflib, hashlib, http.client, io, json, math, mmap, numbers, os, pickle, random, re, reprlib, shutil, struct, time, types, typing, uuid, zipfile
+import urllib.error, urllib.request
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -172,11 +174,18 @@ def atomic_path(
     finally: shutil.rmtree(tmp, ignore_errors=True) if tmp.is_dir() else tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_config.ipynb #c041
+def _digest(path, kind):
+    "A checksum of a file's content, a megabyte at a time"
+    h = hashlib.new(kind, usedforsecurity=False)
+    with open(path, 'rb') as f:
+        while block := f.read(1 << 20): h.update(block)
+    return h.hexdigest()
+
 def sha256(
     path:str|Path, # A file of any size
 ) -> str: # 64 hexadecimal digits
     "The SHA-256 of a file's content"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
+    return _digest(path, 'sha256')
 
 # %% ../nbs/00_config.ipynb #c045
 def save_tensors(
@@ -192,31 +201,60 @@ def save_tensors(
         tmp.chmod(0o644) # safetensors writes a file that only its owner may read
     return Path(path)
 
+def _present(path, mend=''):
+    "The path of a file that is there"
+    path = Path(path)
+    if path.is_dir(): raise IsADirectoryError(f'{path} is a folder; name the file in it')
+    if not path.is_file(): raise FileNotFoundError(mend or f'no file at {path}')
+    return path
+
 def _opened(path, device='cpu'):
     "The file as a safetensors handle, or an error that says what to do"
     path = Path(path)
-    if not path.is_file():
-        mend = f'`git restore data/weights/{path.name}` brings back what ships, `make mini` makes it anew' if path.parent == data_dir('weights') \
-            else 'a training run writes its weights to data/runs/<name>/; the ones that ship lie in data/weights/'
-        raise FileNotFoundError(f'no weights at {path}: {mend}')
+    mend = f'`git restore data/weights/{path.name}` brings back what ships, `make mini` makes it anew' if path.parent == data_dir('weights') \
+        else 'a training run writes its weights to data/runs/<name>/; the ones that ship lie in data/weights/'
+    _present(path, f'no weights at {path}: {mend}')
     try: return safe_open(path, framework='pt', device=str(device))
-    except SafetensorError as e: raise ValueError(f'{path} ({path.stat().st_size:,} bytes) is cut short or no safetensors file: {e}; copy or make it again') from None
+    except (SafetensorError, OSError, ValueError) as e: raise ValueError(f'{path} ({path.stat().st_size:,} bytes) is cut short or no safetensors file: {_looks(path, "safetensors") or e}; copy or make it again') from None
 
 # %% ../nbs/00_config.ipynb #c047
+def _looks(path, meant=''):
+    "What a file that cannot be read seems to be, or '' if it looks like what was meant"
+    with open(path, 'rb') as f: head = f.read(512)
+    if not head.strip(b'\0'): return 'it is empty' if not head else 'it begins with nothing but zeros, as a download that was cut may'
+    if head.startswith(b'version https://git-lfs'): return "it is a pointer of Git LFS, and `git lfs pull` fetches the file"
+    if head.lstrip()[:1] == b'<': return 'it is a web page, which a server sent in place of the file'
+    seems = 'torch' if head.startswith((b'PK\3\4', _LEGACY)) else 'safetensors' if head[8:9] == b'{' and struct.unpack('<Q', head[:8])[0] < 1 << 27 else meant
+    return '' if seems == meant else 'it is a file of torch.save' if seems == 'torch' else 'it is a safetensors file'
+
+_LEGACY = pickle.dumps(0x1950a86a20f9469cfc6c, 2) # how torch.save began until torch 1.6
+
+# %% ../nbs/00_config.ipynb #c049
+def _meta(f, path):
+    "Our part of an open file's header"
+    text = (f.metadata() or {}).get('steve1', '{}')
+    try: meta = json.loads(text)
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path} has a damaged header: {e}; copy or make it again') from None
+    if not isinstance(meta, dict): raise ValueError(f'{path} has a damaged header: {text[:40]!r} is no dictionary; copy or make it again')
+    return meta
+
 def load_tensors(
     path:str|Path, # A .safetensors file
     device='cpu',  # Where the tensors go
 ) -> tuple: # ({name: tensor}, meta)
     "Read what `save_tensors` wrote"
-    with _opened(path, device) as f: return {k:f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('steve1', '{}'))
+    with _opened(path, device) as f:
+        meta = _meta(f, path)
+        try: return {k:f.get_tensor(k) for k in f.keys()}, meta
+        except (SafetensorError, ValueError, TypeError) as e: raise ValueError(f'{path} cannot be read: {e}; copy or make it again') from None
 
 def read_meta(
     path:str|Path, # A .safetensors file
 ) -> dict: # Empty for a file that another program wrote
     "What the header says, without reading the tensors"
-    with _opened(path) as f: return json.loads((f.metadata() or {}).get('steve1', '{}'))
+    with _opened(path) as f: return _meta(f, path)
 
-# %% ../nbs/00_config.ipynb #c053
+# %% ../nbs/00_config.ipynb #c055
 def _some(names, n=8): return ', '.join(names[:n]) + (f' and {len(names)-n} more' if len(names) > n else '')
 
 def load_strict(
@@ -233,39 +271,261 @@ def load_strict(
     model.load_state_dict(state)
     return model
 
-# %% ../nbs/00_config.ipynb #c058
-_BUILTINS = 'bool int float complex str bytes bytearray list tuple dict set frozenset slice range'.split()
-_SAFE = {('builtins', n):getattr(builtins, n) for n in _BUILTINS}
+# %% ../nbs/00_config.ipynb #c060
+def _bytes(*a):
+    if not a or a == (b'',): return b''
+    raise pickle.UnpicklingError(f'it wants bytes of {reprlib.repr(a[0])}, and no pickle of data does')
+
+def _bytearray(data=b'', encoding=None):
+    if not isinstance(data, (bytes, bytearray) if encoding is None else str): raise pickle.UnpicklingError(f'it wants a bytearray of {reprlib.repr(data)}, and no pickle of data does')
+    return bytearray(data) if encoding is None else bytearray(data, encoding)
+
+def _flat(keys):
+    "Python hashes a tuple within a tuple by calling itself, and a deep one ends the process"
+    for k in keys:
+        if isinstance(k, tuple) and any(isinstance(x, tuple) for x in k): raise pickle.UnpicklingError('it has tuples within tuples as keys')
+
+def _collect(kind):
+    def make(items=(), *more):
+        if more or not isinstance(items, (list, tuple)): raise pickle.UnpicklingError(f'it makes a {kind.__name__} of something that is no list')
+        if kind not in (list, tuple): _flat([i[0] for i in items] if issubclass(kind, dict) else items)
+        return kind(items)
+    return make
+
+def _number(kind):
+    def make(*a):
+        if not all(isinstance(x, (bool, int, float)) for x in a): raise pickle.UnpicklingError(f'it makes a {kind.__name__} of something that is no number')
+        return kind(*a)
+    return make
+
+def _encode(text, encoding='utf-8'):
+    if not isinstance(text, str) or encoding not in ('latin1', 'utf-8', 'ascii'): raise pickle.UnpicklingError(f'it encodes as {reprlib.repr(encoding)}')
+    return codecs.encode(text, encoding)
+
+# %% ../nbs/00_config.ipynb #c062
+def _dtype(name, align=False, copy=False):
+    if not isinstance(name, str) or not re.fullmatch(r'[<>|=]?[biufcSU]\d{1,6}', name): raise pickle.UnpicklingError(f'it wants arrays of {reprlib.repr(name)}, and only plain numbers and text are read')
+    return np.dtype(name, copy=True)
+
+def _reconstruct(kind, shape, code):
+    if kind is not _ndarray or shape != (0,): raise pickle.UnpicklingError(f'it begins an array of shape {reprlib.repr(shape)}, and real ones begin empty')
+    return np._core.multiarray._reconstruct(np.ndarray, (0,), b'b')
+
+def _sized(dtype, shape, data):
+    "Do these bytes make an array of that format and shape?"
+    ok = isinstance(dtype, np.dtype) and isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape) and isinstance(data, (bytes, bytearray))
+    if not ok or dtype.itemsize == 0 or dtype.itemsize*math.prod(shape) != len(data): raise pickle.UnpicklingError(f'it holds an array of {reprlib.repr(dtype)}, shape {reprlib.repr(shape)}, whose bytes do not agree')
+
+def _scalar(dtype, data):
+    _sized(dtype, (), data)
+    return np._core.multiarray.scalar(dtype, data)
+
+def _frombuffer(data, dtype, shape, order):
+    _sized(dtype, shape, data)
+    return np.frombuffer(data, dtype).reshape(shape, order='F' if order == 'F' else 'C')
+
+def _fill(obj, state):
+    "Give a new array or number format what its pickle says of it"
+    if isinstance(obj, np.dtype):
+        if not isinstance(state, tuple) or state[2:] not in ((None,)*3 + (-1,-1,0), (None,)*3 + (obj.itemsize, obj.alignment, obj.flags)): raise pickle.UnpicklingError(f'its number format is {reprlib.repr(state)}')
+    else: _sized(state[2], state[1], state[4])
+    obj.__setstate__(state)
+
+class _ndarray: "Stands for `numpy.ndarray`, which pickles name and never call"
+
+# %% ../nbs/00_config.ipynb #c064
+class Inert:
+    "What stands in a pickle for an object of a package that is not wanted"
+    def __init__(self,
+        name:str,     # Its class, such as `gym3.types.Discrete`
+        args:tuple=(),# What it was made with
+    ): self.name, self.args, self.state = name, args, None
+    def __repr__(self): return f'Inert({self.name!r})'
+
+_SAFE = {('builtins', k.__name__):_collect(k) for k in (list, tuple, set, frozenset)}
+_SAFE |= {('builtins', k.__name__):_number(k) for k in (bool, int, float, complex)} | {('builtins', 'bytes'):_bytes, ('builtins', 'bytearray'):_bytearray}
+_SAFE |= {('builtins', 'dict'):_collect(dict)}
 _SAFE |= {('__builtin__', n):v for (_,n),v in list(_SAFE.items())} # protocol 2, written by Python 2 or for it
-_SAFE |= {('collections', 'OrderedDict'):collections.OrderedDict, ('_codecs', 'encode'):codecs.encode}
-_SAFE |= {('numpy', 'ndarray'):np.ndarray, ('numpy', 'dtype'):np.dtype}
+_SAFE |= {('collections', 'OrderedDict'):_collect(collections.OrderedDict), ('_codecs', 'encode'):_encode, ('numpy', 'ndarray'):_ndarray, ('numpy', 'dtype'):_dtype}
 for _core in ('numpy.core', 'numpy._core'):
-    _SAFE |= {(f'{_core}.multiarray', n):getattr(np._core.multiarray, n) for n in ('_reconstruct', 'scalar')}
-    _SAFE[f'{_core}.numeric', '_frombuffer'] = np._core.numeric._frombuffer
+    _SAFE |= {(f'{_core}.multiarray', '_reconstruct'):_reconstruct, (f'{_core}.multiarray', 'scalar'):_scalar, (f'{_core}.numeric', '_frombuffer'):_frombuffer}
 
-class _SafeUnpickler(pickle.Unpickler):
+# %% ../nbs/00_config.ipynb #c066
+class _SafeUnpickler(pickle._Unpickler):
     "Finds numbers, containers, text and numpy arrays; anything else is refused before it can run"
+    known = _SAFE
+    def __init__(self, file, size, inert=()):
+        super().__init__(file)
+        self.room, self.inert = (1 << 26) + 4*size, inert
+    def charge(self, n):
+        self.room -= n
+        if self.room < 0: raise pickle.UnpicklingError('it grows into far more than the file holds')
     def find_class(self, module, name):
-        if (module, name) in _SAFE: return _SAFE[module, name]
-        if module == 'numpy.dtypes' and name.endswith('DType'): return getattr(np.dtypes, name)
-        raise pickle.UnpicklingError(f'it wants {module}.{name}, which could run code')
+        if (module, name) in self.known: return self.known[module, name]
+        if module.split('.')[0] in self.inert: return Inert(f'{module}.{name}')
+        raise pickle.UnpicklingError(f'it wants {module[:60]}.{name[:60]}, which could run code')
+    def built(self, obj, state): raise pickle.UnpicklingError(f'it changes a {type(obj).__name__} behind its back')
 
-# %% ../nbs/00_config.ipynb #c059
-def _present(path):
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'no file at {path}')
-    return path
+# %% ../nbs/00_config.ipynb #c068
+def _reduce(self):
+    args, f = self.stack.pop(), self.stack[-1]
+    if not isinstance(args, tuple): raise pickle.UnpicklingError('it calls something without arguments')
+    self.charge(16 + sum(len(a)*(16 if isinstance(a, (list, tuple)) else 1) for a in args if hasattr(a, '__len__')))
+    if isinstance(f, Inert): self.stack[-1] = Inert(f.name, args)
+    elif isinstance(f, (types.FunctionType, types.MethodType)): self.stack[-1] = f(*args)
+    else: raise pickle.UnpicklingError(f'it calls a {(f if isinstance(f, type) else type(f)).__name__.strip("_")}')
 
-def _reason(e): return str(e).partition('\n')[0] or 'it ends too early'
+def _newobj(self):
+    if not isinstance(self.stack[-2], Inert): raise pickle.UnpicklingError(f'it makes an instance of {reprlib.repr(self.stack[-2])}')
+    _reduce(self)
+
+def _build(self):
+    state, obj = self.stack.pop(), self.stack[-1]
+    if isinstance(obj, Inert): obj.state = state
+    elif type(obj) is np.ndarray or isinstance(obj, np.dtype):
+        if type(obj) is np.ndarray: self.charge(len(state[-1]))
+        _fill(obj, state)
+    else: self.built(obj, state)
+
+def _bytearray8(self): self.append(bytearray(self.read(struct.unpack('<Q', self.read(8))[0])))
+
+# %% ../nbs/00_config.ipynb #c070
+def _counted(load):
+    def f(self): self.charge(16); load(self)
+    return f
+
+def _with_keys(load, keys):
+    def f(self): _flat(keys(self.stack)); load(self)
+    return f
+
+def _refused(name):
+    def f(self): raise pickle.UnpicklingError(f'it uses {name}, and no pickle of data does')
+    return f
+
+_TABLE = dict(pickle._Unpickler.dispatch)
+def _change(names, change):
+    for name in names.split(): _TABLE[getattr(pickle, name)[0]] = change(name, _TABLE[getattr(pickle, name)[0]])
+
+_change('EMPTY_LIST EMPTY_DICT EMPTY_SET MARK MEMOIZE PUT BINPUT LONG_BINPUT', lambda _, load: _counted(load))
+_change('NEWOBJ_EX OBJ INST EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER PERSID', lambda name, _: _refused(name))
+_change('SETITEM', lambda _, load: _with_keys(load, lambda s: s[-2:-1]))
+_change('SETITEMS DICT', lambda _, load: _with_keys(load, lambda s: s[::2]))
+_change('ADDITEMS FROZENSET', lambda _, load: _with_keys(load, lambda s: s))
+for _name,_do in dict(REDUCE=_reduce, NEWOBJ=_newobj, BUILD=_build, BYTEARRAY8=_bytearray8).items(): _change(_name, lambda *_: _do)
+_SafeUnpickler.dispatch = _TABLE
+
+# %% ../nbs/00_config.ipynb #c072
+class _Reader:
+    "A file mapped into memory, from which no single value may be larger than `most` bytes"
+    def __init__(self, file, most): self.map, self.most = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), most
+    def read(self, n):
+        if n > min(self.most, len(self.map) - self.map.tell()): raise pickle.UnpicklingError(f'a value in it says that it is {n:,} bytes long')
+        return self.map.read(n)
+    def readline(self):
+        at = self.map.tell(); end = self.map.find(b'\n', at, at + min(self.most, 1 << 26))
+        if end < 0: raise pickle.UnpicklingError('a line in it has no end')
+        return self.map.read(end + 1 - at)
+
+# %% ../nbs/00_config.ipynb #c074
+def _reason(e): return str(e).partition('\n')[0] or ('it ends too early' if isinstance(e, EOFError) else type(e).__name__)
+
+def _unreadable(path, as_what, e): return ValueError(f'{path} cannot be read as {as_what} alone: {_looks(path, dict(weights="torch").get(as_what, "")) or _reason(e)}; fetch or make it again, or convert it where it was made')
 
 def safe_pickle_load(
-    path:str|Path, # A pickle of numbers, containers, text and arrays
+    path:str|Path,    # A pickle of numbers, containers, text and arrays
+    inert:tuple=(),   # Packages whose objects become `Inert`, such as ('gym3',)
+    most:int=1 << 30, # Bytes; a larger file is refused
 ): # What was pickled
     "Unpickle data without letting it run code"
+    path = _present(path); size = path.stat().st_size
+    if size > most: raise ValueError(f'{path} has {size:,} bytes, more than {most:,}, which no pickle of data has; raise `most` if this one does')
     try:
-        with open(_present(path), 'rb') as f: return _SafeUnpickler(f).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, UnicodeDecodeError, ValueError, TypeError, IndexError, KeyError) as e:
-        raise ValueError(f'{path} cannot be read as data alone: {_reason(e)}') from None
+        with open(path, 'rb') as f:
+            if not size: raise EOFError
+            reader = _Reader(f, size)
+            got = _SafeUnpickler(reader, size, inert).load()
+            if reader.map.tell() < size: raise pickle.UnpicklingError(f'{size - reader.map.tell():,} bytes follow its end')
+            return got
+    except Exception as e: raise _unreadable(path, 'data', e) from None
+
+# %% ../nbs/00_config.ipynb #c079
+_STORAGE = dict(Double=8, Float=4, Half=2, BFloat16=2, Long=8, Int=4, Short=2, Char=1, Byte=1, Bool=1, ComplexFloat=8, ComplexDouble=16)
+
+class _Stored(typing.NamedTuple):
+    "Stands for a storage, or for the kind of one (`n` is None)"
+    itemsize: int
+    n: int|None
+
+class _Shape(typing.NamedTuple):
+    "Stands for a tensor"
+    shape: tuple
+
+def _stand_in(storage, offset, size, stride, *more):
+    "A tensor that lies within its storage, or an error"
+    ok = isinstance(storage, _Stored) and storage.n is not None and all(type(n) is int and n >= 0 for n in (offset, *size, *stride)) and len(size) == len(stride)
+    n = math.prod(size) if ok else 0
+    if not ok or n and (n > storage.n or offset + sum((a-1)*b for a,b in zip(size, stride)) >= storage.n):
+        raise pickle.UnpicklingError(f'a tensor in it, {reprlib.repr(size)}, does not fit its storage')
+    return _Shape(tuple(size))
+
+def _ignored(*args): return None
+
+# %% ../nbs/00_config.ipynb #c080
+class _TorchScan(_SafeUnpickler):
+    "Runs the description in a file of `torch.save` with stand-ins that only compare sizes"
+    known = {k:_SAFE[k] for k in (('collections', 'OrderedDict'), ('_codecs', 'encode'), *((m, n) for m in ('builtins', '__builtin__') for n in ('set', 'complex', 'bytearray')))}
+    known |= {('torch', f'{k}Storage'):_Stored(n, None) for k,n in _STORAGE.items()} | {('torch.storage', 'UntypedStorage'):_Stored(1, None)}
+    known |= {('torch._utils', n):_stand_in for n in ('_rebuild_tensor', '_rebuild_tensor_v2')} | {('torch', 'Size'):_collect(tuple), ('torch', 'device'):_ignored}
+    known[('torch._utils', '_rebuild_parameter')] = lambda data, *more: data
+    def __init__(self, file, size, sizes=None): # sizes: key -> bytes; None: an old file, where only their sum is known
+        super().__init__(file, size)
+        self.left, self.sizes, self.seen = size, sizes, {}
+    def find_class(self, module, name):
+        import torch
+        if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype): return name
+        return super().find_class(module, name)
+    def persistent_load(self, pid):
+        _, kind, key, _, n = pid[:5]
+        if key in self.seen: return self.seen[key]
+        if not isinstance(kind, _Stored) or type(n) is not int or n < 0: raise pickle.UnpicklingError(f'its storage {reprlib.repr(key)} is described as {reprlib.repr(pid)}')
+        if self.sizes is not None and self.sizes.get(str(key)) != n*kind.itemsize: raise pickle.UnpicklingError(f'its storage {reprlib.repr(key)} should have {n*kind.itemsize:,} bytes and has {self.sizes.get(str(key), 0):,}')
+        self.left -= n*kind.itemsize
+        if self.left < 0: raise pickle.UnpicklingError('its storages are larger than the file')
+        self.seen[key] = _Stored(kind.itemsize, n)
+        return self.seen[key]
+    def built(self, obj, state):
+        if type(obj) is not collections.OrderedDict: super().built(obj, state) # a state dict carries versions of its modules
+
+# %% ../nbs/00_config.ipynb #c081
+class _Sips(io.BufferedReader):
+    "A file that is never read into memory in large gulps"
+    def read(self, n=-1):
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        if (left if n is None or n < 0 else min(n, left)) > 1 << 26: raise zipfile.BadZipFile('its list of contents is too long')
+        return super().read(n)
+
+def _scan_zip(path, crc):
+    "What the description in a zip of `torch.save` comes to, once its records are found sound"
+    size = path.stat().st_size
+    with zipfile.ZipFile(_Sips(io.FileIO(path))) as z:
+        infos = z.infolist()
+        if any(i.compress_type != zipfile.ZIP_STORED for i in infos): raise pickle.UnpicklingError('its contents are compressed, which torch.save never does')
+        if sum(i.file_size for i in infos) > size: raise pickle.UnpicklingError('its contents are larger than the file')
+        main = [i for i in infos if i.filename.count('/') == 1 and i.filename.endswith('/data.pkl')]
+        if len(main) != 1: raise pickle.UnpicklingError('it is a zip archive that torch.save did not write')
+        if crc and (bad := z.testzip()): raise pickle.UnpicklingError(f'{bad} in it is damaged')
+        root = main[0].filename[:-len('data.pkl')] + 'data/'
+        sizes = {i.filename[len(root):]:i.file_size for i in infos if i.filename.startswith(root)}
+        return _TorchScan(io.BytesIO(z.read(main[0])), size, sizes).load()
+
+def _scan_torch(path, crc=True):
+    "The stand-in for what `torch.load` would give"
+    with open(path, 'rb') as f:
+        head, size = f.read(len(_LEGACY)), path.stat().st_size
+        if head[:4] == b'PK\3\4': return _scan_zip(path, crc)
+        if head != _LEGACY: raise pickle.UnpicklingError('it is no file of torch.save')
+        reader = _Reader(f, 1 << 24)
+        return [_TorchScan(reader, size).load() for _ in range(4)][-1] # magic number, protocol, sizes of integers, then the thing itself
 
 def safe_torch_load(
     path:str|Path, # A .pt, .pth or .weights file
@@ -273,6 +533,197 @@ def safe_torch_load(
 ): # What was saved, usually {name: tensor}
     "`torch.load` without letting the file run code"
     import torch
-    try: return torch.load(_present(path), map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as e:
-        raise ValueError(f'{path} cannot be read as weights alone: {_reason(e)}') from None
+    path = _present(path)
+    try:
+        _scan_torch(path)
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as e: raise _unreadable(path, 'weights', e) from None
+
+# %% ../nbs/00_config.ipynb #c086
+_KINDS = dict(minestudio=r'mineclip\.', policy=r'net\.mineclip_embed_linear\.', idm=r'net\.conv3d_layer\.', vpt=r'net\.(img_process|recurrent_layer)\.',
+    mineclip=r'(clip_model|image_encoder|temporal_encoder)\.', prior=r'(encoder|decoder)\.0\.weight$')
+_FILES = dict(policy=('a policy', 'policy.safetensors (ours) or steve1.weights (published)'), prior=('a prior', 'prior.safetensors (ours) or steve1_prior.pt (published)'),
+    mineclip=('a mineclip', 'mineclip.safetensors (ours) or attn.pth (published)'), vpt=('a policy without goals (VPT)', 'foundation-model-2x.weights (published)'),
+    idm=('an inverse dynamics model', '4x_idm.weights (published)'), minestudio=("a policy, a prior and a mineclip in one, as MineStudio keeps them", "MineStudio's model.safetensors"))
+
+def _plain(key): return re.sub(r'^(module\.)?(policy\.|model\.)?', '', key)
+
+def checkpoint_kind(
+    state, # A state dict, a dict with a `state_dict` entry, or names of tensors
+) -> str: # 'policy', 'vpt', 'mineclip', 'prior', 'idm', 'minestudio', or '' if unknown
+    "Which of the published networks tensors of these names belong to"
+    if isinstance(state, dict) and isinstance(state.get('state_dict'), dict): state = state['state_dict']
+    keys = [_plain(k) for k in state if isinstance(k, str)]
+    return next((kind for kind,sign in _KINDS.items() if any(re.match(sign, k) for k in keys)), '')
+
+def _wrong_kind(name, have, want):
+    return ValueError(f"{name} holds {_FILES[have][0] if have in _FILES else have or 'something else'}, not {_FILES[want][0]}; {_FILES[want][0]} is expected: {_FILES[want][1]}")
+
+# %% ../nbs/00_config.ipynb #c089
+def _torch_kind(path):
+    "The kind of a published file, without its tensors; '' if it is none"
+    try: found = _scan_torch(Path(path), crc=False)
+    except Exception: return ''
+    return checkpoint_kind(found) if isinstance(found, dict) else ''
+
+def read_checkpoint(
+    path:str|Path, # A .safetensors file of ours
+    kind:str,      # 'policy', 'mineclip' or 'prior'
+    device='cpu',  # Where the tensors go
+) -> tuple: # ({name: tensor}, meta)
+    "Read one of our checkpoints, if it is of the kind that is wanted"
+    path = Path(path)
+    if path.is_file() and path.suffix != '.safetensors' and (published := _torch_kind(path)):
+        if published != kind and (published, kind) != ('vpt', 'policy'): raise _wrong_kind(path.name, published, kind)
+        raise ValueError(f'{path.name} is a published file ({_FILES[published][0]}): `from_official` reads it, `steve1_convert` makes it one of ours')
+    with _opened(path, device) as f: have = _meta(f, path).get('kind') or checkpoint_kind(f.keys())
+    if have != kind: raise _wrong_kind(path.name, have, kind)
+    return load_tensors(path, device)
+
+def read_official(
+    source,       # A published file (.pt, .pth, .ckpt, .weights, .safetensors) or a dict
+    kind:str,     # 'policy' (which admits VPT), 'mineclip', 'prior', 'idm'
+    device='cpu', # Where the tensors go
+) -> dict: # {published name: tensor}
+    "Read published weights, if they are of the kind that is wanted"
+    import torch
+    name, state = ('the dict', source) if isinstance(source, dict) else (Path(source).name, None)
+    if state is None:
+        ours = Path(source).suffix == '.safetensors'
+        state, meta = load_tensors(source, device) if ours else (safe_torch_load(source, device), {})
+        if ours and meta.get('kind') and not checkpoint_kind(state): raise _wrong_kind(name, meta['kind'], kind) if meta['kind'] != kind else ValueError(f'{name} is a file of this project: `load` reads it')
+    if isinstance(state, dict) and isinstance(state.get('state_dict'), dict): state = state['state_dict']
+    if not isinstance(state, dict) or not state: raise ValueError(f'{name} holds {"nothing" if state in ({}, None) else f"a {type(state).__name__}"}, not named tensors; {_FILES[kind][0]} is expected: {_FILES[kind][1]}')
+    for k,v in state.items():
+        if not isinstance(k, str) or not isinstance(v, (torch.Tensor, np.ndarray, np.generic)): raise ValueError(f'{name} holds a {type(v).__name__} under {k!r}, not a tensor; {_FILES[kind][0]} is expected: {_FILES[kind][1]}')
+    have = checkpoint_kind(state)
+    if have and have != kind and (have, kind) != ('vpt', 'policy'): raise _wrong_kind(name, have, kind)
+    return {k:torch.as_tensor(v, device=device) for k,v in state.items()}
+
+# %% ../nbs/00_config.ipynb #c092
+class DownloadError(OSError):
+    "A file could not be fetched; `permanent` says that trying again would not help"
+    def __init__(self,
+        message:str,         # What happened, and what to do
+        permanent:bool=True, # Would trying again be useless?
+    ):
+        super().__init__(message)
+        self.permanent = permanent
+
+def check_file(
+    path:str|Path,   # A file
+    size:int=None,   # Bytes it should have
+    sha256:str=None, # Checksum it should have
+    md5:str=None,    # Another
+) -> str: # What is wrong, or ''
+    "Is this the file that it should be?"
+    have = Path(path).stat().st_size
+    if size is not None and have != size: return f'has {have:,} bytes, not {size:,}'
+    for kind,want in (('sha256', sha256), ('md5', md5)):
+        if want and (got := _digest(path, kind)) != want.lower(): return f'has {kind} {got}, not {want.lower()}'
+    return ''
+
+# %% ../nbs/00_config.ipynb #c095
+def _ask(url, part, note, timeout):
+    "The server's answer, how many bytes of the part stand, and how many the whole has (None if it does not say)"
+    have, told = part.stat().st_size, json.loads(note.read_text()) if note.is_file() else {}
+    head = {'Accept-Encoding':'identity', 'User-Agent':'steve1'}
+    if have: head |= {'Range':f'bytes={have}-'} | ({'If-Range':told['tag']} if told.get('tag') else {})
+    answer = urllib.request.urlopen(urllib.request.Request(url, headers=head), timeout=timeout)
+    if answer.headers.get_content_type() == 'text/html': raise DownloadError(f'{url} sent a web page, not a file: open it in a browser, and move what it gives into place')
+    length, span = answer.headers.get('Content-Length'), re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', answer.headers.get('Content-Range', ''))
+    if answer.status == 206 and span and int(span[1]) <= have: start, total = int(span[1]), int(span[2]) if span[2] != '*' else None
+    elif answer.status == 206: raise DownloadError(f'{url} sent a range that nobody asked for', permanent=False)
+    else: start, total = 0, int(length) if length else None
+    if start and told.get('total') not in (None, total): start = -1 # another file than the one that we began
+    tag = answer.headers.get('ETag', '')
+    note.write_text(json.dumps(dict(tag=answer.headers.get('Last-Modified', '') if tag.startswith('W/') or not tag else tag, total=total)))
+    return answer, start, total
+
+def _attempt(url, f, part, note, timeout, size, progress):
+    "Append what is missing to the open part `f`; True when it is whole"
+    answer, start, total = _ask(url, part, note, timeout)
+    with answer:
+        if start < 0: f.truncate(0); return False
+        if size is not None and total not in (None, size): raise DownloadError(f'{url} has {total:,} bytes, and {size:,} are expected: it is another file')
+        if total is None and size is None and not answer.chunked: raise DownloadError(f'{url} does not say how long it is: give its size')
+        f.truncate(start); f.seek(start)
+        while block := answer.read1(1 << 18):
+            f.write(block)
+            if progress: progress(f.tell(), total or size)
+        f.flush()
+        want = total if total is not None else size
+        if want is not None and f.tell() > want: f.truncate(0); raise DownloadError(f'{url} sent more than the {want:,} bytes it has', permanent=False)
+        return want is None or f.tell() == want
+
+# %% ../nbs/00_config.ipynb #c097
+def _fault(url, e, f):
+    "An error of one attempt as a `DownloadError`"
+    if isinstance(e, DownloadError): return e
+    if isinstance(e, urllib.error.HTTPError):
+        if e.code == 416: f.truncate(0) # our part is longer than its file
+        return DownloadError(f'{url}: {e.code} {e.reason}', permanent=400 <= e.code < 500 and e.code not in (408, 416, 425, 429))
+    return DownloadError(f'{url}: {_reason(getattr(e, "reason", None) or e)}', permanent=False)
+
+def _pause(n, e):
+    "Seconds to wait before the n-th try in a row: what the server asks for, else about 1, 2, 4, 8 ... 60"
+    asked = str(getattr(e, 'headers', None) and e.headers.get('Retry-After') or '')
+    return min(float(asked), 300.) if asked.isdigit() else min(2.**n, 60.)*random.uniform(.5, 1)
+
+def _fill_part(url, f, part, note, size, retries, timeout, progress):
+    "Try until the part is whole; `retries` tries in a row may bring nothing new"
+    best, failed = 0, 0
+    while True:
+        try:
+            if _attempt(url, f, part, note, timeout, size, progress): return
+            fault, e = DownloadError(f'{url} broke off', permanent=False), None
+        except (OSError, http.client.HTTPException) as err: fault, e = _fault(url, err, f), err
+        here = os.fstat(f.fileno()).st_size
+        best, failed = (here, 1) if here > best else (best, failed + 1)
+        if fault.permanent: raise fault from None
+        if failed > retries: raise DownloadError(f'{fault}; gave up after {failed} tries that brought nothing new, with {best:,} bytes here: call again to go on', permanent=False) from None
+        time.sleep(_pause(failed - 1, e))
+
+# %% ../nbs/00_config.ipynb #c099
+@contextmanager
+def _alone(part):
+    "The part file, open, once no other process is at it"
+    try: import fcntl
+    except ImportError: fcntl = None # Windows: an open file cannot be renamed by another there
+    while True:
+        f = open(part, 'a+b')
+        try:
+            if fcntl: fcntl.flock(f, fcntl.LOCK_EX)
+            if part.exists() and os.path.samestat(os.fstat(f.fileno()), part.stat()): yield f; return
+        finally: f.close() # the other finished while we waited, and this was its file
+
+# %% ../nbs/00_config.ipynb #c100
+def download(
+    url:str,          # http or https
+    path:str|Path,    # Where to; its folder is made
+    size:int=None,    # Bytes, where known
+    sha256:str=None,  # Checksum, where known
+    md5:str=None,     # Another
+    retries:int=5,    # Tries in a row that may bring nothing new
+    timeout:float=30, # Seconds of silence that count as a broken connection
+    progress=None,    # Called with bytes here and bytes in all (None if not known)
+) -> Path: # `path`, whole and checked
+    "Fetch a file, going on where a former call broke off; a file that is right already is left alone"
+    path = Path(path)
+    if not str(url).startswith(('http://', 'https://')): raise ValueError(f'{url} is no http or https address')
+    if path.is_dir(): raise IsADirectoryError(f'{path} is a folder; name the file')
+    if path.is_file() and not check_file(path, size, sha256, md5): return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, note = (path.with_name(f'.tmp-{path.name}.{k}') for k in ('part', 'note'))
+    with _alone(part) as f:
+        if path.is_file() and not check_file(path, size, sha256, md5): wrong = '' # another process fetched it while we waited
+        else:
+            resumed = os.fstat(f.fileno()).st_size > 0
+            for again in range(1 + resumed): # a part of another file is found out at the end only: then once from the beginning
+                _fill_part(url, f, part, note, size, retries, timeout, progress)
+                wrong = check_file(part, size, sha256, md5)
+                if not wrong: os.fsync(f.fileno()); os.replace(part, path); break
+                f.truncate(0)
+        for p in (part, note): p.unlink(missing_ok=True)
+    if wrong: raise DownloadError(f'{url} {wrong}: it is another file or was changed on the way, and was not kept')
+    return path
