@@ -167,10 +167,11 @@ class PatchStage(nn.Module):
 class Patch(nn.Module):
     "Cheap image trunk: (n,3,h,w) in 0..1 -> (n,d_image)"
     def __init__(self,
-        cfg, # A `PolicyConfig`
+        cfg,               # A `PolicyConfig`
+        channels_in:int=3, # Channels of a frame
     ):
         super().__init__()
-        chans, step = (3, *cfg.channels), PATCH * 2 ** (len(cfg.channels) - 1)
+        chans, step = (channels_in, *cfg.channels), PATCH * 2 ** (len(cfg.channels) - 1)
         self.stages = nn.ModuleList(PatchStage(i, o, cfg.n_res, n == 0) for n, (i, o) in enumerate(zip(chans, chans[1:])))
         self.dense = linear(chans[-1] * (cfg.image_size[0] // step) * (cfg.image_size[1] // step), cfg.d_image, scale=1.4)
     def forward(self, x):
@@ -233,11 +234,12 @@ class Block(nn.Module):
     "Norm, attention, two-layer MLP"
     def __init__(self,
         cfg, # A `PolicyConfig`
+        attention=Attention, # What looks at other frames
     ):
         super().__init__()
         d, scale = cfg.hidsize, (2 * cfg.n_layers)**-.5
         self.norm = nn.LayerNorm(d)
-        self.attn = Attention(d, cfg.n_heads, cfg.memory, scale)
+        self.attn = attention(d, cfg.n_heads, cfg.memory, scale)
         self.mlp0 = linear(d, d * cfg.mlp_ratio)
         self.mlp1 = linear(d * cfg.mlp_ratio, d, norm=False, scale=scale, relu=False)
     def forward(self, x, k, v, seen): # x (b,t,d), k and v (b,M,d), seen (b,M)
