@@ -73,9 +73,10 @@ def check_frames(
 ): # A tensor, the memory shared where that is possible
     "Frames as a uint8 tensor, or an error that says what is wrong with them"
     if isinstance(frames, np.ndarray) and frames.dtype == np.uint8: frames = torch.from_numpy(np.ascontiguousarray(frames))
-    kind,shape = getattr(frames, 'dtype', type(frames).__name__),tuple(np.shape(frames))
+    kind = getattr(frames, 'dtype', type(frames).__name__)
     if not torch.is_tensor(frames) or kind != torch.uint8:
         raise TypeError(f'frames are uint8 0..255, an array or a tensor; got {kind}: to_frames(frames, white=1) converts floats of 0..1, white=255 those of 0..255')
+    shape = tuple(frames.shape)
     if len(shape) == 4 and shape[1] == 3 != shape[3]: raise ValueError(f"frames are (n,h,w,3), channels last; got {shape}: to_frames(frames, layout='chw') converts them")
     if len(shape) != 4 or shape[3] != 3: raise ValueError(f'frames are (n,h,w,3), channels last; got {shape}')
     if size and shape[1:3] != tuple(size):
@@ -372,10 +373,11 @@ def embed_frames(self:MineCLIP,
 ): # (n,d) float32
     "The feature of each frame; each goes through the image tower once"
     x,dev = check_frames(frames, self.image_size),self.scale.device
+    if rgb not in (None, True, False): raise ValueError(f'rgb is True, False (the frames are BGR) or None; got {rgb!r}')
     if rgb is None: check_colours(x)
-    elif rgb is False: x = x.flip(-1)
+    bgr = rgb is not None and not rgb
     with torch.autocast(dev.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        out = [self.features(c.to(dev).float()).float() for c in x.split(batch)]
+        out = [self.features((c.flip(-1) if bgr else c).to(dev).float()).float() for c in x.split(batch)]
     return torch.cat(out) if out else torch.zeros(0, self.d, device=dev)
 
 @patch
