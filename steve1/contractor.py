@@ -85,32 +85,34 @@ GUI_SCALE = {'5.7':.5, '5.8':.5, '6.7':2., '6.8':2., '6.9':2.} # recorder versio
 
 Recorded = namedtuple('Recorded', 'cols busy gui cursor slot stuck')
 
-def to_columns(
-    steps,              # Checked steps, in order
-    version:str='',     # Of the recorder, such as '6.9'
-    upstream:bool=False, # As the published code: whole degrees, a slot change alone is no action, no factor on an open screen
-) -> Recorded: # Action columns; bool (n,) is anything done, is a screen open; cursor (n,2) x,y; bool (n,) slot changed, attack was removed
-    "Every step of a recording as a row of action columns, null steps included"
-    rows, stuck, slot, scale = [], False, 0, 1. if upstream else GUI_SCALE.get(version, 1.)
+def _rows(steps, version, upstream):
+    "One tuple of `_ROW` a step"
+    stuck, slot, scale = False, 0, 1. if upstream else GUI_SCALE.get(version, 1.)
     for i,s in enumerate(steps):
         m = s['mouse']
         stuck = m['newButtons'] == [0] if not i else stuck and 0 not in m['newButtons']
-        down = {KEYBOARD[k] for k in s['keyboard']['keys'] if k in KEYBOARD} | {MOUSE[b] for b in m['buttons'] if b in MOUSE and not (stuck and b == 0)}
+        held = 0 in m['buttons'] and stuck
+        down = {KEYBOARD[k] for k in s['keyboard']['keys'] if k in KEYBOARD} | {MOUSE[b] for b in m['buttons'] if b in MOUSE and not (held and b == 0)}
         busy = bool(down or m['dx'] or m['dy'])
         moved, slot = s.get('hotbar', slot) != slot, s.get('hotbar', slot)
         if moved: down.add(HOTBAR[slot])
         k = DEGREES*(scale if s['isGuiOpen'] else 1.)
-        rows.append((down, m['dy']*k, m['dx']*k, busy or moved and not upstream, s['isGuiOpen'], m.get('x', 0.), m.get('y', 0.), moved, stuck and 0 in m['buttons']))
-    return _to_recorded(rows, upstream)
+        yield sum(1 << KEYS.index(d) for d in down), (m['dy']*k, m['dx']*k), busy or moved and not upstream, s['isGuiOpen'], (m.get('x', 0.), m.get('y', 0.)), moved, held
+
+_ROW = np.dtype([('down','u4'), ('camera','f8',2), ('busy','?'), ('gui','?'), ('cursor','f8',2), ('slot','?'), ('stuck','?')])
 
 # %% ../nbs/03a_contractor.ipynb #c013
-def _to_recorded(rows, upstream):
-    if not rows: raise RecordingError("a recording of 0 steps")
-    down, *rest = zip(*rows)
-    pitch, yaw, busy, gui, x, y, slot, stuck = (np.array(c) for c in rest)
-    cols = {k:np.array([k in d for d in down], np.int64) for k in KEYS}
-    camera = np.stack([pitch, yaw], 1).astype(float)
-    return Recorded({**cols, 'camera':np.trunc(camera) + 0. if upstream else camera}, busy.astype(bool), gui, np.stack([x,y], 1).astype(float), slot, stuck)
+def to_columns(
+    steps,              # Checked steps, in order
+    version:str='',     # Of the recorder, such as '6.9'
+    upstream:bool=False, # As the published code: whole degrees, a slot change alone is no action, no factor on an open screen
+) -> Recorded: # Action columns; bool (n,) is anything done, is a screen open; cursor (n,2) x,y; bool (n,) slot changed, attack was taken away
+    "Every step of a recording as a row of action columns, null steps included"
+    rows = np.fromiter(_rows(steps, version, upstream), _ROW) # 40 bytes a step, however long the lines were
+    if not len(rows): raise RecordingError("a recording of 0 steps")
+    cols = {k:(rows['down'] >> j & 1).astype(np.int64) for j,k in enumerate(KEYS)}
+    camera = np.trunc(rows['camera']) + 0. if upstream else rows['camera'] # + 0.: no negative zeros
+    return Recorded({**cols, 'camera':camera}, *(rows[k] for k in Recorded._fields[1:]))
 
 # %% ../nbs/03a_contractor.ipynb #c018
 REASONS = ('kept', 'null', 'slot only', 'no frame') # why a step is kept or not, by its code
@@ -290,7 +292,7 @@ def write_contractor(
     stem:str|Path, # Path of the files, without suffix
     size:tuple=(360,640), # Height and width of the video
     gui=None,     # bool (n,): where a screen is open; None: nowhere
-    stuck:bool=False, # Let the attack button hang from the first step
+    stuck:bool=False, # Let the attack button hang from the first step until it is pressed
     start:int=0,  # First step written
     stop=None,    # One past the last; None: to the end
 ) -> tuple: # The .mp4 and the .jsonl
@@ -313,10 +315,11 @@ def _to_steps(rows, gui, stuck):
     for i,r in enumerate(rows):
         dy, dx = (float(d)/DEGREES for d in r['camera'])
         x, y = (min(max(x+dx, 0.), 1279.), min(max(y+dy, 0.), 719.)) if gui[i] else (640., 360.)
-        down = {b for b,k in MOUSE.items() if r[k]} | ({0} if stuck else set())
-        new = down-before if i else {0}&down if stuck else set() # what is down as the recording begins was pressed earlier
+        down = {b for b,k in MOUSE.items() if r[k]}
+        new, before = down-before if i else {0} if stuck else set(), down # what is down as the recording begins was pressed earlier
+        stuck = stuck and (not i or 0 not in new)                         # it hangs until it is pressed
         slot = next((j for j,k in enumerate(HOTBAR) if r[k]), slot)
-        before = down if not stuck else down-{0}|({0} if r['attack'] else set())
+        down = down|{0} if stuck else down
         yield dict(mouse=dict(x=x, y=y, dx=dx, dy=dy, scaledX=x-640, scaledY=y-360, dwheel=0., buttons=sorted(down), newButtons=sorted(new)),
             keyboard=dict(keys=[names[k] for k in KEYS if k in names and r[k]], newKeys=[], chars=''), hotbar=slot,
             isGuiOpen=bool(gui[i]), isGuiInventory=bool(gui[i]), tick=i, milli=50*i)
@@ -405,7 +408,7 @@ def _fetch_one(rec, raw, retries):
     try:
         for x in ('.jsonl', '.mp4'): # the small one first: if one is gone, both are
             if not (p := raw_path(rec, raw, x)).is_file(): download(rec.url+x, p, retries=retries)
-    except DownloadError as e: return 'missing' if e.permanent else 'network', str(e)
+    except DownloadError as e: return 'missing' if e.permanent else 'network', str(e).replace(rec.url, rec.name)
     except Exception as e: return 'crashed', f'{type(e).__name__}: {e}'
 
 def fetch(
