@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['repo_root', 'data_dir', 'in_test', 'get_device', 'get_dtype', 'set_seed', 'Config', 'atomic_path', 'sha256',
            'save_tensors', 'load_tensors', 'read_meta', 'load_strict', 'Inert', 'safe_pickle_load', 'safe_torch_load',
-           'checkpoint_kind', 'read_checkpoint', 'read_official', 'DownloadError', 'check_file', 'download']
+           'checkpoint_kind', 'file_kind', 'read_checkpoint', 'read_official', 'DownloadError', 'check_file',
+           'download']
 
 # %% ../nbs/00_config.ipynb #c002
 import codecs, collections, difflib, hashlib, http.client, io, json, math, mmap, numbers, os, pickle, random, re, reprlib, shutil, struct, time, types, typing, uuid, zipfile
@@ -218,9 +219,12 @@ def _opened(path, device='cpu'):
     except (SafetensorError, OSError, ValueError) as e: raise ValueError(f'{path} ({path.stat().st_size:,} bytes) is cut short or no safetensors file: {_looks(path, "safetensors") or e}; copy or make it again') from None
 
 # %% ../nbs/00_config.ipynb #c047
+def _head(path):
+    with open(path, 'rb') as f: return f.read(512)
+
 def _looks(path, meant=''):
     "What a file that cannot be read seems to be, or '' if it looks like what was meant"
-    with open(path, 'rb') as f: head = f.read(512)
+    head = _head(path)
     if not head.strip(b'\0'): return 'it is empty' if not head else 'it begins with nothing but zeros, as a download that was cut may'
     if head.startswith(b'version https://git-lfs'): return "it is a pointer of Git LFS, and `git lfs pull` fetches the file"
     if head.lstrip()[:1] == b'<': return 'it is a web page, which a server sent in place of the file'
@@ -560,10 +564,15 @@ def _wrong_kind(name, have, want):
     return ValueError(f"{name} holds {_FILES[have][0] if have in _FILES else have or 'something else'}, not {_FILES[want][0]}; {_FILES[want][0]} is expected: {_FILES[want][1]}")
 
 # %% ../nbs/00_config.ipynb #c089
-def _torch_kind(path):
-    "The kind of a published file, without its tensors; '' if it is none"
-    try: found = _scan_torch(Path(path), crc=False)
-    except Exception: return ''
+def file_kind(
+    path:str|Path, # A file of weights, ours or published
+) -> str: # As `checkpoint_kind` has it
+    "Which network's weights a file holds; its tensors are not read"
+    path = _present(path)
+    if not _head(path).startswith((b'PK\3\4', _LEGACY)):
+        with _opened(path) as f: return _meta(f, path).get('kind') or checkpoint_kind(f.keys())
+    try: found = _scan_torch(path, crc=False)
+    except Exception as e: raise _unreadable(path, 'weights', e) from None
     return checkpoint_kind(found) if isinstance(found, dict) else ''
 
 def read_checkpoint(
@@ -573,12 +582,14 @@ def read_checkpoint(
 ) -> tuple: # ({name: tensor}, meta)
     "Read one of our checkpoints, if it is of the kind that is wanted"
     path = Path(path)
-    if path.is_file() and path.suffix != '.safetensors' and (published := _torch_kind(path)):
-        if published != kind and (published, kind) != ('vpt', 'policy'): raise _wrong_kind(path.name, published, kind)
-        raise ValueError(f'{path.name} is a published file ({_FILES[published][0]}): `from_official` reads it, `steve1_convert` makes it one of ours')
-    with _opened(path, device) as f: have = _meta(f, path).get('kind') or checkpoint_kind(f.keys())
+    if path.is_file() and path.suffix != '.safetensors' and _head(path)[:2] in (b'PK', _LEGACY[:2]):
+        have = file_kind(path)
+        if have != kind and (have, kind) != ('vpt', 'policy'): raise _wrong_kind(path.name, have, kind)
+        raise ValueError(f'{path.name} is a published file ({_FILES[have][0]}): `from_official` reads it, `steve1_convert` makes it one of ours')
+    tensors, meta = load_tensors(path, device)
+    have = meta.get('kind') or checkpoint_kind(tensors)
     if have != kind: raise _wrong_kind(path.name, have, kind)
-    return load_tensors(path, device)
+    return tensors, meta
 
 def read_official(
     source,       # A published file (.pt, .pth, .ckpt, .weights, .safetensors) or a dict
@@ -588,10 +599,11 @@ def read_official(
     "Read published weights, if they are of the kind that is wanted"
     import torch
     name, state = ('the dict', source) if isinstance(source, dict) else (Path(source).name, None)
-    if state is None:
-        ours = Path(source).suffix == '.safetensors'
-        state, meta = load_tensors(source, device) if ours else (safe_torch_load(source, device), {})
-        if ours and meta.get('kind') and not checkpoint_kind(state): raise _wrong_kind(name, meta['kind'], kind) if meta['kind'] != kind else ValueError(f'{name} is a file of this project: `load` reads it')
+    if state is None and Path(source).suffix == '.safetensors':
+        state, meta = load_tensors(source, device)
+        if meta.get('kind', kind) != kind: raise _wrong_kind(name, meta['kind'], kind)
+        if meta.get('kind') and not checkpoint_kind(state): raise ValueError(f'{name} is a file of this project: `load` reads it')
+    elif state is None: state = safe_torch_load(source, device)
     if isinstance(state, dict) and isinstance(state.get('state_dict'), dict): state = state['state_dict']
     if not isinstance(state, dict) or not state: raise ValueError(f'{name} holds {"nothing" if state in ({}, None) else f"a {type(state).__name__}"}, not named tensors; {_FILES[kind][0]} is expected: {_FILES[kind][1]}')
     for k,v in state.items():
@@ -716,14 +728,17 @@ def download(
     path.parent.mkdir(parents=True, exist_ok=True)
     part, note = (path.with_name(f'.tmp-{path.name}.{k}') for k in ('part', 'note'))
     with _alone(part) as f:
-        if path.is_file() and not check_file(path, size, sha256, md5): wrong = '' # another process fetched it while we waited
-        else:
-            resumed = os.fstat(f.fileno()).st_size > 0
-            for again in range(1 + resumed): # a part of another file is found out at the end only: then once from the beginning
+        done = False
+        try:
+            whole = path.is_file() and not check_file(path, size, sha256, md5) # another process may have fetched it while we waited
+            resumed, wrong = os.fstat(f.fileno()).st_size > 0, ''
+            for _ in range(0 if whole else 1 + resumed): # a part of another file is found out at the end only: then once from the beginning
                 _fill_part(url, f, part, note, size, retries, timeout, progress)
                 wrong = check_file(part, size, sha256, md5)
                 if not wrong: os.fsync(f.fileno()); os.replace(part, path); break
                 f.truncate(0)
-        for p in (part, note): p.unlink(missing_ok=True)
+            done = True
+        finally:
+            if done or not os.fstat(f.fileno()).st_size: part.unlink(missing_ok=True); note.unlink(missing_ok=True)
     if wrong: raise DownloadError(f'{url} {wrong}: it is another file or was changed on the way, and was not kept')
     return path

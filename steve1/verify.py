@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Check', 'check_python', 'check_packages', 'check_device', 'check_video', 'check_weights', 'check_episodes',
-           'check_disk', 'verify', 'main']
+           'check_disk', 'check_weights_published', 'check_tokenizer', 'verify', 'main']
 
 # %% ../nbs/10_verify.ipynb #c002
 import importlib.metadata as metadata, os, shutil, sys, tempfile
@@ -110,10 +110,43 @@ def check_disk(
     return [Check('disk', free >= need, f'{free:.0f} GB free' if free >= need else f'{free:.1f} GB free, {need:g} wanted', 'export STEVE1_DATA=/a/folder/on/a/larger/disk')]
 
 # %% ../nbs/10_verify.ipynb #c023
+def check_weights_published(
+    folder:Path=None, # None: `data/weights/published`
+) -> list: # One check, and one a file that is here
+    "Published files that are here are whole"
+    from steve1.published import GROUPS, check_published
+    here = check_published(folder)
+    rows = [Check(name, ok, said, f'steve1_download {name}   (with --accept, if the change was meant)') for name,ok,said in here]
+    missing = [n for n in GROUPS['steve1'] if n not in [name for name,*_ in here]]
+    said = 'all that STEVE-1 needs' if not missing else f"optional, not here: {' '.join(missing)}; `steve1_download` fetches them"
+    return [Check('published', True, said), *rows]
+
+# %% ../nbs/10_verify.ipynb #c025
+def check_tokenizer(
+    cache:Path=None, # None: where `HF_HUB_CACHE` or `HF_HOME` says
+) -> list: # One check
+    "CLIP's tokenizer is in the cache, whole, or not at all"
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+    from steve1.mineclip import SubWords
+    cache = Path(cache or constants.HF_HUB_CACHE)
+    get = f"hf download {SubWords.name} {' '.join(SubWords.files)} tokenizer_config.json"
+    if constants.HF_HUB_OFFLINE: get = f'HF_HUB_OFFLINE=0 {get}'
+    def say(ok, what): return [Check('tokenizer', ok, what, get)]
+    try: found = scan_cache_dir(cache)
+    except CacheNotFound: return say(True, f'optional, not here; `{get}` fetches it')
+    bent = [w for w in found.warnings if SubWords.name.replace('/', '--') in str(w)]
+    files = {f.file_name:f.size_on_disk for r in found.repos if r.repo_id == SubWords.name for v in r.revisions for f in v.files}
+    if not files and not bent: return say(True, f'optional, not here; `{get}` fetches it')
+    if missing := [f for f in SubWords.files if not files.get(f)]: return say(False, f"{SubWords.name} in the cache lacks {' and '.join(missing)}{': ' + str(bent[0]) if bent else ''}")
+    SubWords(cache=cache)
+    return say(True, f'{SubWords.name}, {sum(files.values())/1e6:.1f} MB')
+
+# %% ../nbs/10_verify.ipynb #c030
 def verify() -> list: # Checks, in the order in which one would mend them
     "Look at everything"
-    checks = dict(python=check_python, packages=check_packages, device=check_device, video=check_video, weights=check_weights, episodes=check_episodes, disk=check_disk)
-    mend = dict(episodes='git restore data/episodes data/samplings')
+    checks = dict(python=check_python, packages=check_packages, device=check_device, video=check_video, weights=check_weights, episodes=check_episodes, published=check_weights_published, tokenizer=check_tokenizer, disk=check_disk)
+    mend = dict(episodes='git restore data/episodes data/samplings', published='rm data/weights/published/published.json', tokenizer='hf download --force-download openai/clip-vit-base-patch16 vocab.json merges.txt tokenizer_config.json')
     return [c for name,f in checks.items() for c in _guarded(f, name, mend.get(name, 'make setup'))]
 
 def _report(checks, everything=False):

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
+import torch
 import steve1.config as config
 from steve1.config import DownloadError, check_file, download, repo_root
 
@@ -128,7 +129,7 @@ def test_not_there(tmp_path, code, pauses):
     server = Server(plan=[f'status:{code}'])
     with serving(server) as url:
         with pytest.raises(DownloadError, match=str(code)) as e: download(url, tmp_path/'w.bin')
-    assert e.value.permanent and len(server.ranges) == 1 and not pauses and 'w.bin' not in left(tmp_path)
+    assert e.value.permanent and len(server.ranges) == 1 and not pauses and left(tmp_path) == []
 
 def test_busy(tmp_path, pauses):
     "What passes is waited for, as long as the server asks"
@@ -204,3 +205,31 @@ def test_killed(tmp_path):
         assert left(tmp_path) == ['.tmp-w.bin.note', '.tmp-w.bin.part']
         assert download(url, tmp_path/'w.bin', sha256=SHA).read_bytes() == DATA
     assert int(server.ranges[-1][6:-1]) > 100_000 and left(tmp_path) == ['w.bin']
+
+def test_command(tmp_path):
+    "`steve1_download` from a mirror that breaks off again and again: progress, the ledger, one message and status 1 for what is not there"
+    torch.save({k:torch.randn(shape) for k,shape in json.loads((repo_root()/'tests'/'golden'/'prior_keys.json').read_text())['small']['tensors']}, tmp_path/'source.pt')
+    data = (tmp_path/'source.pt').read_bytes()
+    server = Server(data, plan=[f'cut:{len(data)//2}'])
+    def run(*args):
+        (tmp_path/'steve1_download').write_text('import sys\nfrom steve1.published import download_cli\nsys.exit(download_cli())\n')
+        return subprocess.run([sys.executable, tmp_path/'steve1_download', *args], env=dict(os.environ, PYTHONPATH=str(repo_root()), STEVE1_DATA=str(tmp_path)), capture_output=True, text=True)
+    with serving(server) as url:
+        mirror, folder = url.rpartition('/')[0], tmp_path/'weights'/'published'
+        got = run('steve1_prior.pt', '--mirror', mirror)
+        assert got.returncode == 0, got.stderr
+        assert (folder/'steve1_prior.pt').read_bytes() == data and left(folder) == ['published.json', 'steve1_prior.pt']
+        assert json.loads((folder/'published.json').read_text())['steve1_prior.pt']['sha256'] == hashlib.sha256(data).hexdigest()
+        n = len(server.ranges)
+        assert n == 3
+        server.plan = ['status:404']                       # what is here already is not asked for
+        got = run('2x.model', 'steve1_prior.pt', '--mirror', mirror)
+        assert got.returncode == 1 and '404' in got.stderr and 'Traceback' not in got.stderr and 'steve1_prior.pt' in got.stdout and len(server.ranges) == n + 1
+
+def test_command_without_a_network(capsys):
+    "What the command says by itself"
+    from steve1.published import download_cli
+    with pytest.raises(SystemExit, match="'steve3.weights' is no published file"): download_cli(['steve3.weights'])
+    download_cli([], list=True); download_cli(['idm'], dry_run=True, mirror='http://127.0.0.1:1/')
+    said = capsys.readouterr().out
+    assert 'attn.pth' in said and 'http://127.0.0.1:1/4x_idm.model ->' in said
