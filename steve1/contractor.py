@@ -340,14 +340,14 @@ class Index:
         if not isinstance(basedir, str) or not isinstance(relpaths, list): raise ValueError(f"{name}: 'basedir' must be text and 'relpaths' a list")
         self.basedir, self.name, rel = basedir.rstrip('/')+'/', name, {}
         for i,p in enumerate(relpaths):
-            if not isinstance(p, str) or not _SAFE_PATH.fullmatch(p) or '..' in p.split('/'): raise ValueError(f"{name}: entry {i} of 'relpaths' is no plain relative path: {str(p)[:80]!r}")
+            if not isinstance(p, str) or not _SAFE_PATH.fullmatch(p): raise ValueError(f"{name}: entry {i} of 'relpaths' is no plain relative path: {str(p)[:80]!r}")
             rel[p.removesuffix('.mp4')] = None
         self.relpaths = list(rel) # once each, in the index's order
 
     def __len__(self): return len(self.relpaths)
     def __repr__(self): return f'Index({self.name!r}, {len(self):,} recordings in {self.basedir})'
 
-_SAFE_PATH = re.compile(r'(?!/)[^\\\0-\x1f:]+[^/\\\0-\x1f:]')
+_SAFE_PATH = re.compile(r'([^./\\:\0-\x1f][^/\\:\0-\x1f]*/)*[^./\\:\0-\x1f][^/\\:\0-\x1f]*') # no part begins with a dot or is empty
 
 # %% ../nbs/03a_contractor.ipynb #c048
 @patch(as_prop=True)
@@ -567,7 +567,8 @@ def contractor_cli(
     status:store_true=False,   # Say what is there
 ):
     "Fetch contractor recordings and make episodes of them; a second call goes on where the first ended"
-    recs = list({r.name:r for i in index for r in Index.read(i, base_url).recordings}.values())[:limit]
+    try: recs = list({r.name:r for i in index for r in Index.read(i, base_url).recordings}.values())[:limit]
+    except (OSError, ValueError) as e: raise SystemExit(f'steve1_contractor: {e}')
     if dry_run: return _print_plan(recs, out, raw, retry)
     try: made = 0 if status else collect(recs, out, raw, workers, threads, retry, keep_raw, size=(size,size), upstream=upstream, cursor=cursor, clip=clip)
     except KeyboardInterrupt: print('stopped; the same command goes on from here'); raise SystemExit(130)
