@@ -1,0 +1,239 @@
+"Worlds in processes of their own: killed, stopped, leaking, orphaned; run by old interpreters; held against real specifications"
+import json, os, random, shutil, signal, subprocess, sys, tempfile, threading, time
+from pathlib import Path
+import numpy as np, pytest
+from steve1.actions import KEYS, noop
+from steve1.config import repo_root
+from steve1.env import EnvFailed, ProcessEnv, Worlds, check_env, make_env
+from steve1.worker import family
+
+FAKES = repo_root()/'tests'/'fake_games'
+linux = pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='needs /proc to find processes')
+
+def faulty(**kw): return ProcessEnv('faulty:Faulty', path=[FAKES], **{**dict(step_timeout=5., wait=False), **kw})
+
+def alive(pid):
+    "Does it run? (a zombie does not)"
+    try: return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] not in 'ZX'
+    except OSError: return False
+
+def gone(pids, seconds=5):
+    "Wait until these processes have ended: those that have not"
+    until = time.monotonic()+seconds
+    while (left := [p for p in pids if alive(p)]) and time.monotonic() < until: time.sleep(.01)
+    return left
+
+def folders(): return set(Path(tempfile.gettempdir()).glob('steve1-world-*'))
+
+class Vandal(threading.Thread):
+    "Kills, stops and bloats worlds of a run at random, each world once"
+    def __init__(self, envs, n_deeds, seed=0, pause=.25):
+        super().__init__(daemon=True)
+        self.envs, self.rng, self.pause, self.over, self.seen, self.deeds = envs, random.Random(seed), pause, threading.Event(), set(), []
+        self.todo = [d for _ in range(n_deeds) for d in ('kill', 'kill guard', 'stop', 'leak')][:n_deeds]
+        self.rng.shuffle(self.todo)
+
+    def run(self):
+        touched = set()
+        while not self.over.wait(self.pause*self.rng.uniform(.5, 1.5)):
+            people = [family(pid) for e in self.envs() if e and (pid := e.pid)]
+            self.seen.update(*people)
+            playing = [f for f in people if len(f) == 3 and f[0] not in touched]      # guard, worker, and the child that the world has started
+            if not playing or not self.todo: continue
+            guard, worker, _ = self.rng.choice(playing)
+            what = self.todo.pop()
+            try: os.kill(guard if what == 'kill guard' else worker, dict(stop=signal.SIGSTOP, leak=signal.SIGUSR1).get(what, signal.SIGKILL))
+            except ProcessLookupError: self.todo.append(what); continue
+            touched.add(guard)
+            self.deeds.append(what)
+
+@linux
+def test_thirty_episodes_under_fire():
+    "Worlds killed, stopped and made to leak at random: every episode is accounted for, no process and no folder is left"
+    before, n_steps, running = folders(), 20, []
+    vandal = Vandal(lambda: running[0].envs[:] if running else [], 12)
+    make = lambda: faulty(step_timeout=1., memory_limit=300, child=True, pause=.02)
+    with Worlds([dict(seed=s) for s in range(30)], lanes=3, name=make, patience=100) as w:
+        running.append(w)
+        vandal.start()
+        while w.obs:
+            infos = w.step({l:dict(jump=1) for l in w.obs})
+            for l,info in infos.items():
+                if info is None: continue
+                assert w.obs[l]['inventory']['dirt'] == w.playing[l].steps      # nobody sees another world's step, or a step twice
+                if w.playing[l].steps == n_steps: w.end(l)
+        vandal.over.set(); vandal.join()
+    rows = w.table()
+    print({c or 'played out':sum(r['cause'] == c for r in rows) for c in ('','crash','hang','memory')}, vandal.deeds)
+    assert [r['index'] for r in rows] == list(range(30)) == [r['seed'] for r in rows]
+    assert all((r['steps'] == n_steps) == (r['cause'] == '') for r in rows)
+    assert {r['cause'] for r in rows} == {'', 'crash', 'hang', 'memory'}        # each kind was met, and some were spared
+    assert len(vandal.deeds) >= 8 and len(vandal.seen) > 30
+    assert gone(vandal.seen) == []
+    assert folders() <= before
+
+@linux
+def test_blockworld_lives_through_a_kill():
+    "The real world, killed under way, is made anew and plays as if nothing had been"
+    with make_env('blockworld', seed=2, size=(32,32), process=True) as env:
+        first = env.reset()['pov']
+        for _ in range(3): env.step(dict(forward=1))
+        os.kill(family(env.pid)[1], signal.SIGKILL)
+        with pytest.raises(EnvFailed) as e:
+            for _ in range(10): env.step({})
+        assert e.value.cause == 'crash' and 'SIGKILL' in e.value.detail
+        with pytest.raises(RuntimeError, match='reset'): env.step({})
+        assert np.array_equal(env.reset()['pov'], first)
+        check_env(env, n=4)
+
+@linux
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize('state', ['playing', 'hanging', 'stopped'])
+def test_children_die_with_the_parent(tmp_path, how, state):
+    "However the program ends that holds the worlds, nothing of them stays behind"
+    script = f'''
+import sys, time, os, signal
+sys.path[:0] = [{str(repo_root())!r}]
+from steve1.env import ProcessEnv, EnvFailed
+from steve1.worker import family
+env = ProcessEnv('faulty:Faulty', path=[{str(FAKES)!r}], child=True, fault={'hang' if state == 'hanging' else ''!r}, at=2)
+env.reset(); env.step({{}})
+tmp = env._tmp
+if {state == 'stopped'}: os.kill(family(env.pid)[1], signal.SIGSTOP)
+print(tmp, *family(env.pid), flush=True)
+if {state == 'hanging'}: env.step({{}})
+time.sleep(600)
+'''
+    p = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True)
+    tmp, *pids = p.stdout.readline().split()
+    assert len(pids) == 3 and all(map(alive, pids)) and os.path.isdir(tmp)
+    time.sleep(.1)
+    p.send_signal(how); p.wait(10)
+    assert gone(pids) == []
+    until = time.monotonic()+5
+    while os.path.isdir(tmp) and time.monotonic() < until: time.sleep(.01)
+    assert not os.path.isdir(tmp)
+
+def test_a_slow_caller_is_not_a_slow_world():
+    "A reply that came in time counts, however late it is looked at"
+    with faulty(step_timeout=.2) as env:
+        env.reset()
+        env.begin('step', action=noop())
+        time.sleep(.5)
+        assert env.finish()[1]['t'] == 1
+
+def test_a_mistake_is_never_retried():
+    "Wrong calls are errors at once, cost no episode and no world"
+    with Worlds([dict(seed=1), dict(seed=2)], size=(32,32)) as w:
+        pids = [e.pid for e in w.envs]
+        for bad in ({'fly':1}, {'attack':2}, {'camera':(1.,)}, {'camera':(0, float('nan'))}):
+            with pytest.raises(ValueError): w.step({0:{}, 1:bad})
+        w.step({0:{}, 1:{}})
+        assert [e.pid for e in w.envs] == pids and [o.steps for o in w.playing.values()] == [1,1] and not w.outcomes
+    with pytest.raises(ValueError, match='moon'): Worlds([dict(seed=1, arena='moon')])
+    with pytest.raises(TypeError, match='colour'): Worlds([dict(seed=1)], colour='red')
+    with pytest.raises(ValueError, match='no episodes'): Worlds([])
+
+def test_an_action_may_be_numpys():
+    with make_env('blockworld', size=(16,16), process=True) as env:
+        env.reset()
+        env.step({k:np.int64(1) for k in ('forward','jump')} | dict(camera=np.array([1,2], np.float32), attack=np.bool_(True)))
+
+# --- other interpreters
+
+def interpreters():
+    "Pythons from 3.8 on that have numpy; STEVE1_OLD_PYTHON names more, separated by colons"
+    found = [p for v in range(8, 13) if (p := shutil.which(f'python3.{v}'))] + os.environ.get('STEVE1_OLD_PYTHON', '').split(':')
+    good = {}
+    for p in filter(None, found):
+        r = subprocess.run([p, '-c', 'import sys, numpy; print(sys.version_info[:2], numpy.__version__)'], capture_output=True, text=True)
+        if not r.returncode: good.setdefault(r.stdout.strip(), p)
+    return good
+
+@pytest.mark.parametrize('name', ['minerl', 'minestudio'])
+def test_old_interpreters(name, tmp_path, monkeypatch):
+    "The games' adapters keep the contract in every Python here that has numpy (this one, if there is no other)"
+    monkeypatch.setenv('MINESTUDIO_DIR', str(tmp_path))
+    (tmp_path/'engine/build/libs').mkdir(parents=True)
+    (tmp_path/'engine/build/libs/mcprec-6.13.jar').touch()
+    for version,python in (interpreters() or {'this':sys.executable}).items():
+        with make_env(name, seed=3, size=(128,128), python=python, path=[FAKES], step_timeout=60.) as env: check_env(env, n=3)
+
+@pytest.mark.parametrize('fault,says', [('lost', 'Connection timed out'), ('typeerror', 'TypeError in the game')])
+def test_a_broken_game_is_a_failure(fault, says, monkeypatch):
+    "MineRL's random observation after a lost connection never reaches the caller, nor does its TypeError look like ours"
+    monkeypatch.setenv('FAKE_FAULT', fault); monkeypatch.setenv('FAKE_AT', '3')
+    with make_env('minerl', python=sys.executable, path=[FAKES]) as env:
+        env.reset(); env.step({}); env.step({})
+        with pytest.raises(EnvFailed, match=says): env.step({})
+        env.reset()
+
+def test_the_fake_is_minerls():
+    "What stands in for MineRL has the keys that MineRL has"
+    spaces = json.loads((repo_root()/'tests'/'golden'/'minerl_spaces.json').read_text())
+    assert set(spaces['action_space']) == {*KEYS, 'camera'}
+    assert spaces['observation_space']['pov']['shape'] == [360,640,3]
+
+# --- the real specifications, where these can be imported without Java
+
+SPEC = '''
+import importlib, json, os, sys, types, warnings
+import numpy as np
+root, worker, package, name = sys.argv[1:]
+if package == 'minestudio.simulator.minerl':             # its simulator's __init__ wants torch; the specification does not
+    import minestudio
+    sim = types.ModuleType('minestudio.simulator')
+    sim.__path__ = [os.path.join(os.path.dirname(minestudio.__file__), 'simulator')]
+    sys.modules['minestudio.simulator'] = sim
+spec = importlib.import_module(package+'.herobraine.env_specs.human_survival_specs').HumanSurvival
+sys.path.insert(0, worker)
+import worker
+settings = {k:v for k,v in worker.SETTINGS.items()}
+env = spec(**settings)
+assert json.loads(json.dumps(settings)) == dict(fov_range=[70,70], gamma_range=[2,2], guiscale_range=[1,1], resolution=[640,360], cursor_size_range=[16.,16.], frameskip=1)
+xml = env.to_xml()
+for tag,value in dict(FOVSetting='70', GammaSetting='2', GuiScale='1', FakeCursorSize='16').items():
+    assert tag in xml and value in xml.split(tag)[1][:60], (tag, xml.split(tag)[1][:60] if tag in xml else '')
+
+class Adapter(getattr(worker, name)):                   # the adapter, with the specification in place of the game
+    def open(self): return env, set(env.observation_space['mine_block'].spaces)
+    def start(self): return self.report()
+    def play(self, action):
+        known = {h.to_string() for h in env.actionables}
+        assert set(action) <= known, set(action)-known
+        assert known-set(action) <= {'chat', 'voxels', 'mobs'}, known-set(action)
+        for k,v in action.items(): assert v in env.action_space.spaces[k], (k, v)
+        self.told = '\\n'.join(h.to_hero(action[h.to_string()]) for h in env.actionables if h.to_string() in action)
+        return self.report(), False
+    malmo = dict(inventory=[dict(slot_id=0, index=0, type='dirt', quantity=5), dict(slot_id=1, index=1, type='none', quantity=0)], isGuiOpen=True,
+                 xpos=1.5, ypos=64., zpos=-2., pitch=10., yaw=20., mine_block={}, use_item={}, custom={}, air=300)
+    def report(self):
+        hero = dict(self.malmo, pov=np.arange(360*640*3, dtype=np.uint8).tobytes())
+        return {h.to_string():h.from_hero(hero) for hs in (env.observables, env.monitors) for h in hs}
+
+game = Adapter()
+obs = game.reset()
+assert obs['pov'].shape == (360,640,3) and obs['pov'].dtype == np.uint8, obs['pov'].shape
+assert obs['inventory'] == dict(dirt=5), obs['inventory']
+assert obs['isGuiOpen'] is True
+assert {k:obs['location_stats'][k] for k in ('xpos','ypos','zpos','pitch','yaw')} == dict(xpos=1.5, ypos=64., zpos=-2., pitch=10., yaw=20.)
+game.malmo = dict(game.malmo, mine_block=dict(dirt=2), use_item=dict(apple=1), custom=dict(walk_under_water_one_cm=30))
+keys = json.loads(sys.stdin.read())
+_, info = game.step(dict(keys, forward=1, camera=[1.5,-2.]))
+assert (info['broken'], info['placed'], info['eye_in_water']) == ('dirt', '', True), info
+assert 'forward 1' in game.told and 'camera 1.5 -2.0' in game.told and 'jump 0' in game.told, game.told
+game.malmo = dict(game.malmo, use_item=dict(apple=1, dirt=1))
+_, info = game.step(dict(keys, camera=[0.,0.]))
+assert (info['broken'], info['placed'], info['in_water']) == ('', 'dirt', False), info
+print('as specified')
+'''
+
+@pytest.mark.parametrize('package,name', [('minerl', 'MineRL'), ('minestudio.simulator.minerl', 'MineStudio')])
+def test_adapter_against_the_real_specification(package, name, tmp_path):
+    "Every key that we send exists there in that type, and what its own handlers make of a report of the game is read as meant"
+    python = os.environ.get(f'STEVE1_{name.upper()}_PYTHON', sys.executable)
+    has = subprocess.run([python, '-c', f'import importlib.util as u; import {package.split(".")[0]}'], capture_output=True)
+    if has.returncode: pytest.skip(f'{python} has no {name}: set STEVE1_{name.upper()}_PYTHON')
+    env = dict(os.environ, MINESTUDIO_DIR=str(tmp_path))
+    r = subprocess.run([python, '-c', SPEC, str(repo_root()), str(repo_root()/'steve1'), package, name], input=json.dumps({k:0 for k in KEYS}), env=env, capture_output=True, text=True)
+    assert r.returncode == 0 and 'as specified' in r.stdout, r.stderr[-2000:]
