@@ -636,9 +636,14 @@ def check_file(
     return ''
 
 # %% ../nbs/00_config.ipynb #c095
+def _told(note):
+    "What was noted of the file that a part belongs to; nothing if the note is not there or was cut"
+    try: return dict(json.loads(note.read_text()))
+    except (OSError, ValueError, TypeError): return {}
+
 def _ask(url, part, note, timeout):
     "The server's answer, how many bytes of the part stand, and how many the whole has (None if it does not say)"
-    have, told = part.stat().st_size, json.loads(note.read_text()) if note.is_file() else {}
+    have, told = part.stat().st_size, _told(note)
     head = {'Accept-Encoding':'identity', 'User-Agent':'steve1'}
     if have: head |= {'Range':f'bytes={have}-'} | ({'If-Range':told['tag']} if told.get('tag') else {})
     answer = urllib.request.urlopen(urllib.request.Request(url, headers=head), timeout=timeout)
@@ -731,6 +736,7 @@ def download(
         done = False
         try:
             whole = path.is_file() and not check_file(path, size, sha256, md5) # another process may have fetched it while we waited
+            if not (sha256 or md5 or _told(note)): f.truncate(0) # a part of nobody knows what
             resumed, wrong = os.fstat(f.fileno()).st_size > 0, ''
             for _ in range(0 if whole else 1 + resumed): # a part of another file is found out at the end only: then once from the beginning
                 _fill_part(url, f, part, note, size, retries, timeout, progress)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from fastcore.script import Param, call_parse
 from tqdm import tqdm
-from .config import DownloadError, atomic_path, check_file, checkpoint_kind, data_dir, download, file_kind, load_tensors, read_meta, read_official, safe_pickle_load, safe_torch_load, save_tensors, sha256
+from .config import DownloadError, atomic_path, check_file, checkpoint_kind, data_dir, download, file_kind, load_tensors, read_meta, safe_pickle_load, safe_torch_load, save_tensors, sha256
 from .mineclip import ATTN, AVG, MineCLIP, MineCLIPConfig
 from .policy import Policy, PolicyConfig
 from .prior import Prior
@@ -164,8 +164,10 @@ def layout(
     "How the tensors of a published file are wrapped"
     entry = 'state_dict' if isinstance(state.get('state_dict'), dict) else ''
     names = list(state[entry] if entry else state)
-    prefix = next((p for p in ('module.policy.', 'policy.', 'module.', 'model.') if all(n.startswith(p) for n in names)), '')
-    return dict(kind=checkpoint_kind(names), prefix=prefix, entry=entry)
+    kind = checkpoint_kind(names)
+    every = any if kind == 'mineclip' else all # a trainer's own tensors may stand beside those of MineCLIP
+    prefix = next((p for p in ('module.policy.', 'policy.', 'module.', 'model.') if every(n.startswith(p) for n in names)), '')
+    return dict(kind=kind, prefix=prefix, entry=entry)
 
 def wrap(
     state:dict, # Published names -> tensors
@@ -185,7 +187,7 @@ def split_minestudio(
 
 # %% ../nbs/06a_published.ipynb #c030
 def read_published(
-    state:dict,  # Published names -> tensors, wrapped as they may be
+    state,       # A file, or a dict of published names -> tensors, wrapped as they may be
     kind:str,    # 'policy', 'vpt', 'mineclip' or 'prior'
     config=None, # A `.model` file, a `PolicyConfig` or a `MineCLIPConfig`; None: read off the tensors
 ): # A `Policy`, `MineCLIP` or `Prior`
@@ -208,8 +210,8 @@ def _to_ours(source, out, config):
         for k,part in split_minestudio(raw).items(): read_published(part, k, configs.get(k)).save(out/f'{k}.safetensors', dict(published=note | dict(kind=k, **LAYOUTS[k])))
         return out
     if source.suffix == '.safetensors' and read_meta(source).get('kind'): raise ValueError(f'{source.name} is one of ours already; `--to official` is the way back')
-    if kind == 'mineclip': raw = read_official(source, kind) # one dictionary, warned of once, where the file is checked
-    read_published(raw, kind, config).save(out, dict(published=note | (layout(raw) if kind != 'mineclip' else dict(kind=kind, **LAYOUTS[kind]))))
+    model = read_published(source if kind == 'mineclip' else raw, kind, config) # MineCLIP also looks at the file's checksum
+    model.save(out, dict(published=note | layout(raw)))
     return out
 
 # %% ../nbs/06a_published.ipynb #c032

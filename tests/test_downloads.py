@@ -169,6 +169,14 @@ def test_part_longer_than_the_file(tmp_path):
     (tmp_path/'.tmp-w.bin.part').write_bytes(DATA + b'more')
     with serving(Server()) as url: assert download(url, tmp_path/'w.bin').read_bytes() == DATA
 
+@pytest.mark.parametrize('note', [None, '', '{"tag": "\\"one', '[1]', '{"tag": "\\"other\\"", "total": 5}'])
+def test_part_without_its_note(tmp_path, note):
+    "A part whose note is gone, cut or about another file is not gone on with, unless a checksum can tell"
+    (tmp_path/'.tmp-w.bin.part').write_bytes(b'x'*1000)
+    if note is not None: (tmp_path/'.tmp-w.bin.note').write_text(note)
+    with serving(Server()) as url: assert download(url, tmp_path/'w.bin').read_bytes() == DATA
+    assert left(tmp_path) == ['w.bin']
+
 def test_part_that_was_whole(tmp_path):
     "Killed between the last byte and the rename"
     (tmp_path/'.tmp-w.bin.part').write_bytes(DATA)
