@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Place', 'draw_goals', 'relabel', 'span_goals', 'DataConfig', 'n_pieces', 'n_chunks', 'chunk_starts', 'Visit',
            'goal_table', 'goal_rows', 'joint_actions', 'Change', 'draw_change', 'Jitter', 'draw_jitter', 'draw_changes',
-           'Lanes', 'ChunkStream']
+           'Lanes', 'ChunkStream', 'plot_visit']
 
 # %% ../nbs/04_dataset.ipynb #c002
 import math
@@ -282,7 +282,7 @@ def draw_changes(
     out = [] if not cfg.augment else [draw_change(rng)] if cfg.augment in (True, 'mild') else [draw_jitter(rng, cfg.augment == 'vpt')]
     return out + [Jitter(saturation=0.)]*bool(cfg.grey and rng.random() < cfg.grey)
 
-# %% ../nbs/04_dataset.ipynb #c035
+# %% ../nbs/04_dataset.ipynb #c036
 class Lanes:
     "Who reads what: at each step every lane is at a chunk of some visit"
     def __init__(self,
@@ -307,7 +307,7 @@ class Lanes:
         self.left = np.array([self._count(v) for v in self.visit])
         self.chunk = np.random.default_rng([self.seed, 2]).integers(0, self.left)*self.stagger
 
-# %% ../nbs/04_dataset.ipynb #c036
+# %% ../nbs/04_dataset.ipynb #c037
 @patch
 def at(self:Lanes,
     step:int, # Of the training run
@@ -321,7 +321,7 @@ def at(self:Lanes,
             self.next += 1
     return self.visit.copy(), self.chunk.copy()
 
-# %% ../nbs/04_dataset.ipynb #c041
+# %% ../nbs/04_dataset.ipynb #c042
 Place = namedtuple('Place', 'path key chunk piece', defaults=(0,))  # an episode's folder, the seed of the visit, which of its chunks, which piece
 
 class ChunkStream:
@@ -351,7 +351,7 @@ class ChunkStream:
     def steps_per_epoch(self): return int(self.lanes.counts.sum())/self.lanes.n # training steps in which every episode is seen once, on average
     def __repr__(self): return f"ChunkStream({len(self.paths)} episodes, {self.lanes.n} lanes × {self.cfg.T} steps, {self.steps_per_epoch:.1f} steps an epoch)"
 
-# %% ../nbs/04_dataset.ipynb #c042
+# %% ../nbs/04_dataset.ipynb #c043
 @patch
 def places(self:ChunkStream,
     i:int, # Training step
@@ -364,7 +364,7 @@ def places(self:ChunkStream,
         out.append(Place(self.paths[e], (self.cfg.seed, 3, epoch, u), int(c), piece))
     return out
 
-# %% ../nbs/04_dataset.ipynb #c043
+# %% ../nbs/04_dataset.ipynb #c044
 @patch
 def batch(self:ChunkStream,
     i:int, # Training step
@@ -373,7 +373,7 @@ def batch(self:ChunkStream,
     "The batch of training step i"
     T, places = self.cfg.T, self.places(i)[lanes]
     shapes = dict(goal=((self.d_goal,), torch.float32), first=((), torch.bool), keep=((), torch.bool), buttons=((), torch.int64), camera=((), torch.int64))
-    out = dict(img=torch.empty((len(places),T,*self.size,3), dtype=torch.uint8)) | {k:torch.zeros((len(places),T,*s), dtype=t) for k,(s,t) in shapes.items()}
+    out = dict(img=_room((len(places),T,*self.size,3))) | {k:torch.zeros((len(places),T,*s), dtype=t) for k,(s,t) in shapes.items()}
     for j,(lane,p) in enumerate(zip(range(self.b)[lanes], places)):
         got = self._visit(lane, p).chunk(p.chunk, out['img'].numpy()[j]) # frames are decoded into the batch
         for k,v in got.items():
@@ -381,13 +381,18 @@ def batch(self:ChunkStream,
     if i == 0: out['first'][:,0] = True # lanes start amid an episode, with an empty memory
     return out | dict(episode=[str(p.path) for p in places])
 
+def _room(shape):
+    "Room for pictures: where a worker process must hand them over, or in huge pages (numpy asks for them, torch does not)"
+    if torch.utils.data.get_worker_info() is None: return torch.from_numpy(np.empty(shape, np.uint8))
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape)
+
 @patch
 def _visit(self:ChunkStream, lane, place):
     "The visit a lane has open, or a new one"
     if lane not in self.open or self.open[lane][0] != place.key: self.open[lane] = place.key, Visit(place.path, self.cfg, place.key, self.reads_goals, place.piece)
     return self.open[lane][1]
 
-# %% ../nbs/04_dataset.ipynb #c045
+# %% ../nbs/04_dataset.ipynb #c046
 @patch
 def batches(self:ChunkStream,
     start:int=0,   # First training step
@@ -406,7 +411,7 @@ def _joined(self:ChunkStream, parts, w):
     "Whole batches from the workers' parts"
     while some := list(islice(parts, w)):
         if w == 1: yield some[0]; continue
-        out = {k:torch.empty((self.b, *v.shape[1:]), dtype=v.dtype) for k,v in some[0].items() if k != 'episode'} | dict(episode=[None]*self.b)
+        out = {k:_room((self.b,*v.shape[1:])) if k == 'img' else v.new_empty((self.b,*v.shape[1:])) for k,v in some[0].items() if k != 'episode'} | dict(episode=[None]*self.b)
         for j,part in enumerate(some):
             for k,v in part.items(): out[k][j::w] = v
         yield out
@@ -417,3 +422,44 @@ def __getitem__(self:ChunkStream, i): return self.batch(*i) if isinstance(i, tup
 def __len__(self:ChunkStream): return max(1, int(self.steps_per_epoch))
 @patch
 def __getstate__(self:ChunkStream): return self.__dict__ | dict(open={}) # decoders stay in their process
+
+# %% ../nbs/04_dataset.ipynb #c065
+def _bars(ax, y, edges, colours, **kw):
+    for a,b,c in zip(edges, edges[1:], colours): ax.barh(y, b-a, left=a, height=.8, color=c, **kw)
+
+def plot_visit(
+    v:Visit, # A visit to an episode of a few hundred steps
+    n:int=10, # Pictures of the play
+):
+    "An episode, its goals, and which step is told which goal"
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import ConnectionPatch
+    N, goals = v.ep.n, np.unique(v.goal_idx)
+    fig, axs = plt.subplots(3, 1, figsize=(10,4.1), height_ratios=(1,1.15,1), sharex=True, layout='constrained')
+    hue = dict(zip(goals, plt.cm.tab10(np.arange(len(goals))%10)))
+    for ax,steps in ((axs[0], np.arange(n)*N//n), (axs[2], goals)):
+        for i,t in enumerate(steps):
+            mid, half = (i+.5)*N/len(steps), .48*N/max(n, len(goals))
+            ax.imshow(v.ep.frames(t, t+1)[0], extent=(mid-half, mid+half, 0, 1), interpolation='nearest')
+            if ax is axs[2]: fig.add_artist(ConnectionPatch((t,-.45), (mid,1), 'data', 'data', axesA=axs[1], axesB=ax, color=hue[t], lw=1.2))
+            ax.text(mid, -.04, f'goal {t}' if ax is axs[2] else f'step {t}', ha='center', va='top', fontsize=7)
+        ax.set(ylim=(-.16,1), xlim=(0,N), aspect='auto'); ax.axis('off')
+    _plot_told(v, axs[1], hue)
+    return fig
+
+# %% ../nbs/04_dataset.ipynb #c066
+def _plot_told(v, ax, hue):
+    "Labels, the goal of each step, and what the policy is told"
+    change = np.flatnonzero(np.diff(v.goal_idx, prepend=-1, append=-1))
+    _bars(ax, 1, change, [hue[v.goal_idx[a]] for a in change[:-1]])
+    for a,b in zip(change, change[1:]): ax.text((a+b)/2, 1, f'$z_{{{v.goal_idx[a]}}}$', ha='center', va='center', fontsize=8)
+    for c,a in enumerate(map(int, v.starts)):
+        told = v.goal_steps(c); edges = np.flatnonzero(np.diff(told, prepend=-1, append=-1))
+        if v.dropped[c]: ax.barh(0, v.cfg.T, left=a, height=.8, color='w', hatch='///', edgecolor='.7'); ax.text(a+v.cfg.T/2, 0, 'nothing', ha='center', va='center', fontsize=8, backgroundcolor='w')
+        else: _bars(ax, 0, a+edges, [hue.get(told[e], 'k') for e in edges[:-1]])
+        ax.barh(0, v.cfg.T, left=a, height=.8, fill=False, lw=1.2)
+        ax.text(a+1, .36, f'chunk {c}', fontsize=6, va='top')
+    for s in v.ep.spans: ax.barh(2, s.stop-s.start, left=s.start, height=.8, color='.9', edgecolor='w'); ax.text(s.start+1, 2, s.task if s.stop-s.start > .05*v.ep.n else '', fontsize=7, va='center')
+    ax.plot(list(hue), [-.45]*len(hue), 'k.', ms=4, clip_on=False)
+    ax.set(yticks=[2,1,0], yticklabels=['label', 'goal', 'told'], ylim=(-.5,2.5), xlabel='')
+    ax.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, labelsize=7)

@@ -430,8 +430,8 @@ def _check_embeds(ep, clip=None):
     _check(emb.ndim == 2 and len(emb) == ep.n, path, f"shape {emb.shape} for {ep.n} steps", MEND_EMBEDS)
     _check(emb.shape[1] == named.get('d'), path, f"width {emb.shape[1]} but metadata.json says {named.get('d')}", MEND_EMBEDS)
     _check(np.isnan(emb[:GOP-1]).all(), path, 'a number in the first 15 rows, where no 16-frame window ends', MEND_EMBEDS)
-    bad = ~np.isfinite(emb[GOP-1:]).all(1)
-    _check(not bad.any(), path, f"row {GOP-1+int(bad.argmax())} is not finite ({int(bad.sum())} such rows)", MEND_EMBEDS)
+    bad = GOP-1 + np.flatnonzero(~np.isfinite(emb[GOP-1:]).all(1))
+    _check(not len(bad), path, f"row {min(bad, default=0)} is not finite ({len(bad)} such rows)", MEND_EMBEDS)
     if clip is not None: _check(named.get('id') == clip_id(clip), path, f"made by MineCLIP {named.get('id')}, not by {clip_id(clip)}", MEND_EMBEDS)
 
 def episode_faults(

@@ -1,10 +1,10 @@
-"What befalls data from outside: processes killed half way, folders damaged on disk"
-import os, random, signal, subprocess, sys, time
+"What befalls data from outside: processes killed half way, folders damaged on disk, networks that break, recordings of an hour"
+import os, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
-import numpy as np, pytest
+import fsspec, numpy as np, pytest
 from steve1.config import repo_root
 from steve1.dataset import ChunkStream, DataConfig
-from steve1.episodes import Episode, EpisodeError, EpisodeWriter, list_episodes, validate_episode
+from steve1.episodes import Episode, EpisodeError, EpisodeWriter, convert_published, list_episodes, validate_episode
 from steve1.generate import generate
 
 PLAYER = '''
@@ -94,3 +94,130 @@ def test_random_damage_is_found(tmp_path):
             f.write_bytes(data[:i] + bytes([data[i] ^ 0x55]) + data[i+1:])
             with pytest.raises(EpisodeError): validate_episode(tmp_path/'e')
         f.write_bytes(data)
+
+# --- the published code's folders
+
+PUBLISHED = repo_root()/'tests'/'golden'/'episode_sample'
+CFG = DataConfig(T=16, max_gap=30)
+
+@pytest.mark.parametrize('name', ['frames.mp4', 'actions.pkl', 'embeds_attn.pkl', 'metadata.json', 'len.txt'])
+@pytest.mark.parametrize('how', ['missing', 'empty', 'cut', 'garbage'])
+def test_damage_to_a_published_folder_is_named(tmp_path, name, how):
+    "Read in place, a damaged published folder stops training with its name too"
+    shutil.copytree(PUBLISHED, tmp_path/'bad')
+    f = tmp_path/'bad'/name
+    data = f.read_bytes()
+    if how == 'missing': f.unlink()
+    else: f.write_bytes({'empty':b'', 'cut':data[:len(data)//2], 'garbage':np.random.default_rng(1).bytes(len(data))}[how])
+    if (name, how) == ('len.txt', 'cut'): validate_episode(tmp_path/'bad'); assert Episode(tmp_path/'bad').n == 9; return # '9' of '96': shorter, and whole
+    with pytest.raises(EpisodeError) as e:
+        stream = ChunkStream([tmp_path/'bad', PUBLISHED], CFG, batch=2)
+        for i in range(8): stream.batch(i)
+    assert 'bad' in str(e.value) and 'again' in str(e.value)
+
+def test_random_damage_to_pickles_never_runs_or_crashes(tmp_path):
+    "Whatever stands in a pickle, the reader gives data or an EpisodeError"
+    shutil.copytree(PUBLISHED, tmp_path/'e')
+    f, rng = tmp_path/'e'/'actions.pkl', random.Random(0)
+    data = f.read_bytes()
+    for _ in range(60):
+        b = bytearray(data)
+        for _ in range(3): b[rng.randrange(len(b))] = rng.randrange(256)
+        f.write_bytes(bytes(b))
+        try: assert len(Episode(tmp_path/'e').actions) == 96
+        except EpisodeError: pass
+
+CONVERT = "from steve1.episodes import episode_cli\nimport sys\nif __name__ == '__main__': episode_cli('convert', sys.argv[1:3])\n"
+
+def test_killed_conversion_resumes(tmp_path, env):
+    "Killed at random moments, a conversion shows whole episodes only and ends up as if undisturbed"
+    for i in range(16): shutil.copytree(PUBLISHED, tmp_path/'src'/f'{i:02d}')
+    for i in range(0, 16, 2): (tmp_path/'src'/f'{i:02d}'/'len.txt').write_text('90') # their videos are encoded anew, which takes time
+    (tmp_path/'run.py').write_text(CONVERT)
+    run, dst, rng = [sys.executable, str(tmp_path/'run.py'), str(tmp_path/'src'), str(tmp_path/'dst')], tmp_path/'dst', random.Random(0)
+    killed = 0
+    for k in range(4):
+        p, end = subprocess.Popen(run, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), time.monotonic()+30
+        while len(list(dst.glob('[0-9]*'))) <= 3*k and p.poll() is None and time.monotonic() < end: time.sleep(.002)
+        time.sleep(rng.uniform(0, .02))
+        killed += p.poll() is None
+        p.send_signal(signal.SIGKILL); p.wait()
+        for e in dst.glob('[0-9]*'): validate_episode(e)
+    assert killed >= 3
+    assert subprocess.run(run, env=env, stdout=subprocess.DEVNULL, timeout=60).returncode == 0
+    assert [p.name for p in list_episodes(dst)] == [f'{i:02d}' for i in range(16)]
+    for e in (dst/'03', dst/'04'):
+        alone = validate_episode(convert_published(tmp_path/'src'/e.name, tmp_path/'alone'/e.name))
+        assert validate_episode(e).meta == alone.meta
+
+# --- the command
+
+def test_validate_command_exits_non_zero(tmp_path, env):
+    "Every fault of a dataset stands in the table, and the exit code says so; workers or not"
+    for n in 'abc': record(tmp_path/'d'/n); (tmp_path/'d'/n/'embeds.npy').unlink() # it has no checksum
+    (tmp_path/'run.py').write_text("from steve1.episodes import episode_cli\nif __name__ == '__main__': episode_cli()\n")
+    cmd = [sys.executable, str(tmp_path/'run.py'), 'validate', str(tmp_path/'d')]
+    r = subprocess.run(cmd, env=env, capture_output=True, text=True)
+    assert r.returncode == 0 and '3 episodes, 0 faulty' in r.stdout, r.stdout+r.stderr
+    (tmp_path/'d'/'b'/'frames.mp4').write_bytes(b'not a video'); (tmp_path/'d'/'c'/'metadata.json').unlink()
+    r = subprocess.run(cmd+['--workers', '1'], env=env, capture_output=True, text=True)
+    assert r.returncode == 1 and '3 episodes, 2 faulty' in r.stdout, r.stdout+r.stderr
+    assert 'is no readable video' in r.stdout and 'has no metadata.json' in r.stdout
+
+# --- behind an address
+
+def test_broken_connection_leaves_no_half_file(tmp_path, monkeypatch):
+    "A transfer that breaks, or ends early without saying so, leaves nothing behind, and the next try succeeds"
+    monkeypatch.setenv('STEVE1_DATA', str(tmp_path/'root'))
+    record(tmp_path/'play'/'000000')
+    fs = fsspec.filesystem('memory')
+    fs.put(str(tmp_path/'play'), '/faults/play', recursive=True)
+    try:
+        ep = list_episodes('memory://faults/play')[0]
+        whole = type(fs).get_file
+        def breaks(self, src, dst, **kw): Path(dst).write_bytes(b'half'); raise ConnectionError('reset by peer')
+        def ends(self, src, dst, **kw): Path(dst).write_bytes(self.cat_file(src)[:-1])
+        for bad,text in ((breaks, 'reset by peer'), (ends, 'arrived damaged')):
+            monkeypatch.setattr(type(fs), 'get_file', bad)
+            with pytest.raises(EpisodeError, match=text): ChunkStream([ep], CFG, batch=1).batch(0)
+            assert {p.name for p in ep.iterdir()} == {'.origin.json', 'metadata.json'}
+        monkeypatch.setattr(type(fs), 'get_file', whole)
+        far, near = (ChunkStream([p], CFG, batch=1).batch(1) for p in (ep, tmp_path/'play'/'000000'))
+        assert all((far[k] == near[k]).all() for k in far if k != 'episode')
+    finally: fs.rm('/faults', recursive=True)
+
+# --- long recordings, workers
+
+MEASURE = '''
+import sys, numpy as np
+from steve1.actions import noop
+from steve1.dataset import ChunkStream, DataConfig
+from steve1.episodes import EpisodeWriter
+def mb(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS'))/1024
+path, n = sys.argv[1], 20_000
+block = np.random.default_rng(0).integers(0, 255, (8,32,32,3), dtype=np.uint8).repeat(25, 0)
+used = []
+with EpisodeWriter(path, (32,32)) as w:
+    for i in range(n//200): w.add_many(block, dict(jump=np.zeros(200, int))); used.append(mb())
+    e = np.zeros((n,4), np.float16); e[:15] = np.nan; w.add_embeds(e, 'none')
+print('write', used[9], used[-1])
+stream = ChunkStream([path], DataConfig(T=640, max_gap=200), batch=1)
+used = []
+for i in range(60): stream.batch(i); used.append(mb())
+print('read', used[5], used[-1])
+'''
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs Linux to measure memory')
+def test_memory_is_flat_over_a_long_recording(tmp_path, env):
+    "Writing and reading 20,000 frames takes as much memory at the end as after a tenth"
+    out = subprocess.run([sys.executable, '-c', MEASURE, str(tmp_path/'long')], env=env, capture_output=True, text=True, check=True).stdout
+    for line in out.splitlines():
+        what, early, late = line.split()
+        assert float(late)-float(early) < 12, f'{what}: {early} MB, then {late} MB' # 20,000 frames are 61 MB
+    assert out.count('\n') == 2
+
+def test_fault_in_a_worker_is_named(tmp_path):
+    "A worker process that meets a damaged episode says which"
+    record(tmp_path/'bad')
+    (tmp_path/'bad'/'frames.mp4').write_bytes(b'')
+    with pytest.raises(EpisodeError, match='bad.frames.mp4'): next(iter(ChunkStream([tmp_path/'bad'], CFG, batch=2).batches(workers=2)))
