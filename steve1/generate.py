@@ -6,7 +6,7 @@
 __all__ = ['EXPERTS', 'Job', 'Report', 'Who', 'resolve', 'make_episode', 'generate', 'schedule', 'PolicyPlayer', 'ExpertPlayer',
            'parse_player', 'load_goal', 'Mix', 'MixedPlay', 'plot_turns', 'generate_cli']
 
-# %% ../nbs/03c_generate.ipynb #c002
+# %% ../nbs/03c_generate.ipynb #c003
 import importlib, multiprocessing
 from collections import namedtuple
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from .episodes import GOP, Episode, EpisodeWriter, dataset_dir, list_episodes, r
 from .contractor import _sole_writer
 from .world import ARENAS
 
-# %% ../nbs/03c_generate.ipynb #c005
+# %% ../nbs/03c_generate.ipynb #c006
 EXPERTS = 'steve1.experts:play'
 
 def resolve(
@@ -55,17 +55,17 @@ def make_episode(
 
 def _source(play): return play.partition(':')[0].rpartition('.')[2] if isinstance(play, str) else getattr(play, 'source', None) or play.__name__
 
-# %% ../nbs/03c_generate.ipynb #c006
+# %% ../nbs/03c_generate.ipynb #c007
 def _labels(play):
     "Labels of a play as metadata, in plain numbers; no window of frames ends before step 15, so no event can"
     return dict(spans=[dict(start=int(a), stop=int(b), task=str(t)) for a,b,t in play.spans],
         events=[dict(step=int(s), task=str(t)) for s,t in dict.fromkeys(play.events) if s >= GOP-1],
         masked=[[int(a), int(b)] for a,b in play.masked])
 
-# %% ../nbs/03c_generate.ipynb #c011
+# %% ../nbs/03c_generate.ipynb #c012
 Report = namedtuple('Report', 'made there failed') # episodes made, there before, and {name: reason} of those that failed
 
-# %% ../nbs/03c_generate.ipynb #c012
+# %% ../nbs/03c_generate.ipynb #c013
 def generate(
     dataset:str|Path,   # Name below data/datasets, or a folder
     n_episodes:int,     # Episodes in all, those that are there included
@@ -101,7 +101,7 @@ def _check_same(folder, size):
     for p in list(folder.glob('*/metadata.json'))[:1]:
         if (had := Episode(p.parent).size) != size: raise ValueError(f"{folder.name} holds episodes of {had[0]}×{had[1]}, not {size[0]}×{size[1]}; choose another name")
 
-# %% ../nbs/03c_generate.ipynb #c024
+# %% ../nbs/03c_generate.ipynb #c025
 def schedule(
     n:int,            # Steps
     p_to:tuple,       # Chance a step to hand over to player 0 and to player 1
@@ -121,7 +121,7 @@ def schedule(
         who[t] = now
     return who, spins
 
-# %% ../nbs/03c_generate.ipynb #c029
+# %% ../nbs/03c_generate.ipynb #c030
 class PolicyPlayer:
     "A policy at play"
     task = None                # it does not say what it is at
@@ -140,7 +140,7 @@ class PolicyPlayer:
     def act(self, obs): return to_rows(self.agent.act(obs['pov'][None], self.goal))[0]
     def saw(self, obs, info): return False
 
-# %% ../nbs/03c_generate.ipynb #c031
+# %% ../nbs/03c_generate.ipynb #c032
 class ExpertPlayer:
     "The scripted experts at play"
     def __init__(self,
@@ -169,7 +169,7 @@ class ExpertPlayer:
 
     def saw(self, obs, info): return self.finder.update(self.task, obs, info)
 
-# %% ../nbs/03c_generate.ipynb #c033
+# %% ../nbs/03c_generate.ipynb #c034
 Who = namedtuple('Who', 'name path goal only')   # path None: the experts
 
 def parse_player(
@@ -187,7 +187,7 @@ def parse_player(
     if not path.is_file(): raise FileNotFoundError(f"{word!r}: no checkpoint at {path}; give 'expert', a name in data/weights, or the path of a .safetensors or .weights file")
     return Who(path.stem, path, goal or None, None)
 
-# %% ../nbs/03c_generate.ipynb #c034
+# %% ../nbs/03c_generate.ipynb #c035
 @lru_cache(4)
 def _load_policy(path, device, changed):
     import torch
@@ -210,7 +210,7 @@ def load_goal(
     if goal.shape != (d,) or not np.isfinite(goal).all(): raise ValueError(f"goal {text!r} must be {d} finite numbers, got {goal.dtype} {goal.shape}")
     return goal.astype(np.float32)
 
-# %% ../nbs/03c_generate.ipynb #c038
+# %% ../nbs/03c_generate.ipynb #c039
 _published = dict(switch=1/1000, to_rl=1/3000)
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class Mix(Config):
         if self.env not in ENVS: raise ValueError(f"unknown environment {self.env!r}: choose from {', '.join(ENVS)}")
         if self.arena != 'auto' and self.arena not in ARENAS: raise ValueError(f"unknown arena {self.arena!r}: choose from auto, {', '.join(ARENAS)}")
 
-# %% ../nbs/03c_generate.ipynb #c039
+# %% ../nbs/03c_generate.ipynb #c040
 @patch
 def chances(self:Mix,
     pair, # Two `Who`
@@ -268,7 +268,7 @@ def __call__(self:Mix, seed, n_steps, size, only=None):
     if only: raise ValueError(f"a mix takes its tasks from its players: 'expert:{only}'")
     return MixedPlay(self, seed, n_steps, size)
 
-# %% ../nbs/03c_generate.ipynb #c042
+# %% ../nbs/03c_generate.ipynb #c043
 class MixedPlay:
     "A mix at play, piece by piece"
     def __init__(self,
@@ -300,7 +300,7 @@ class MixedPlay:
         goal = load_goal(w.goal, policy.cfg.d_goal) if w.goal else None
         return PolicyPlayer(policy, np.random.default_rng((self.seed,19,i)).integers(2**62), goal, self.mix.cond_scale)
 
-# %% ../nbs/03c_generate.ipynb #c043
+# %% ../nbs/03c_generate.ipynb #c044
 @patch
 def __iter__(self:MixedPlay): # Yields (frames uint8 (k,h,w,3), action columns)
     env, players = self.world()
@@ -325,7 +325,7 @@ def __iter__(self:MixedPlay): # Yields (frames uint8 (k,h,w,3), action columns)
 
 def _fit(frame, size): return frame if frame.shape[:2] == size else cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR)
 
-# %% ../nbs/03c_generate.ipynb #c044
+# %% ../nbs/03c_generate.ipynb #c045
 @patch(as_prop=True)
 def spans(self:MixedPlay): return [(a,b,task) for a,b,task in _runs([l[2] for l in self.log]) if task]
 
@@ -340,7 +340,7 @@ def meta(self:MixedPlay) -> dict: # For `metadata.json`: players, switches, spin
     return dict(players=players, switches=[[a,w] for a,_,w in _runs(who)], spins=[[a,b,self.turns[i-1][2]] for a,b,i in _runs(spin) if i],
         ended=self.ended, mix=self.mix.to_dict())
 
-# %% ../nbs/03c_generate.ipynb #c047
+# %% ../nbs/03c_generate.ipynb #c048
 def plot_turns(
     ep,       # An `Episode` of a mix
     n:int=12, # Frames shown
@@ -362,7 +362,7 @@ def plot_turns(
     ax.set(yticks=(0,1), yticklabels=[p['name'] for p in ep.meta['players']], xlim=(0,ep.n), ylim=(1.5,-.6), xlabel='step (20 a second)')
     return fig
 
-# %% ../nbs/03c_generate.ipynb #c059
+# %% ../nbs/03c_generate.ipynb #c060
 def _mix(agents, switch, **kw):
     try: p = None if switch is None else tuple(float(x) for x in switch.split(',')) if ',' in switch else float(switch)
     except ValueError: raise ValueError(f"--switch {switch!r} is neither a chance such as 0.001 nor two such as 0.001,0.0003") from None

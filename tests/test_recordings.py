@@ -1,0 +1,90 @@
+"Recordings from outside at process level: long ones in little memory, killed conversions, the commands"
+import json, os, random, signal, subprocess, sys, time
+from pathlib import Path
+import av, cv2, numpy as np, pytest
+from steve1.config import data_dir, repo_root
+from steve1.episodes import Episode, VideoWriter, list_episodes, validate_episode
+
+ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(repo_root()), os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1')
+MB = 2**20
+
+def write(folder, n, size=(72,128), fps=20, seed=0):
+    "A recording of n frames of slowly changing noise, with a key always down"
+    folder.mkdir(parents=True)
+    rng, video = np.random.default_rng(seed), VideoWriter(folder/'video.mp4', size, fps)
+    for a in range(0, n, 40): video.add(np.broadcast_to(cv2.resize(rng.integers(0, 255, (6,8,3), dtype=np.uint8), size[::-1]), (min(40, n-a),*size,3)))
+    video.close()
+    (folder/'actions.jsonl').write_text('{"forward": 1, "camera": [0.5, -1.25]}\n'*n)
+    return folder
+
+def run(code, **kw): return subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True, timeout=120, **kw)
+
+def test_memory_is_flat(tmp_path):
+    "Ten times the length, hardly any more memory: 2,400 frames of 360×640 would be 1.7 GB"
+    peak = {}
+    for n in (240, 2400):
+        src = write(tmp_path/f'r{n}', n, (360,640))
+        r = run(f"import resource; from steve1.recordings import convert_recording; convert_recording({str(src)!r}, {str(tmp_path/f'e{n}')!r}); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024)")
+        assert r.returncode == 0, r.stderr
+        peak[n] = int(r.stdout)/MB
+        assert Episode(tmp_path/f'e{n}').n == n
+    assert peak[2400]-peak[240] < 60, peak
+
+def test_killed_conversion_resumes(tmp_path):
+    "Killed at random moments it never shows part of an episode, and ends up as if undisturbed"
+    for i in range(8): write(tmp_path/'in'/f'r{i}', 200, seed=i)
+    code = "from steve1.recordings import convert_recordings\nif __name__ == '__main__': convert_recordings([{0!r}], {1!r}, workers={2})"
+    script, rng, out = tmp_path/'run.py', random.Random(0), tmp_path/'out'
+    script.write_text(code.format(str(tmp_path/'in'), str(out), 2))
+    start = lambda: subprocess.Popen([sys.executable, str(script)], env=ENV, stderr=subprocess.DEVNULL)
+    for k in range(3):
+        p, end = start(), time.monotonic()+40
+        while len(list(out.glob('r*'))) <= 2*k and p.poll() is None and time.monotonic() < end: time.sleep(.005)
+        time.sleep(rng.uniform(0, .1))
+        p.send_signal(signal.SIGKILL); p.wait()
+        for e in out.glob('r*/'): validate_episode(e)
+    assert start().wait(timeout=60) == 0
+    assert run(code.format(str(tmp_path/'in'), str(tmp_path/'whole'), 0)).returncode == 0
+    a, b = list_episodes(out), list_episodes(tmp_path/'whole')
+    assert [p.name for p in a] == [p.name for p in b] == [f'r{i}' for i in range(8)]
+    for x,y in zip(a, b): assert validate_episode(x).meta == validate_episode(y).meta
+    assert not list(out.glob('.tmp-*')) and len((out/'recordings.jsonl').read_text().splitlines()) == 8
+
+def test_video_cut_short(tmp_path):
+    "A file whose index promises more than it holds is set aside, wherever it ends"
+    from steve1.recordings import RecordingError, convert_recording
+    src = write(tmp_path/'r', 200, (36,64))
+    with av.open(str(src/'video.mp4')) as old, av.open(str(tmp_path/'fast.mp4'), 'w', options=dict(movflags='faststart')) as new: # index first: a cut file still opens
+        s = new.add_stream_from_template(old.streams.video[0])
+        for p in old.demux(video=0):
+            if p.dts is not None: p.stream = s; new.mux(p)
+    whole = (tmp_path/'fast.mp4').read_bytes()
+    for share in (.5, .7, .9, .99):
+        (src/'video.mp4').write_bytes(whole[:int(len(whole)*share)])
+        with pytest.raises(RecordingError): convert_recording(src, tmp_path/'e')
+    (src/'video.mp4').write_bytes(whole)
+    assert Episode(convert_recording(src, tmp_path/'e')).n == 200
+    rng = random.Random(1)
+    for k in range(12): # damage anywhere: an error of ours, or an episode that is whole
+        bad = bytearray(whole)
+        for _ in range(20): bad[rng.randrange(len(bad))] = rng.randrange(256)
+        (src/'video.mp4').write_bytes(bad)
+        try: validate_episode(convert_recording(src, tmp_path/f'e{k}'))
+        except RecordingError: assert not (tmp_path/f'e{k}').exists()
+
+def test_command(tmp_path):
+    "One good, one broken: the good one is made, the other is named, and the status says so"
+    write(tmp_path/'in'/'good', 60); write(tmp_path/'in'/'bad', 60)
+    (tmp_path/'in'/'bad'/'actions.jsonl').write_text('{"camera": [0, 1]}\n'*10 + '{"camera": [0, 1}\n')
+    (tmp_path/'main.py').write_text('from steve1.recordings import recordings_cli\nif __name__ == "__main__": recordings_cli()\n')
+    cmd = lambda *a: subprocess.run([sys.executable, str(tmp_path/'main.py'), str(tmp_path/'in'), '--out', str(tmp_path/'out'), *a], env=ENV, capture_output=True, text=True, timeout=120)
+    r = cmd('--dry_run', '--size', '64')
+    assert r.returncode == 1 and 'bad: actions.jsonl, line 11' in r.stdout and not (tmp_path/'out').exists(), r
+    r = cmd('--size', '36x64')
+    assert r.returncode == 1 and 'set aside' in r.stdout and 'made' in r.stdout, r
+    assert validate_episode(tmp_path/'out'/'good').size == (36,64)
+    r = cmd('--size', '128')
+    assert r.returncode and 'another name' in r.stderr, r
+    r = cmd('--size', 'big')
+    assert r.returncode and '160x256' in r.stderr and 'Traceback' not in r.stderr, r
+    assert '--action_fps' in cmd('--help').stdout
