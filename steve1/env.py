@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENVS', 'RECIPES', 'BlockWorldEnv', 'make_env', 'EnvFailed', 'ProcessEnv', 'GameEnv', 'MineRLEnv', 'MineStudioEnv',
-           'check_env', 'BlockWorldGym', 'Outcome', 'Worlds']
+           'check_env', 'BlockWorldGym', 'Outcome', 'Supervised']
 
 # %% ../nbs/00c_env.ipynb #c002
 import builtins, json, mmap, os, select, shutil, signal, subprocess, sys, tempfile, time
@@ -191,6 +191,7 @@ def begin(self:ProcessEnv,
     try: self._calls.write(line)
     except BrokenPipeError: pass                           # `finish` finds out why
 
+# %% ../nbs/00c_env.ipynb #c021
 @patch
 def _line(self:ProcessEnv, until):
     "The next reply as a line; empty when the pipe has ended, None when time is up"
@@ -204,7 +205,7 @@ def _line(self:ProcessEnv, until):
     line,self._read = self._read.split(b'\n', 1)
     return line
 
-# %% ../nbs/00c_env.ipynb #c021
+# %% ../nbs/00c_env.ipynb #c022
 @patch
 def finish(self:ProcessEnv): # -> what the environment returned to the last call
     "Wait for all replies; EnvFailed if the world is gone, the environment's own error if the call was wrong"
@@ -231,7 +232,7 @@ def _unpack(self:ProcessEnv, reply):
     obs = dict(pov=frame, **reply['obs'])
     return obs if reply['info'] is None else (obs,reply['info'])
 
-# %% ../nbs/00c_env.ipynb #c023
+# %% ../nbs/00c_env.ipynb #c024
 @patch
 def _fail(self:ProcessEnv, call, cause, detail=''):
     "Clear away a world that failed, and say how"
@@ -249,7 +250,7 @@ def _tail(self:ProcessEnv):
     lines = self._log.read().decode(errors='replace').split('\n')
     return next((l.strip()[:300] for l in lines[::-1] if l.strip()), '')
 
-# %% ../nbs/00c_env.ipynb #c025
+# %% ../nbs/00c_env.ipynb #c026
 @patch
 def begin_reset(self:ProcessEnv, seed=None, **kwargs):
     "First half of `reset`; a world that has ended is made anew"
@@ -282,7 +283,7 @@ def render(self:ProcessEnv,
     self.begin('render', size=list(check_size(size)))
     return self.finish()
 
-# %% ../nbs/00c_env.ipynb #c026
+# %% ../nbs/00c_env.ipynb #c027
 @patch
 def hang_up(self:ProcessEnv):
     "Say that no more calls will come, without waiting: the worker closes its environment and ends"
@@ -290,10 +291,10 @@ def hang_up(self:ProcessEnv):
 
 @patch
 def close(self:ProcessEnv):
-    "Let the environment close itself, then end the process"
+    "Let the environment close itself, if it is not busy with a call, then end the process"
     self.hang_up()
-    if self.proc is not None:
-        try: self.proc.wait(10)
+    if self.proc is not None and not self._pending:
+        try: self.proc.wait(5)
         except subprocess.TimeoutExpired: pass
     self.stop()
 
@@ -307,13 +308,14 @@ def __enter__(self:ProcessEnv): return self
 @patch
 def __exit__(self:ProcessEnv, *_): self.close()
 
-# %% ../nbs/00c_env.ipynb #c038
+# %% ../nbs/00c_env.ipynb #c039
 RECIPES = dict(
     minerl="""python3.10 -m venv ~/minerl && ~/minerl/bin/pip install 'setuptools<66' wheel 'numpy<1.24' 'gym<=0.23.1'
 ~/minerl/bin/pip install git+https://github.com/minerllabs/minerl@v1.0.2 && export STEVE1_MINERL_PYTHON=~/minerl/bin/python""",
     minestudio="""python3.10 -m venv ~/minestudio && ~/minestudio/bin/pip install minestudio 'numpy<2'
 ~/minestudio/bin/python -m minestudio.simulator.entry -y && export STEVE1_MINESTUDIO_PYTHON=~/minestudio/bin/python""")
 
+# %% ../nbs/00c_env.ipynb #c040
 class GameEnv(ProcessEnv):
     "Minecraft in a process of its own"
     def __init__(self,
@@ -328,7 +330,8 @@ class GameEnv(ProcessEnv):
 
     def finish(self):
         try: out = super().finish()
-        except ImportError as e: raise ImportError(f'{self.python} has no {self.game} ({e}). Two lines make an environment that has:\n{RECIPES[self.game.lower()]}') from None
+        except ImportError as e:
+            raise ImportError(f'{self.python} has no {self.game} ({e}). Two lines make an environment that has:\n{RECIPES[self.game.lower()]}') from None
         for obs in (out[:1] if isinstance(out, tuple) else [out] if out else []):
             self.frame,obs['pov'] = obs['pov'],_resize(obs['pov'], self.size)
         return out
@@ -340,7 +343,7 @@ class GameEnv(ProcessEnv):
         if self.frame is None: raise RuntimeError('nothing has been seen yet: `reset` first')
         return _resize(self.frame, check_size(size))
 
-# %% ../nbs/00c_env.ipynb #c039
+# %% ../nbs/00c_env.ipynb #c041
 def _resize(frame, size):
     "As VPT's agent does it"
     import cv2
@@ -351,7 +354,7 @@ class MineStudioEnv(GameEnv): game = 'MineStudio'
 
 ENVS.update(minerl=MineRLEnv, minestudio=MineStudioEnv)
 
-# %% ../nbs/00c_env.ipynb #c043
+# %% ../nbs/00c_env.ipynb #c045
 def check_env(
     env,              # Environment to check
     n:int=12,         # Steps to take
@@ -386,7 +389,7 @@ def _check_obs(obs):
     if missing: raise KeyError(f'location_stats lacks {sorted(missing)}')
     return obs
 
-# %% ../nbs/00c_env.ipynb #c046
+# %% ../nbs/00c_env.ipynb #c048
 class BlockWorldGym(gymnasium.Env):
     "BlockWorld as a `gymnasium` environment with MineRL's spaces"
     metadata = dict(render_modes=['rgb_array'], render_fps=20)
@@ -429,7 +432,7 @@ class BlockWorldGym(gymnasium.Env):
 if 'steve1/BlockWorld-v0' not in gymnasium.registry:
     gymnasium.register('steve1/BlockWorld-v0', entry_point='steve1.env:BlockWorldGym', max_episode_steps=6000)
 
-# %% ../nbs/00c_env.ipynb #c049
+# %% ../nbs/00c_env.ipynb #c051
 @dataclass
 class Outcome:
     "How an episode ended"
@@ -442,7 +445,8 @@ class Outcome:
     @property
     def ok(self): return not self.cause
 
-class Worlds:
+# %% ../nbs/00c_env.ipynb #c052
+class Supervised:
     "Episodes side by side, each in a world that may fail"
     def __init__(self,
         specs,                 # Episodes: a dict each with `seed`, and what `reset` takes besides (`arena`)
@@ -459,9 +463,9 @@ class Worlds:
         self.obs,self.playing,self.fresh,self.outcomes,self._specs = {},{},set(),[],{}
         self._fill(range(len(self.envs)))
 
-# %% ../nbs/00c_env.ipynb #c051
+# %% ../nbs/00c_env.ipynb #c054
 @patch
-def _fill(self:Worlds, lanes):
+def _fill(self:Supervised, lanes):
     "Start the next episodes on these lanes, until each of them has one or the list is empty"
     todo = list(lanes)
     while todo and self.queue:
@@ -476,16 +480,16 @@ def _fill(self:Worlds, lanes):
         if self.envs[l]: self.envs[l].stop()
 
 @patch
-def _first(self:Worlds, lane):
+def _first(self:Supervised, lane):
     "Wait for the first observation of a lane: was there one?"
     try: self.obs[lane] = self.envs[lane].finish()
     except EnvFailed as e: self._over(lane, e)
     else: self.fresh.add(lane)
     return lane in self.obs
 
-# %% ../nbs/00c_env.ipynb #c052
+# %% ../nbs/00c_env.ipynb #c055
 @patch
-def _over(self:Worlds, lane, e=None):
+def _over(self:Supervised, lane, e=None):
     "Record the end of a lane's episode"
     o = self.playing.pop(lane)
     self.obs.pop(lane, None)
@@ -498,9 +502,9 @@ def _over(self:Worlds, lane, e=None):
         self.close()
         raise EnvFailed(e.cause, f'{self._failed} worlds in a row failed before their first step, so this is not chance: {e.detail}')
 
-# %% ../nbs/00c_env.ipynb #c054
+# %% ../nbs/00c_env.ipynb #c057
 @patch
-def step(self:Worlds,
+def step(self:Supervised,
     actions:dict, # Lane -> action, for every lane in `obs`
 ) -> dict:        # Lane -> info; None where the world failed
     "Act once in every world; `obs` holds what is seen then"
@@ -521,27 +525,27 @@ def step(self:Worlds,
     return {l:None if l in lost else i for l,i in infos.items()}
 
 @patch
-def end(self:Worlds,
+def end(self:Supervised,
     lane:int, # Whose episode has been played out
 ):
     "Record an episode as played out, and go on with the next one on the list"
     self._over(lane)
     self._fill([lane])
 
-# %% ../nbs/00c_env.ipynb #c055
+# %% ../nbs/00c_env.ipynb #c058
 @patch
-def close(self:Worlds):
+def close(self:Supervised):
     "End all worlds; episodes under way are recorded as stopped"
     for l in list(self.playing): self._over(l); self.outcomes[-1].cause = 'stopped'
     for e in filter(None, self.envs): e.hang_up()          # all at once
     for e in filter(None, self.envs): e.close()
 
 @patch
-def __enter__(self:Worlds): return self
+def __enter__(self:Supervised): return self
 @patch
-def __exit__(self:Worlds, *_): self.close()
+def __exit__(self:Supervised, *_): self.close()
 
 @patch
-def table(self:Worlds) -> list: # A dict an episode, in the order of the list
+def table(self:Supervised) -> list: # A dict an episode, in the order of the list
     "The outcomes as rows"
     return [asdict(o) for o in sorted(self.outcomes, key=lambda o: o.index)]

@@ -145,10 +145,10 @@ def serve(
             if call['call'] == 'make': env, reply = make(**call['args']), {}
             else: reply = pack(frames, getattr(env, call['call'])(**call['args']))
         except Exception as e:
-            mine = call['call'] != 'make' and not isinstance(e, CALLER)
             traceback.print_exc()
             text = e.args[0] if e.args and isinstance(e.args[0], str) else str(e)
-            reply = dict(failed='%s: %s' % (type(e).__name__, text)) if mine else dict(error=type(e).__name__, text=text)
+            wrong = [c.__name__ for c in CALLER if isinstance(e, c)] or ['RuntimeError'] * (call['call'] == 'make')
+            reply = dict(error=wrong[0], text=text) if wrong else dict(failed='%s: %s' % (type(e).__name__, text))
         replies.write(json.dumps(reply, default=plain) + '\n')
         replies.flush()
 
@@ -229,7 +229,8 @@ class Game:
         self.last = self.see(raw)
         return self.last
 
-    def close(self): self.env.close()
+    def close(self):
+        self.env.close()
 
 # %% ../nbs/00f_worker.ipynb #c030
 def see(self,
@@ -267,6 +268,7 @@ class MineRL(Game):
         obs, _, done, info = self.env.step(action)
         return dict(obs, **info), done
 
+# %% ../nbs/00f_worker.ipynb #c033
 class MineStudio(Game):
     "MineStudio's MinecraftSim, which has the published settings built in"
     missing = ('ESC', 'drop', 'swapHands')
@@ -284,5 +286,5 @@ class MineStudio(Game):
         _, _, done, _, info = self.env.step(action)
         return info, done
 
-# %% ../nbs/00f_worker.ipynb #c040
+# %% ../nbs/00f_worker.ipynb #c041
 if __name__ == '__main__' and sys.argv[0].endswith('worker.py'): main()
