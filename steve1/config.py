@@ -265,14 +265,16 @@ def load_strict(
     model,      # The module that gets the weights
     state:dict, # Names to tensors, exactly the model's
     name:str='checkpoint', # What to call the source in an error
+    names=None,            # Our name of a tensor -> its name in `state`; None: the same
 ): # The same model
     "Load a state dict; any missing, unexpected or misshapen tensor raises"
     own = model.state_dict()
+    if names: own = {names(k):v for k,v in own.items()}
     wrong = dict(missing=[k for k in own if k not in state], unexpected=[k for k in state if k not in own],
         misshapen=[f'{k} {tuple(v.shape)} for {tuple(own[k].shape)}' for k,v in state.items() if k in own and v.shape != own[k].shape])
     if any(wrong.values()):
         raise ValueError(f"{name} does not fit {type(model).__name__}: " + '; '.join(f'{len(v)} {k}: {_some(v)}' for k,v in wrong.items() if v))
-    model.load_state_dict(state)
+    model.load_state_dict({k:state[names(k)] for k in model.state_dict()} if names else state)
     return model
 
 # %% ../nbs/00_config.ipynb #c060

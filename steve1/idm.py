@@ -141,7 +141,7 @@ def from_model(cls:IDMConfig,
     path, # The published `.model` file
 ) -> IDMConfig:
     "Our settings from a published settings file; the pickle is read as data alone"
-    try: args = safe_pickle_load(path)['model']['args']; return cls.from_official(args['net']['args'], args['pi_head_opts'])
+    try: args = safe_pickle_load(path, inert=('gym3',))['model']['args']; return cls.from_official(args['net']['args'], args['pi_head_opts'])
     except (KeyError, TypeError, IndexError) as e: raise ValueError(f"{path} is no model file of an inverse dynamics model: it has no {e}") from None
 
 # %% ../nbs/02a_idm.ipynb #c014
@@ -155,8 +155,7 @@ def from_official(cls:IDM,
     name = 'weights' if isinstance(weights, dict) else str(weights)
     if not isinstance(model, IDMConfig): model = IDMConfig.preset('4x') if model is None else IDMConfig.from_model(model)
     idm, state = cls(model), read_official(weights, 'idm')
-    ours = {official_name(k): k for k in idm.state_dict()}
-    return load_strict(idm, {ours.get(k, k): v for k, v in state.items()}, name=name).to(get_device(str(device))).eval()
+    return load_strict(idm, state, name, official_name).to(get_device(str(device))).eval()
 
 @patch
 def to_official(self:IDM,

@@ -423,7 +423,7 @@ def from_model(cls:PolicyConfig,
     path, # A published `.model` file
 ) -> PolicyConfig:
     "Our settings from a published settings file; the pickle is read as data alone"
-    try: args = safe_pickle_load(path)['model']['args']; net, head = args['net']['args'], args['pi_head_opts']
+    try: args = safe_pickle_load(path, inert=('gym3',))['model']['args']; net, head = args['net']['args'], args['pi_head_opts']
     except (KeyError, TypeError, IndexError) as e:
         raise ValueError(f"{path} is no VPT model file: it has no {e} where model/args/net/args and model/args/pi_head_opts should be") from None
     try: return cls.from_official(net, head)
@@ -462,15 +462,15 @@ def from_official(cls:Policy,
     state = {re.sub(r'^(module\.)?policy\.', '', k): torch.as_tensor(v) for k, v in read_official(weights, 'policy').items()}
     if not isinstance(model, PolicyConfig): model = PolicyConfig.from_tensors(state) if model is None else PolicyConfig.from_model(model)
     policy = cls(model)
-    ours = {official_name(k): k for k in policy.state_dict()}
     if not any(k.startswith(GOAL) for k in state): state |= {k: torch.zeros_like(v) for k, v in policy.to_official().items() if k.startswith(GOAL)}  # plain VPT
-    return load_strict(policy, {ours.get(k, k): v for k, v in state.items()}, name=name).to(get_device(str(device))).eval()
+    return load_strict(policy, state, name, official_name).to(get_device(str(device))).eval()
 
 @patch
 def to_official(self:Policy,
     path=None, # Where to write it, as published weights are; None writes nothing
 ) -> dict:     # Published keys -> tensors
     "The weights under their published names, which the published code and `from_official` read"
+    if self.cfg.trunk != 'impala': raise ValueError(f"trunk {self.cfg.trunk!r} has no published names: only 'impala' was published")
     state = {official_name(k): v for k, v in self.state_dict().items()}
     if path is not None:
         with atomic_path(path) as tmp: torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()}, tmp)
