@@ -15,6 +15,7 @@ import torch
 from fastcore.script import Param, call_parse
 from tqdm import tqdm
 from .config import DownloadError, atomic_path, check_file, checkpoint_kind, data_dir, download, file_kind, load_tensors, read_meta, safe_pickle_load, safe_torch_load, save_tensors, sha256
+from .idm import IDM
 from .mineclip import ATTN, AVG, MineCLIP, MineCLIPConfig
 from .policy import Policy, PolicyConfig
 from .prior import Prior
@@ -156,7 +157,7 @@ def check_published(
     return found
 
 # %% ../nbs/06a_published.ipynb #c024
-LAYOUTS = dict(vpt=dict(prefix='', entry=''), policy=dict(prefix='', entry=''), prior=dict(prefix='', entry=''), mineclip=dict(prefix='model.', entry='state_dict'))
+LAYOUTS = dict(vpt=dict(prefix='', entry=''), policy=dict(prefix='', entry=''), idm=dict(prefix='', entry=''), prior=dict(prefix='', entry=''), mineclip=dict(prefix='model.', entry='state_dict'))
 
 def layout(
     state:dict, # What a published file holds
@@ -188,20 +189,20 @@ def split_minestudio(
 # %% ../nbs/06a_published.ipynb #c030
 def read_published(
     state,       # A file, or a dict of published names -> tensors, wrapped as they may be
-    kind:str,    # 'policy', 'vpt', 'mineclip' or 'prior'
-    config=None, # A `.model` file, a `PolicyConfig` or a `MineCLIPConfig`; None: read off the tensors
-): # A `Policy`, `MineCLIP` or `Prior`
+    kind:str,    # 'policy', 'vpt', 'mineclip', 'prior' or 'idm'
+    config=None, # A `.model` file, or a config; None: read off the tensors, or the published one
+): # A `Policy`, `MineCLIP`, `Prior` or `IDM`
     "A model of ours from published tensors; strict"
     if kind in ('policy', 'vpt'): return Policy.from_official(state, config)
     if kind == 'prior': return Prior.from_official(state)
+    if kind == 'idm': return IDM.from_official(state, config)
     if kind == 'mineclip': return MineCLIP.from_official(state, config or MineCLIPConfig.preset('2x'))
     raise ValueError(f'{kind or "these tensors"}: no model of ours is made of them')
 
 def _to_ours(source, out, config):
     "One published file -> one of ours, or a folder of three"
     kind = file_kind(source)
-    if not kind: raise ValueError(f'{source.name} holds tensors of no published network; known are policies, VPT, MineCLIP, priors')
-    if kind == 'idm': raise ValueError(f'{source.name} holds an inverse dynamics model, which has no file of ours: it is read as it was published')
+    if not kind: raise ValueError(f'{source.name} holds tensors of no published network; known are policies, VPT, inverse dynamics models, MineCLIP, priors')
     raw = load_tensors(source)[0] if source.suffix == '.safetensors' else safe_torch_load(source)
     note = dict(file=source.name, sha256=sha256(source))
     if kind == 'minestudio':
@@ -218,7 +219,7 @@ def _to_ours(source, out, config):
 def _to_official(source, out):
     "One of our files -> a file as it was published"
     meta = read_meta(source)
-    classes = dict(policy=Policy, mineclip=MineCLIP, prior=Prior)
+    classes = dict(policy=Policy, mineclip=MineCLIP, prior=Prior, idm=IDM)
     if meta.get('kind') not in classes: raise ValueError(f'{source.name} is none of our checkpoints' + (f': it holds {meta["kind"]}' if meta.get('kind') else ''))
     model = classes[meta['kind']].load(source)
     if getattr(model.cfg, 'trunk', 'impala') != 'impala' or getattr(model.cfg, 'stem', ()): raise ValueError(f'{source.name} has no published form: its network is not one of those that were published')
@@ -244,7 +245,7 @@ def convert(
     if to == 'safetensors' and out.suffix not in ('.safetensors', ''): raise ValueError(f'{out.name} should end in .safetensors')
     return _to_ours(source, out, config) if to == 'safetensors' else _to_official(source, out)
 
-# %% ../nbs/06a_published.ipynb #c041
+# %% ../nbs/06a_published.ipynb #c043
 class _Bar:
     "A progress bar that appears with the first bytes"
     def __init__(self, name): self.name, self.bar = name, None
