@@ -298,10 +298,10 @@ class Episode:
     @cached_property
     def video(self): return VideoReader(_part(self.path, 'frames.mp4'))
     @cached_property
-    def actions(self): return published_actions(self) if self.published else _load_rows(_part(self.path, 'actions.npy')) # structured (n,), mapped from disk
+    def actions(self): return _mapped(self, 'actions.pkl', published_actions) if self.published else _load_rows(_part(self.path, 'actions.npy')) # structured (n,), mapped from disk
     @cached_property
     def embeds(self):                                                                     # float16 (n,d), mapped from disk
-        if self.published: return published_embeds(self)
+        if self.published: return _mapped(self, 'embeds_attn.pkl', published_embeds)
         return _load_rows(_part(self.path, 'embeds.npy', mend='`embed_episode(path, clip)` makes it'))
     @cached_property
     def keep(self):                                                                       # bool (n,), False where not to be imitated
@@ -391,7 +391,7 @@ def _check(ok, path, fault, mend=MEND):
     if not ok: raise EpisodeError(f"{path}: {fault}; {mend}")
 
 def _check_rows(ep):
-    rows, path = ep.actions, ep.path/'actions.npy'
+    rows, path = (published_actions(ep), ep.path/'actions.pkl') if ep.published else (ep.actions, ep.path/'actions.npy')
     _check(rows.dtype == ACTION_DTYPE, path, f"the columns are {rows.dtype.names}, not MineRL's")
     _check(len(rows) == ep.n, path, f"{len(rows)} actions but metadata.json says {ep.n} steps")
     _check(np.isfinite(rows['camera']).all(), path, 'a camera that is not finite')
@@ -426,7 +426,8 @@ def _check_sums(ep):
 MEND_EMBEDS = '`embed_episode(path, clip)` makes it anew'
 
 def _check_embeds(ep, clip=None):
-    emb, path, named = ep.embeds, ep.path/('embeds_attn.pkl' if ep.published else 'embeds.npy'), ep.meta.get('mineclip') or {}
+    emb, path = (published_embeds(ep), ep.path/'embeds_attn.pkl') if ep.published else (ep.embeds, ep.path/'embeds.npy')
+    named = ep.meta.get('mineclip') or {}
     _check(emb.ndim == 2 and len(emb) == ep.n, path, f"shape {emb.shape} for {ep.n} steps", MEND_EMBEDS)
     _check(emb.shape[1] == named.get('d'), path, f"width {emb.shape[1]} but metadata.json says {named.get('d')}", MEND_EMBEDS)
     _check(np.isnan(emb[:GOP-1]).all(), path, 'a number in the first 15 rows, where no 16-frame window ends', MEND_EMBEDS)
@@ -558,7 +559,19 @@ def published_embeds(
     try: return np.stack([np.full(d, np.nan, np.float32) if r is None else np.asarray(r, np.float32).reshape(d) for r in rows])
     except (TypeError, ValueError) as e: raise EpisodeError(f"{path}: a row is no embedding of width {d} ({e}); make the episode again") from None
 
-# %% ../nbs/03_episodes.ipynb #c064
+# %% ../nbs/03_episodes.ipynb #c061
+def _mapped(ep, name, read):
+    "What `read` makes of a pickle of the episode, mapped from the cache; written there at the first look"
+    at = _part(ep.path, name)
+    key = new_hash(f'{at.resolve()} {at.stat().st_size} {at.stat().st_mtime_ns} {ep.n}'.encode()).hexdigest()[:24]
+    if not (kept := data_dir('cache', 'published', f'{key}.npy')).is_file():
+        rows = read(ep)
+        try:
+            with atomic_path(kept) as p: np.save(p, rows)
+        except OSError: return rows # no room for it: from memory, then
+    return _load_rows(kept)
+
+# %% ../nbs/03_episodes.ipynb #c066
 def _key_frames(video):
     "(frames, greatest distance from one key frame to the next)"
     with av.open(str(video)) as f:
@@ -583,7 +596,7 @@ def convert_published(
         w.add_embeds(ep.embeds, PUBLISHED_CLIP)
     return Path(dst)
 
-# %% ../nbs/03_episodes.ipynb #c067
+# %% ../nbs/03_episodes.ipynb #c069
 def _serve(conn, f):
     "What a worker process does: jobs in, results out, until told to stop or orphaned"
     os.environ['OMP_NUM_THREADS'] = '1'; cv2.setNumThreads(1) # many processes, one thread each
@@ -598,7 +611,7 @@ def _do(f, job):
     try: return job, f(job), None
     except Exception as e: return job, None, f'{type(e).__name__}: {e}'
 
-# %% ../nbs/03_episodes.ipynb #c068
+# %% ../nbs/03_episodes.ipynb #c070
 class Worker:
     "A process that does one job at a time, and may die of it"
     def __init__(self, f):
@@ -622,7 +635,7 @@ class Worker:
 
     def stop(self): self.process.kill(); self.process.join(); self.conn.close()
 
-# %% ../nbs/03_episodes.ipynb #c069
+# %% ../nbs/03_episodes.ipynb #c071
 def run_jobs(
     f,               # Function of one argument, importable by its name
     jobs,            # Arguments, one a job
@@ -646,7 +659,7 @@ def run_jobs(
     finally:
         for w in busy+idle: w.stop()
 
-# %% ../nbs/03_episodes.ipynb #c072
+# %% ../nbs/03_episodes.ipynb #c074
 @lru_cache(1)
 def _load_clip(path):
     import torch
@@ -673,7 +686,7 @@ def embed_episodes(
         made += out is not None
     return made
 
-# %% ../nbs/03_episodes.ipynb #c075
+# %% ../nbs/03_episodes.ipynb #c077
 def dataset_dir(
     dataset:str|Path, # A name such as 'sample', or a folder
 ) -> Path: # For a new name: where it will be made
@@ -694,7 +707,7 @@ def list_episodes(
     if not eps: raise FileNotFoundError(f"no episodes in {d}; `steve1.generate.generate({str(dataset)!r}, 100)` makes some")
     return eps
 
-# %% ../nbs/03_episodes.ipynb #c078
+# %% ../nbs/03_episodes.ipynb #c080
 FACTS = ('metadata.json', 'len.txt') # what must be known of an episode before it is opened
 
 def _far(address):
@@ -708,7 +721,7 @@ def _stand_in(address):
     dataset, _, name = address.rstrip('/').rpartition('/')
     return data_dir('cache', 'remote', f"{dataset.rpartition('/')[2]}-{new_hash(dataset.encode()).hexdigest()[:12]}", name)
 
-# %% ../nbs/03_episodes.ipynb #c079
+# %% ../nbs/03_episodes.ipynb #c081
 def _list_far(dataset):
     "A folder for each episode behind an address"
     (fs,root), eps = _far(dataset), {}
@@ -737,7 +750,7 @@ def _stub(address, files, facts):
         if not (folder/'.origin.json').is_file(): raise     # else another process was faster
     return folder
 
-# %% ../nbs/03_episodes.ipynb #c080
+# %% ../nbs/03_episodes.ipynb #c082
 def fetch(
     folder:Path, # A folder that stands for an episode elsewhere
     name:str,    # One of its files
@@ -767,7 +780,7 @@ def origin(
     "Where an episode really lies"
     return _origin(path).get('address', str(path))
 
-# %% ../nbs/03_episodes.ipynb #c085
+# %% ../nbs/03_episodes.ipynb #c087
 @call_parse
 def embed_cli(
     dataset:str,      # Name of a dataset, or a folder
@@ -781,7 +794,7 @@ def embed_cli(
     made = embed_episodes(paths, clip, workers)
     print(f'{made} of {len(paths)} episodes embedded')
 
-# %% ../nbs/03_episodes.ipynb #c087
+# %% ../nbs/03_episodes.ipynb #c089
 FILES = ('metadata.json', 'frames.mp4', 'actions.npy', 'actions.pkl', 'embeds.npy', 'embeds_attn.pkl', 'len.txt')
 
 def find_episodes(
@@ -810,7 +823,7 @@ def episode_row(
 def _verdict(path): return [str(e).removeprefix(f'{path}/').removeprefix(f'{path}: ') for e in episode_faults(path)]
 def _convert(job): return str(convert_published(*job))
 
-# %% ../nbs/03_episodes.ipynb #c088
+# %% ../nbs/03_episodes.ipynb #c090
 def _validate_all(paths, workers):
     "Print the verdicts; how many are faulty"
     bad = 0
@@ -832,7 +845,7 @@ def _convert_all(src, dst, workers, dry_run):
         if error: bad += 1; print(f'{Path(p).name}: {error}')
     return bad
 
-# %% ../nbs/03_episodes.ipynb #c089
+# %% ../nbs/03_episodes.ipynb #c091
 @call_parse
 def episode_cli(
     command:Param('What to do', str, choices=['info','validate','convert']),
@@ -853,7 +866,7 @@ def episode_cli(
         print(f'{len(eps)} episodes, {sum(hours):.3f} hours')
     if bad: raise SystemExit(1)
 
-# %% ../nbs/03_episodes.ipynb #c093
+# %% ../nbs/03_episodes.ipynb #c095
 def contact_sheet(
     frames,        # uint8 (n,h,w,3)
     cols:int=8,    # Pictures a row
@@ -877,7 +890,7 @@ def sheet(self:Episode,
     "A contact sheet of the episode"
     return contact_sheet(np.concatenate([self.frames(t, t+1) for t in np.linspace(0, self.n-1, min(n, self.n)).round().astype(int)]), **kw)
 
-# %% ../nbs/03_episodes.ipynb #c094
+# %% ../nbs/03_episodes.ipynb #c096
 def plot_actions(
     rows,    # Structured actions (n,), as in `Episode.actions`
     ax=None, # matplotlib axes
@@ -906,7 +919,7 @@ def plot(self:Episode,
     _plot_labels(self, bottom)
     return fig
 
-# %% ../nbs/03_episodes.ipynb #c095
+# %% ../nbs/03_episodes.ipynb #c097
 def _plot_labels(ep, ax):
     "Spans named above the axes, a triangle where an event is seen"
     top = ax.get_ylim()[1]

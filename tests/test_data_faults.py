@@ -20,6 +20,11 @@ def slow(seed, n_steps, size, only=None):
 '''
 RUN = "from steve1.generate import generate\nif __name__ == '__main__': generate({folder!r}, 24, n_steps=120, size=(32,32), play='slow_player:slow')\n"
 
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    "A data root of its own, for caches"
+    monkeypatch.setenv('STEVE1_DATA', str(tmp_path/'root'))
+
 @pytest.fixture
 def env(tmp_path):
     (tmp_path/'slow_player.py').write_text(PLAYER)
@@ -168,7 +173,6 @@ def test_validate_command_exits_non_zero(tmp_path, env):
 
 def test_broken_connection_leaves_no_half_file(tmp_path, monkeypatch):
     "A transfer that breaks, or ends early without saying so, leaves nothing behind, and the next try succeeds"
-    monkeypatch.setenv('STEVE1_DATA', str(tmp_path/'root'))
     record(tmp_path/'play'/'000000')
     fs = fsspec.filesystem('memory')
     fs.put(str(tmp_path/'play'), '/faults/play', recursive=True)
