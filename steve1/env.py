@@ -118,7 +118,7 @@ class ProcessEnv:
         if memory_limit and not os.path.exists('/proc/self/statm'): raise ValueError('memory_limit needs Linux, whose /proc tells how much a process holds')
         self.make,self.python,self.path,self.kwargs = make,python or sys.executable,[str(p) for p in path],kwargs
         self.limits = dict(step=step_timeout, render=step_timeout, reset=reset_timeout, make=reset_timeout)
-        self.memory_limit,self.seed,self.proc,self._pending = memory_limit,kwargs.get('seed', 0),None,[]
+        self.memory_limit,self.seed,self.proc,self._pending,self._again = memory_limit,kwargs.get('seed', 0),None,[],{}
         self.begin()
         if wait: self.finish()
 
@@ -175,18 +175,21 @@ def _plain(action):
     check_action(action)
     return {k:[float(x) for x in v] if k=='camera' else int(v) for k,v in {**noop(),**action}.items()}
 
+def _number(o):
+    if isinstance(o, (np.generic,np.ndarray)): return o.tolist()
+    raise TypeError(f'{o!r} cannot be sent to another process: numbers, texts, lists and dicts can')
+
 @patch
 def begin(self:ProcessEnv,
     call:str='make', # 'make', 'reset', 'step' or 'render'
     **args,          # What it takes
 ):
     "Send a call; `finish` waits for the replies to all that were sent"
-    if call=='make':
-        self.start()
-        args = dict(what=self.make, kwargs=self.kwargs, path=self.path)
+    if call=='make': args = dict(what=self.make, kwargs=self.kwargs, path=self.path)
     elif self.proc is None: raise RuntimeError('this world has ended: `reset` starts a new one')
     if call=='step': args = dict(action=_plain(args['action']))
-    line = json.dumps(dict(call=call, args=args)).encode()+b'\n'
+    line = json.dumps(dict(call=call, args=args), default=_number).encode()+b'\n'
+    if call=='make': self.start()
     self._pending.append((call, self.limits[call]+(self._pending[-1][1] if self._pending else time.monotonic())))
     try: self._calls.write(line)
     except BrokenPipeError: pass                           # `finish` finds out why
@@ -264,8 +267,11 @@ def reset(self:ProcessEnv,
     **kwargs,      # What the environment's `reset` takes besides: `arena`
 ) -> dict:         # The first observation
     "Start anew, in a new process if the last one has failed"
+    kwargs = {**self._again,**kwargs} if self.proc is None else kwargs   # a new process does not know where the last one was
     self.begin_reset(seed, **kwargs)
-    return self.finish()
+    obs = self.finish()
+    self._again.update(kwargs)
+    return obs
 
 @patch
 def step(self:ProcessEnv,

@@ -52,7 +52,7 @@ def test_thirty_episodes_under_fire():
     "Worlds killed, stopped and made to leak at random: every episode is accounted for, no process and no folder is left"
     before, n_steps, running = folders(), 20, []
     vandal = Vandal(lambda: running[0].envs[:] if running else [], 12)
-    make = lambda: faulty(step_timeout=1., memory_limit=300, child=True, pause=.02)
+    make = lambda: faulty(step_timeout=2., memory_limit=180, child=True, pause=.02)
     with Supervised([dict(seed=s) for s in range(30)], lanes=3, name=make, patience=100) as w:
         running.append(w)
         vandal.start()
@@ -75,8 +75,8 @@ def test_thirty_episodes_under_fire():
 @linux
 def test_blockworld_lives_through_a_kill():
     "The real world, killed under way, is made anew and plays as if nothing had been"
-    with make_env('blockworld', seed=2, size=(32,32), process=True) as env:
-        first = env.reset()['pov']
+    with make_env('blockworld', seed=np.int64(2), size=(32,32), process=True) as env:
+        first = env.reset(arena='lake')['pov']
         for _ in range(3): env.step(dict(forward=1))
         os.kill(family(env.pid)[1], signal.SIGKILL)
         with pytest.raises(EnvFailed) as e:

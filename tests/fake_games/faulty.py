@@ -7,7 +7,7 @@ class Faulty:
         self.seed, self.size, self.fault, self.at, self.pause = seed, tuple(size), fault, at, pause
         self.bad_seeds, self.only = tuple(bad_seeds), tuple(only)         # seeds that cannot start; seeds that fail (none named: all)
         self.still = np.zeros((*self.size, 3), np.uint8) if still else None
-        signal.signal(signal.SIGUSR1, lambda *_: self.hoard.append(np.ones(400_000_000, np.uint8)))      # a leak from outside
+        signal.signal(signal.SIGUSR1, lambda *_: self.hoard.append(np.ones(200_000_000, np.uint8)))      # a leak from outside
         self.hoard = []
         self.child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True).pid if child else 0
 
