@@ -835,10 +835,9 @@ def _validate_all(paths, workers):
     print(f'{len(paths)} episodes, {bad} faulty')
     return bad
 
-def _convert_all(src, dst, workers, dry_run):
-    "Convert the published folders of src that dst does not hold; how many could not be"
-    eps, single = find_episodes(src), len(find_episodes(src)) == 1 and find_episodes(src)[0] == dataset_dir(src)
-    jobs = [(str(p), str(dataset_dir(dst) if single else dataset_dir(dst)/p.name)) for p in eps]
+def _convert_all(eps, dst, single, workers, dry_run):
+    "Convert the published folders that dst does not hold; how many could not be"
+    jobs = [(str(p), str(dst if single else dst/p.name)) for p in eps]
     todo, bad = [j for j in jobs if not Path(j[1]).exists()], 0
     print(f"{len(todo)} of {len(jobs)} episodes {'would be' if dry_run else 'are to be'} converted, {len(jobs)-len(todo)} are there")
     for (p,_),_,error in tqdm(run_jobs(_convert, [] if dry_run else todo, workers), total=len(todo), disable=None, desc='convert'):
@@ -858,7 +857,7 @@ def episode_cli(
     try: eps = [e for p in paths[:1 if command == 'convert' else None] for e in find_episodes(p)]
     except (OSError, ValueError) as e: raise SystemExit(str(e)) from None
     if command == 'validate': bad = _validate_all(eps, workers)
-    elif command == 'convert': bad = _convert_all(*paths, workers, dry_run)
+    elif command == 'convert': bad = _convert_all(eps, dataset_dir(paths[1]), not is_address(paths[0]) and eps == [dataset_dir(paths[0])], workers, dry_run)
     else:
         print(_COLS('episode', 'steps', 'size', 'source', 'embeddings', 'hours'))
         bad, hours = 0, [Episode(e).n/Episode(e).fps/3600 for e in eps]
