@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PARTS', 'UNCONDITIONAL', 'PAPER', 'KEYCAPS', 'DARK', 'LIT', 'PALE', 'System', 'load_system', 'random_system', 'Goal',
            'find_task', 'no_goal', 'text_goal', 'visual_goal', 'video_goal', 'saved_goal', 'save_goal', 'as_goal',
-           'find_moments', 'SeededAgent', 'Stage', 'Case', 'make_case', 'as_plan', 'Rollout', 'rollout', 'step_table',
-           'put_text', 'draw_keys', 'note_of', 'overlay', 'Film', 'film_rollout', 'sheet', 'RolloutConfig', 'as_case',
-           'run_rollouts', 'split_prompts', 'rollout_cli']
+           'find_moments', 'SeededAgent', 'Stage', 'Case', 'make_case', 'as_plan', 'Here', 'Rollout', 'Played',
+           'rollout', 'step_table', 'put_text', 'draw_keys', 'note_of', 'overlay', 'Film', 'film_rollout', 'sheet',
+           'RolloutConfig', 'as_case', 'run_rollouts', 'split_prompts', 'rollout_cli']
 
 # %% ../nbs/07_rollout.ipynb #c002
 import json, math, os, re, sys
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 import av, cv2
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from fastcore.script import call_parse
 from .config import Config, atomic_path, data_dir, get_device, get_dtype, sha256
 from .actions import CAMERA_BINS, to_rows
-from .env import make_env
+from .env import Supervised, make_env
 from .experts import METRICS, START_ITEMS, TASKS, MetricTracker, as_action
 from .mineclip import MineCLIP, MineCLIPConfig, Words, resize_frames
 from .policy import Agent, Policy, PolicyConfig
@@ -282,33 +282,64 @@ def as_plan(
     return tuple(out)
 
 # %% ../nbs/07_rollout.ipynb #c032
+class Here:
+    "Worlds in this process, behind the interface of `Supervised`; they do not fail"
+    def __init__(self,
+        cases:list,  # A `Case` a world
+        env:str,     # One of `steve1.env.ENVS`
+        size:tuple,  # What the agent sees, (height, width)
+        **kw,        # To `make_env`
+    ):
+        self.envs, self.outcomes = [make_env(env, seed=c.seed, size=size, arena=c.arena, **kw) for c in cases], []
+        self.obs = {i:e.reset() for i,e in enumerate(self.envs)}
+    def step(self, actions): # world -> action; returns world -> info
+        infos = {}
+        for i,a in actions.items(): self.obs[i],infos[i] = self.envs[i].step(a)
+        return infos
+    def close(self):
+        for e in self.envs: e.close()
+
+# %% ../nbs/07_rollout.ipynb #c034
 class Rollout:
     "Worlds under way, played by one agent"
     def __init__(self,
         policy:Policy,        # Who plays
         cases:list,           # What to play, a `Case` a world
         env:str='blockworld', # One of `steve1.env.ENVS`
-        items:dict=START_ITEMS, # What every world starts with
+        items:dict=START_ITEMS, # What every world starts with (BlockWorld's)
         dtype=torch.float32,  # Number format of the agent's matrix products
+        process:bool=None,    # Each world in a process of its own? None: games are, BlockWorld is here
+        **kw,                 # To `Supervised`, where worlds are processes: `python`, `step_timeout`, `memory_limit`, ...
     ):
         self.cases, self.stage = list(cases), [0]*len(cases)
         scales = [c.scale(0) for c in cases]; guided = any(c.scale(i) for c in cases for i in range(len(c.stages)))
-        self.envs = [make_env(env, seed=c.seed, size=policy.cfg.image_size, arena=c.arena, items=items) for c in cases]
+        here, size = not (env!='blockworld' if process is None else process), policy.cfg.image_size
+        extra = dict(items=items) if env=='blockworld' else {}
+        self.worlds = Here(cases, env, size, **extra) if here else Supervised([dict(seed=c.seed) | (dict(arena=c.arena) if env=='blockworld' else {}) for c in cases], name=env, size=size, **extra, **kw)
         self.agent = SeededAgent(policy, [c.seed for c in cases], cond_scale=scales if guided else None, dtype=dtype)
         self.goals = np.stack([c.goal.embed for c in cases])
-        self.obs, self.trackers, self.t = [e.reset() for e in self.envs], [MetricTracker() for _ in cases], 0
-        self.values = [dict(m.update(o)) for m,o in zip(self.trackers, self.obs)]
+        self.trackers, self.t, self.alive = [MetricTracker() for _ in cases], 0, set(self.worlds.obs)
+        black = dict(pov=np.zeros((*size,3), np.uint8))                        # what the agent sees of a world that is gone
+        self.obs = [self.worlds.obs.get(i, black) for i in range(len(cases))]
+        self.values = [dict(m.update(o)) if i in self.alive else dict.fromkeys(METRICS, math.nan) for i,(m,o) in enumerate(zip(self.trackers, self.obs))]
         self.begun = [(0, v) for v in self.values]
 
     def step(self) -> list: # What was done: a row of `ACTION_DTYPE` a world
         "Act once in every world"
         rows = to_rows(self.agent.act(np.stack([o['pov'] for o in self.obs]), self.goals))
-        for i,(env,row) in enumerate(zip(self.envs, rows)):
-            self.obs[i],info = env.step(as_action(row))
+        infos = self.worlds.step({i:as_action(rows[i]) for i in self.alive}) if self.alive else {}
+        for i,info in infos.items():
+            if info is None: self.alive.discard(i); self.values[i] = dict.fromkeys(METRICS, math.nan); continue
+            self.obs[i] = self.worlds.obs[i]
             self.values[i] = dict(self.trackers[i].update(self.obs[i], info))
         self.t += 1
-        for i in range(len(self.cases)): self.go_on(i)
+        for i in self.alive: self.go_on(i)
         return rows
+
+    @property
+    def envs(self): return self.worlds.envs
+    @property
+    def failed(self): return {o.index:f'{o.cause}: {o.detail}' for o in self.worlds.outcomes if not o.ok} # world -> why it is gone
 
     def go_on(self,
         i:int, # A world
@@ -326,17 +357,23 @@ class Rollout:
         "What is played there at this moment"
         return self.cases[i].at(self.stage[i])
 
-    def close(self):
-        for e in self.envs: e.close()
+    def close(self): self.worlds.close()
 
-# %% ../nbs/07_rollout.ipynb #c033
+# %% ../nbs/07_rollout.ipynb #c035
+class Played(NamedTuple):
+    "What became of b cases in n steps"
+    values:np.ndarray  # float32 (b,n,len(METRICS)); NaN from where a world failed
+    actions:np.ndarray # `ACTION_DTYPE` (b,n)
+    stages:np.ndarray  # int64 (b,n): which of its stages each step was played for
+    failed:dict        # Case -> why its world failed
+
 def rollout(
     policy:Policy,  # Who plays
     cases:list,     # A `Case` a world
     n_steps:int,    # Steps of 1/20 s
     watch=None,     # Called as watch(rollout, rows) after every step
     **kw,           # To `Rollout`
-): # values float32 (b,n_steps,len(METRICS)), actions: `ACTION_DTYPE` (b,n_steps), stages int64 (b,n_steps)
+) -> Played:
     "Play all cases side by side"
     r = Rollout(policy, cases, **kw)
     values, stages, actions = np.zeros((len(cases), n_steps, len(METRICS)), np.float32), np.zeros((len(cases), n_steps), np.int64), []
@@ -345,10 +382,10 @@ def rollout(
         actions.append(r.step())
         values[:,t] = [list(v.values()) for v in r.values]
         if watch: watch(r, actions[-1])
-    r.close()
-    return values, np.stack(actions, 1), stages
+    failed = r.failed; r.close()
+    return Played(values, np.stack(actions, 1), stages, failed)
 
-# %% ../nbs/07_rollout.ipynb #c040
+# %% ../nbs/07_rollout.ipynb #c044
 def step_table(
     case:Case, # What was played
     values,    # float32 (n,len(METRICS)) of that case
@@ -360,7 +397,7 @@ def step_table(
     cols = dict(step=np.arange(1, len(values)+1), prompt=[case.stages[i].goal.name for i in stages], keys=keys, pitch=actions['camera'][:,0].round(3), yaw=actions['camera'][:,1].round(3))
     return pd.DataFrame(cols | {m:values[:,j].round(3) for j,m in enumerate(METRICS)})
 
-# %% ../nbs/07_rollout.ipynb #c043
+# %% ../nbs/07_rollout.ipynb #c047
 _PEN = Lock()   # threads share the font, which holds one text at a time
 
 @lru_cache(1)
@@ -398,7 +435,7 @@ def put_text(
     _blend(img, y-up, x-{'left':0, 'right':mask.shape[1], 'middle':mask.shape[1]//2}[align], mask, color)
     return mask.shape[1]
 
-# %% ../nbs/07_rollout.ipynb #c044
+# %% ../nbs/07_rollout.ipynb #c048
 KEYCAPS = (('drop','Q',0,0,1), ('forward','W',1,0,1), ('inventory','E',2,0,1), ('left','A',0,1,1), ('back','S',1,1,1), ('right','D',2,1,1),
            ('sneak','shift',0,2,1.5), ('sprint','ctrl',1.5,2,1.5), ('jump','space',0,3,3))   # key, label, column, row, width in cells
 DARK, LIT, PALE = (24,26,32), (255,196,61), (225,228,235)
@@ -430,7 +467,7 @@ def draw_keys(
         cv2.arrowedLine(img, at, (at[0]+round(yaw*k), at[1]+round(pitch*k)), LIT, max(1, c//8), cv2.LINE_AA, tipLength=.35)
     else: cv2.circle(img, at, max(1, c//9), PALE, -1, cv2.LINE_AA)
 
-# %% ../nbs/07_rollout.ipynb #c045
+# %% ../nbs/07_rollout.ipynb #c049
 def note_of(
     case:Case,   # What is played
     values:dict, # Metric -> value
@@ -458,7 +495,7 @@ def overlay(
     draw_keys(img, action)
     return img
 
-# %% ../nbs/07_rollout.ipynb #c048
+# %% ../nbs/07_rollout.ipynb #c052
 class Film:
     "A video of one world of a rollout"
     def __init__(self,
@@ -485,7 +522,7 @@ class Film:
         if self.n: self.file.mux(self.stream.encode())
         self.file.close()
 
-# %% ../nbs/07_rollout.ipynb #c049
+# %% ../nbs/07_rollout.ipynb #c053
 def film_rollout(
     policy:Policy,        # Who plays
     cases:list,           # A `Case` a world
@@ -498,12 +535,12 @@ def film_rollout(
     with ExitStack() as stack:
         films = [Film(stack.enter_context(atomic_path(p)), size) for p in paths]
         pool = stack.enter_context(ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))
-        def shoot(job): f,case,env,row,values,t = job; f.add(overlay(env.render(size), case, t, row, values))
-        try: return rollout(policy, cases, n_steps, lambda r,rows: list(pool.map(shoot, zip(films, map(r.now, range(len(films))), r.envs, rows, r.values, [r.t]*len(films)))), **kw)
+        def shoot(job): i,r,row = job; films[i].add(overlay(r.envs[i].render(size), r.now(i), r.t, row, r.values[i]))
+        try: return rollout(policy, cases, n_steps, lambda r,rows: list(pool.map(shoot, [(i,r,rows[i]) for i in r.alive])), **kw)
         finally:
             for f in films: f.close()
 
-# %% ../nbs/07_rollout.ipynb #c054
+# %% ../nbs/07_rollout.ipynb #c058
 def sheet(
     paths,          # Videos
     titles,         # A line above each
@@ -522,7 +559,7 @@ def sheet(
         out += [head, row]
     return np.concatenate(out)
 
-# %% ../nbs/07_rollout.ipynb #c057
+# %% ../nbs/07_rollout.ipynb #c061
 @dataclass(frozen=True)
 class RolloutConfig(Config):
     "Everything that defines a run"
@@ -550,7 +587,7 @@ class RolloutConfig(Config):
     @property
     def size(self): return self.height//2*2, self.height*16//9//2*2
 
-# %% ../nbs/07_rollout.ipynb #c059
+# %% ../nbs/07_rollout.ipynb #c063
 def _facts(system, cfg, case):
     "What a finished case must agree with, ready for JSON"
     return dict(prompt=case.name or case.goal.name, goals=[[round(float(x), 4) for x in s.goal.embed[:4]] for s in case.stages], seed=case.seed, arena=case.arena, cond_scale=case.cond_scale,
@@ -561,7 +598,7 @@ def _finished(folder, cfg, case, facts):
     if not all((folder/f'{case.stem}.{e}').is_file() for e in (('json','csv','mp4') if cfg.video else ('json','csv'))): return False
     try: old = json.loads((folder/f'{case.stem}.json').read_text())
     except ValueError: return False
-    return all(old.get(k)==v for k,v in facts.items())
+    return old.get('failed')=='' and all(old.get(k)==v for k,v in facts.items())
 
 def _write_text(path, text):
     with atomic_path(path) as p: p.write_text(text)
@@ -578,7 +615,7 @@ def as_case(
     if len(plan)>1: return make_case(plan, seed, cfg.cond_scale, cfg.arena, name=prompt.strip())
     return make_case(goal, seed, cfg.cond_scale if scale is None else scale, cfg.arena)
 
-# %% ../nbs/07_rollout.ipynb #c060
+# %% ../nbs/07_rollout.ipynb #c064
 def run_rollouts(
     cfg:RolloutConfig, # What to play
 ) -> pd.DataFrame: # One row a case: prompt, seed, arena, cond_scale, metrics at the end
@@ -593,27 +630,28 @@ def run_rollouts(
         for c in todo: (folder/f'{c.stem}.json').unlink(missing_ok=True)
         if cfg.video: played = film_rollout(system.policy, todo, [folder/f'{c.stem}.mp4' for c in todo], cfg.n_steps, cfg.size, **kw)
         else: played = rollout(system.policy, todo, cfg.n_steps, **kw)
-        for c,*what in zip(todo, *played): _write_case(folder, c, *what, facts[c.stem])
+        for i,(c,*what) in enumerate(zip(todo, *played[:3])): _write_case(folder, c, *what, facts[c.stem] | dict(failed=played.failed.get(i, '')))
     return _gather(folder, cfg, cases)
 
-# %% ../nbs/07_rollout.ipynb #c061
+# %% ../nbs/07_rollout.ipynb #c065
 def _write_case(folder, case, values, actions, stages, facts):
     "The table of one case, then its facts"
     with atomic_path(folder/f'{case.stem}.csv') as p: step_table(case, values, actions, stages).to_csv(p, index=False)
-    _write_text(folder/f'{case.stem}.json', json.dumps(facts | dict(metrics={m:round(float(v), 3) for m,v in zip(METRICS, values[-1])}), indent=1)+'\n')
+    _write_text(folder/f'{case.stem}.json', json.dumps(facts | dict(metrics={m:None if np.isnan(v) else round(float(v), 3) for m,v in zip(METRICS, values[-1])}), indent=1)+'\n')
 
 def _gather(folder, cfg, cases):
     "The table and the contact sheet over all cases of a run"
     done = [json.loads((folder/f'{c.stem}.json').read_text()) for c in cases]
-    table = pd.DataFrame([{k:d[k] for k in ('prompt','seed','arena','cond_scale')} | d['metrics'] for d in done])
+    table = pd.DataFrame([{k:d[k] for k in ('prompt','seed','arena','cond_scale')} | d['metrics'] | dict(failed=d['failed']) for d in done])
     with atomic_path(folder/'metrics.csv') as p: table.to_csv(p, index=False)
-    if cfg.video:
-        titles = [f"{c.name or c.goal.name}   ·   world {c.seed}, {c.arena}   ·   {note_of(c.at(len(c.stages)-1), d['metrics'])}" for c,d in zip(cases, done)]
-        img = sheet([folder/f'{c.stem}.mp4' for c in cases], titles)
+    whole = [(c,d) for c,d in zip(cases, done) if not d['failed']]
+    if cfg.video and whole:
+        titles = [f"{c.name or c.goal.name}   ·   world {c.seed}, {c.arena}   ·   {note_of(c.at(len(c.stages)-1), d['metrics'])}" for c,d in whole]
+        img = sheet([folder/f'{c.stem}.mp4' for c,_ in whole], titles)
         with atomic_path(folder/'contact_sheet.png') as p: cv2.imwrite(str(p), img[...,::-1])
     return table
 
-# %% ../nbs/07_rollout.ipynb #c068
+# %% ../nbs/07_rollout.ipynb #c072
 def split_prompts(
     prompts, # 'a, b' or a list of texts
 ) -> tuple:
@@ -636,5 +674,5 @@ def rollout_cli(
         cfg = RolloutConfig(name, split_prompts(prompts), tuple(int(s) for s in seeds.split(',')), n_steps, cond_scale, arena, height=height, weights=weights)
         table = run_rollouts(cfg)
     except (ValueError, OSError) as e: sys.exit(f'steve1_rollout: {e}')
-    for _,r in table.iterrows(): print(f"{r['prompt']} (world {r['seed']}, {r['arena']}): " + ', '.join(f'{m} {r[m]:.0f}' for m in METRICS if r[m]>=1))
+    for _,r in table.iterrows(): print(f"{r['prompt']} (world {r['seed']}, {r['arena']}): " + (r['failed'] or ', '.join(f'{m} {r[m]:.0f}' for m in METRICS if r[m]>=1)))
     print(f"videos and tables: {data_dir('runs', name)}")
