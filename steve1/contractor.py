@@ -12,7 +12,6 @@ __all__ = ['KEYBOARD', 'MOUSE', 'DEGREES', 'SCREEN_HEIGHT', 'GUI_SCALE', 'Record
 import hashlib, json, os, re, shutil
 from collections import Counter, namedtuple
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -23,9 +22,9 @@ from fastcore.basics import patch
 from fastcore.script import Param, call_parse, store_true
 from tqdm import tqdm
 from .actions import HOTBAR, KEYS
-from .config import DownloadError, atomic_path, data_dir, download, get_device, sha256
+from .config import DownloadError, atomic_path, data_dir, download, sha256
 from .episodes import (Episode, EpisodeWriter, RowWriter, VideoWriter, clip_id, dataset_dir,
-    embed_pieces, run_jobs, _write_meta)
+    embed_pieces, load_clip, run_jobs, sole_writer, _write_meta)
 
 # %% ../nbs/03a_contractor.ipynb #c007
 class RecordingError(ValueError):
@@ -428,33 +427,14 @@ def fetch(
 # %% ../nbs/03a_contractor.ipynb #c056
 Job = namedtuple('Job', 'video jsonl out options')
 
-@lru_cache(1)
-def _clip(path):
-    import torch
-    from steve1.mineclip import MineCLIP
-    torch.set_num_threads(1)
-    clip = MineCLIP.load(path) if str(path).endswith('.safetensors') else MineCLIP.from_official(path)
-    return clip.eval().to(get_device())
-
 def _convert(job):
     "The job of a process: convert, unless another did so meanwhile"
-    opts = dict(job.options, clip=_clip(job.options['clip']) if job.options.get('clip') else None)
+    opts = dict(job.options, clip=load_clip(job.options['clip']) if job.options.get('clip') else None)
     try: return str(convert(job.video, job.jsonl, job.out, **opts))
     except OSError:
         if not Path(job.out).is_dir(): raise
 
-@contextmanager
-def _sole_writer(folder):
-    "Hold the dataset's lock; clear what an earlier run left half done"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder/'.lock', 'w') as f:
-        try:
-            import fcntl
-            fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except ImportError: pass # no such locks on Windows
-        except OSError: raise RuntimeError(f"another process is writing to {folder}; wait for it or choose another name") from None
-        for p in folder.glob('.tmp-*'): shutil.rmtree(p, ignore_errors=True)
-        yield
+
 
 # %% ../nbs/03a_contractor.ipynb #c057
 def plan(
@@ -483,6 +463,7 @@ def collect(
     dataset:str|Path,  # Name below data/datasets, or a folder
     raw:str|Path=None, # Folder of raw files; None: data/cache/contractor
     workers:int=2,     # Processes that convert; 0: here
+    engine:str='local', # Where they run, see `run_jobs`
     threads:int=8,     # Downloads at a time
     retry:bool=False,  # Try those again that were given up
     keep_raw:bool=False, # Leave the raw files of finished episodes
@@ -490,7 +471,7 @@ def collect(
 ) -> int: # Episodes made
     "Fetch and convert what is missing; stopped anywhere, it goes on from there"
     folder, raw, made = dataset_dir(dataset), Path(raw or data_dir('cache', 'contractor')), 0
-    with _sole_writer(folder):
+    with sole_writer(folder):
         _check_options(folder, options)
         ledger, (todo,_,_) = Ledger(folder/'ledger.jsonl'), plan(recordings, folder, retry)
         for r in todo:
@@ -500,7 +481,7 @@ def collect(
             for r,fault in fetch(todo, raw, threads):
                 if fault: ledger.add(r.name, *fault); bar.update()
                 else: yield Job(raw_path(r, raw, '.mp4'), raw_path(r, raw, '.jsonl'), folder/r.name, options)
-        for job,_,error in run_jobs(_convert, jobs(), min(workers, len(todo)), timeout=7200):
+        for job,_,error in run_jobs(_convert, jobs(), min(workers, len(todo)), 7200, engine):
             made += not error; bar.update()
             _settle(job, error, ledger, keep_raw)
         bar.close()
@@ -558,6 +539,7 @@ def contractor_cli(
     upstream:store_true=False, # Convert exactly as the published code: whole degrees, slot changes alone dropped
     cursor:str=None,      # A 16x16 picture of a mouse cursor, with alpha; default: our own
     workers:int=2,        # Processes that convert
+    engine:str='local',   # Where they run: local, or ray (this machine, or the cluster that RAY_ADDRESS names)
     threads:int=8,        # Downloads at a time
     raw:str=None,         # Folder of raw files; default: data/cache/contractor
     keep_raw:store_true=False, # Keep the raw files of finished episodes
@@ -570,7 +552,7 @@ def contractor_cli(
     try: recs = list({r.name:r for i in index for r in Index.read(i, base_url).recordings}.values())[:limit]
     except (OSError, ValueError) as e: raise SystemExit(f'steve1_contractor: {e}')
     if dry_run: return _print_plan(recs, out, raw, retry)
-    try: made = 0 if status else collect(recs, out, raw, workers, threads, retry, keep_raw, size=(size,size), upstream=upstream, cursor=cursor, clip=clip)
+    try: made = 0 if status else collect(recs, out, raw, workers, engine, threads, retry, keep_raw, size=(size,size), upstream=upstream, cursor=cursor, clip=clip)
     except KeyboardInterrupt: print('stopped; the same command goes on from here'); raise SystemExit(130)
     print(f'{made} episodes made\n', report(recs, out).to_string(), sep='')
     _print_faults(found := faults(recs, out))

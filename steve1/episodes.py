@@ -7,14 +7,14 @@ __all__ = ['GOP', 'FORMAT', 'Span', 'Event', 'MEND', 'MEND_EMBEDS', 'PUBLISHED_C
            'from_planes', 'VideoWriter', 'EpisodeError', 'VideoReader', 'RowWriter', 'EpisodeWriter', 'Episode',
            'is_address', 'is_published', 'episode_faults', 'validate_episode', 'clip_id', 'embed_pieces',
            'embed_episode', 'is_embedded', 'published_meta', 'published_actions', 'published_embeds',
-           'convert_published', 'Worker', 'run_jobs', 'embed_episodes', 'dataset_dir', 'list_episodes', 'fetch',
-           'local_copy', 'origin', 'embed_cli', 'find_episodes', 'episode_row', 'episode_cli', 'contact_sheet',
-           'plot_actions']
+           'convert_published', 'Worker', 'run_jobs', 'ray_jobs', 'sole_writer', 'load_clip', 'embed_episodes',
+           'dataset_dir', 'list_episodes', 'fetch', 'local_copy', 'origin', 'embed_cli', 'find_episodes', 'episode_row',
+           'episode_cli', 'contact_sheet', 'plot_actions']
 
 # %% ../nbs/03_episodes.ipynb #c002
 import base64, json, multiprocessing, os, shutil, time
 from collections import namedtuple
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, lru_cache
 from hashlib import sha256 as new_hash
 from multiprocessing.connection import wait
@@ -641,8 +641,11 @@ def run_jobs(
     jobs,            # Arguments, one a job
     workers:int=2,   # Processes; 0: here, one after the other
     timeout:float=600., # Seconds after which a job counts as hung
+    engine:str='local', # 'local': processes of this machine; 'ray': see `ray_jobs`
 ): # Yields (job, result, error) as they finish; error is None or a line of text
     "Do jobs in processes; whatever befalls one costs no other"
+    if engine not in ('local', 'ray'): raise ValueError(f"unknown engine {engine!r}: choose local or ray")
+    if engine == 'ray': yield from ray_jobs(f, jobs, workers, timeout); return
     todo, idle, busy = iter(jobs), [], []
     if not workers: yield from (_do(f, job) for job in todo); return
     try:
@@ -659,29 +662,83 @@ def run_jobs(
     finally:
         for w in busy+idle: w.stop()
 
+# %% ../nbs/03_episodes.ipynb #5b16f40b
+def _ray_do(f, job):
+    "A job as a Ray task: one task, one core"
+    os.environ['OMP_NUM_THREADS'] = '1'; cv2.setNumThreads(1)
+    return _do(f, job)[1:]
+
+def _ray_result(ray, ref):
+    try: return ray.get(ref)
+    except ray.exceptions.WorkerCrashedError: return None, 'its process died, twice'
+    except ray.exceptions.RayError as e: return None, f'{type(e).__name__}: {str(e).splitlines()[0]}'
+
+def ray_jobs(
+    f,               # Function of one argument, importable by its name on every machine
+    jobs,            # Arguments, one a job
+    workers:int=2,   # Jobs at a time; 0: as many as the cluster has cores
+    timeout:float=600., # Seconds after which a job counts as hung
+): # As `run_jobs`
+    "`run_jobs` on Ray: this machine, or the cluster that RAY_ADDRESS names"
+    try: import ray
+    except ImportError: raise RuntimeError("engine 'ray' needs Ray: `pip install -e '.[ray]'`; engine 'local' needs nothing") from None
+    mine, far = not ray.is_initialized(), os.environ.get('RAY_ADDRESS')
+    if mine: ray.init(include_dashboard=False, log_to_driver=False, logging_level='error', **({} if far else dict(num_cpus=workers or None, _node_ip_address='127.0.0.1')))
+    todo, busy, most = iter(jobs), {}, workers or max(1, int(ray.cluster_resources().get('CPU', 1)))
+    task = ray.remote(num_cpus=1, max_retries=1)(_ray_do)
+    try:
+        while True:
+            while len(busy) < most and (job := next(todo, None)) is not None: busy[task.remote(f, job)] = (job, time.monotonic())
+            if not busy: return
+            for ref in ray.wait(list(busy), timeout=1.)[0]: yield (busy.pop(ref)[0], *_ray_result(ray, ref))
+            for ref in [r for r,(_,since) in busy.items() if time.monotonic()-since > 2*timeout]: # two tries
+                ray.cancel(ref, force=True); yield busy.pop(ref)[0], None, f'no end after {2*timeout:.0f} s'
+    finally:
+        for ref in busy: ray.cancel(ref, force=True)
+        if mine: ray.shutdown()
+
+# %% ../nbs/03_episodes.ipynb #28d892ba
+@contextmanager
+def sole_writer(
+    folder:Path, # Of a dataset; it is made
+): # Nothing is yielded
+    "Hold a dataset's lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder/'.lock', 'w') as f:
+        try:
+            import fcntl
+            fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        except ImportError: pass # no such locks on Windows
+        except OSError: raise RuntimeError(f"another process is writing to {folder}; wait for it or choose another name") from None
+        for p in folder.glob('.tmp-*'): shutil.rmtree(p, ignore_errors=True)
+        yield
+
 # %% ../nbs/03_episodes.ipynb #c074
 @lru_cache(1)
-def _load_clip(path):
+def load_clip(
+    path:str, # Of a checkpoint: one of ours, or a published file such as `attn.pth`
+): # A `MineCLIP` on the best device there is
+    "The MineCLIP that a process works with, loaded once; one thread, since processes share the cores"
     import torch
     from steve1.mineclip import MineCLIP
     torch.set_num_threads(1)
-    clip = MineCLIP.load(path)
-    return clip, clip_id(clip)
+    return (MineCLIP.load if str(path).endswith('.safetensors') else MineCLIP.from_official)(path, device='auto')
 
 def _embed(job):
     path, clip = job
-    clip, i = _load_clip(clip) if isinstance(clip, str) else (clip, clip_id(clip))
-    return None if is_embedded(path, i) else embed_episode(path, clip)
+    clip = load_clip(clip) if isinstance(clip, str) else clip
+    return None if is_embedded(path, clip_id(clip)) else embed_episode(path, clip)
 
 def embed_episodes(
     paths,         # Episode folders
     clip,          # A MineCLIP, or the path of its checkpoint
     workers:int=0, # Processes (needs a path); 0: here
+    engine:str='local', # Who does the work, see `run_jobs`
 ) -> int: # How many were embedded; the others had this MineCLIP's embeddings already
     "Write the embeddings of many episodes; resumable"
     if workers and not isinstance(clip, (str,Path)): raise ValueError('worker processes load MineCLIP themselves: give the path of its checkpoint')
     clip, made = str(clip) if isinstance(clip, Path) else clip, 0
-    for (path,_),out,error in tqdm(run_jobs(_embed, [(str(p), clip) for p in paths], workers), total=len(paths), disable=None, desc='embed'):
+    for (path,_),out,error in tqdm(run_jobs(_embed, [(str(p), clip) for p in paths], workers, engine=engine), total=len(paths), disable=None, desc='embed'):
         if error: raise EpisodeError(f"{path} could not be embedded: {error}")
         made += out is not None
     return made
@@ -786,12 +843,13 @@ def embed_cli(
     dataset:str,      # Name of a dataset, or a folder
     clip:str=None,    # A MineCLIP checkpoint; default: the one that ships
     workers:int=2,    # Processes
+    engine:str='local', # local, or ray: this machine, or the cluster that RAY_ADDRESS names
     dry_run:store_true=False, # Only count what there is to do
 ):
     "Write the MineCLIP embeddings of a dataset, where they are missing or another MineCLIP's"
     paths, clip = list_episodes(dataset), clip or str(data_dir('weights', 'mineclip.safetensors'))
-    if dry_run: i = _load_clip(clip)[1]; print(f'{sum(not is_embedded(p, i) for p in paths)} of {len(paths)} episodes would be embedded'); return
-    made = embed_episodes(paths, clip, workers)
+    if dry_run: i = clip_id(load_clip(clip)); print(f'{sum(not is_embedded(p, i) for p in paths)} of {len(paths)} episodes would be embedded'); return
+    made = embed_episodes(paths, clip, workers, engine)
     print(f'{made} of {len(paths)} episodes embedded')
 
 # %% ../nbs/03_episodes.ipynb #c089

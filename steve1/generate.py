@@ -22,8 +22,7 @@ from .config import Config, data_dir, sha256
 from .actions import is_null, noop, to_cols, to_rows
 from .env import ENVS, make_env
 from .experts import START_ITEMS, TASKS, EventFinder, Expert, as_action, _runs, _settle, _watched
-from .episodes import GOP, Episode, EpisodeWriter, dataset_dir, list_episodes, run_jobs
-from .contractor import _sole_writer
+from .episodes import GOP, Episode, EpisodeWriter, dataset_dir, list_episodes, run_jobs, sole_writer
 from .world import ARENAS
 
 # %% ../nbs/03c_generate.ipynb #c006
@@ -90,7 +89,7 @@ def generate(
     return Report(0, there, {}) if dry_run else _make(folder, jobs, workers, timeout)
 
 def _make(folder, jobs, workers, timeout):
-    with _sole_writer(folder):
+    with sole_writer(folder):
         todo = [j for j in jobs if not j.path.is_dir()]
         done = list(tqdm(run_jobs(make_episode, todo, min(workers, len(todo)), timeout), total=len(todo), disable=None, desc='episodes'))
     failed = {job.path.name:error for job,_,error in sorted(done, key=lambda d: d[0].path) if error}

@@ -21,8 +21,8 @@ from fastcore.script import Param, call_parse, store_true
 from tqdm import tqdm
 from .actions import ACTION_DTYPE, KEYS, check_action, is_null, to_cols, to_rows
 from .config import Config, atomic_path
-from .episodes import Episode, EpisodeWriter, dataset_dir, run_jobs
-from .contractor import RecordingError, draw_cursor, read_steps, to_columns, _clip, _name_clip, _record, _short, _sole_writer
+from .episodes import Episode, EpisodeWriter, dataset_dir, load_clip, run_jobs, sole_writer
+from .contractor import RecordingError, draw_cursor, read_steps, to_columns, _name_clip, _record, _short
 
 # %% ../nbs/03b_recordings.ipynb #c007
 def _check_plain(line, where, full):
@@ -329,7 +329,7 @@ def do_recording(
     "The job of a process: convert, or with dry_run only check the lines and the video's index"
     rec = Recording(job.path, job.cfg.fps)
     if job.dry_run: return plan_recording(rec, read_lines(rec.path/'actions.jsonl'), job.cfg).facts
-    try: convert_recording(job.path, job.out, job.cfg, job.clip and _clip(job.clip))
+    try: convert_recording(job.path, job.out, job.cfg, job.clip and load_clip(job.clip))
     except OSError:
         if not job.out.is_dir(): raise     # else another process made it meanwhile
     return Episode(job.out).meta['recording']
@@ -342,15 +342,15 @@ def convert_recordings(
     workers:int=2,       # Processes; 0: here
     timeout:float=3600., # Seconds after which a recording counts as hung
     dry_run:bool=False,  # Check lines and indices, write nothing
-    run=run_jobs,        # Who does the jobs: `run_jobs` or a function like it
+    engine:str='local',  # Where they run, see `run_jobs`
 ) -> pd.DataFrame: # A row a recording: state, what was there, what was dropped, why it was set aside
     "Make the episodes that are missing, and say what became of each recording"
     folder, paths = dataset_dir(dataset), find_recordings(paths)
     _check_same(folder, cfg)
     jobs = [RecordingJob(p, folder/p.name, cfg, clip and str(clip), dry_run) for p in paths]
-    if dry_run: return report_recordings(_states(jobs, workers, timeout, run))
-    with _sole_writer(folder):
-        facts = _states(jobs, workers, timeout, run)
+    if dry_run: return report_recordings(_states(jobs, workers, timeout, engine))
+    with sole_writer(folder):
+        facts = _states(jobs, workers, timeout, engine)
         with atomic_path(folder/'recordings.jsonl') as p: p.write_text(''.join(json.dumps(f)+'\n' for f in _merged(folder, facts)))
     return report_recordings(facts)
 
@@ -362,11 +362,11 @@ def _check_same(folder, cfg):
         if had and (now := json.loads(json.dumps(cfg.to_dict()))) != had:
             raise ValueError(f"{folder.name} was converted with {({k:v for k,v in had.items() if now.get(k) != v})}, not {({k:v for k,v in now.items() if had.get(k) != v})}; choose another name")
 
-def _states(jobs, workers, timeout, run):
+def _states(jobs, workers, timeout, engine):
     "A dict for each recording: name, state, facts or reason"
     there = {j.path.name:dict(name=j.path.name, state='there', **{k:v for k,v in Episode(j.out).meta['recording'].items() if k != 'name'}) for j in jobs if j.out.is_dir()}
     todo, state = [j for j in jobs if not j.out.is_dir()], 'good' if jobs and jobs[0].dry_run else 'made'
-    for job,facts,error in tqdm(run(do_recording, todo, min(workers, len(todo)), timeout), total=len(todo), disable=None, desc='recordings'):
+    for job,facts,error in tqdm(run_jobs(do_recording, todo, min(workers, len(todo)), timeout, engine), total=len(todo), disable=None, desc='recordings'):
         there[job.path.name] = dict(name=job.path.name, state='set aside', reason=error.removeprefix('RecordingError: ')) if error else dict(name=job.path.name, state=state, **{k:v for k,v in facts.items() if k != 'name'})
     return [there[j.path.name] for j in jobs]
 
@@ -407,12 +407,13 @@ def recordings_cli(
     crf:float=18.,         # Quality of the video: lower is larger and truer
     clip:str=None,         # A MineCLIP checkpoint: write its embeddings too
     workers:int=2,         # Processes
+    engine:str='local',    # local, or ray: this machine, or the cluster that RAY_ADDRESS names
     dry_run:store_true=False, # Check lines and indices, write nothing
 ):
     "Make episodes of your own recordings; one that is broken is set aside with its reason"
     try:
         cfg = RecordingConfig(parse_size(size), fps, action_fps, keep_null, tail, crf)
-        table = convert_recordings(inputs, out, cfg, clip, workers, dry_run=dry_run)
+        table = convert_recordings(inputs, out, cfg, clip, workers, dry_run=dry_run, engine=engine)
     except (ValueError, TypeError, OSError, RuntimeError) as e: raise SystemExit(f'steve1_recordings: {e}') from None
     if 'reason' in table: reasons, table = table.pop('reason').dropna(), table
     else: reasons = {}
