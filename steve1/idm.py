@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from .actions import BUTTONS, KEYS, N_BINS, bin_to_camera
-from .config import Config, atomic_path, get_device, load_strict, read_checkpoint, read_official, safe_pickle_load, save_tensors
+from .config import Checkpoint, Config, atomic_path, get_device, load_strict, read_official, safe_pickle_load
 from .policy import CNN, NET, OFFICIAL, SETTLED, TRUNKS, Attention, Block, FanIn, PolicyConfig, linear
 
 # %% ../nbs/02a_idm.ipynb #c005
@@ -62,8 +62,9 @@ class Labels(NamedTuple):
     buttons:torch.Tensor
     camera:torch.Tensor
 
-class IDM(nn.Module):
+class IDM(Checkpoint, nn.Module):
     "Frames, past and future, to the actions between them"
+    kind, config_class = 'idm', IDMConfig
     def __init__(self,
         cfg:IDMConfig, # Its size
     ):
@@ -166,26 +167,6 @@ def to_official(self:IDM,
     if path is not None:
         with atomic_path(path) as tmp: torch.save(state, tmp)
     return state
-
-# %% ../nbs/02a_idm.ipynb #c015
-@patch
-def save(self:IDM,
-    path,           # Ends in `.safetensors`
-    record:dict={}, # How it was made: anything that JSON can hold
-):
-    "Write weights, config and record to one file"
-    return save_tensors(path, self.state_dict(), dict(kind='idm', config=self.cfg.to_dict(), record=record))
-
-@patch(cls_method=True)
-def load(cls:IDM,
-    path,         # A file that `save` wrote
-    device='cpu', # Where to put it
-):  # In evaluation mode, with `.record`
-    "Read a model back; its config comes from the file"
-    tensors, meta = read_checkpoint(path, 'idm')
-    idm = load_strict(cls(IDMConfig.from_dict(meta['config'])), {k: v.float() for k, v in tensors.items()}, name=str(path))
-    idm.record = meta.get('record', {})
-    return idm.to(get_device(str(device))).eval()
 
 # %% ../nbs/02a_idm.ipynb #c020
 def to_actions(

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .config import Config, check_file, get_device, get_dtype, load_strict, read_checkpoint, read_official, save_tensors
+from .config import Checkpoint, Config, check_file, get_device, get_dtype, load_strict, read_official
 
 # %% ../nbs/01_mineclip.ipynb #c005
 @dataclass(frozen=True)
@@ -335,14 +335,15 @@ def __call__(self:SubWords,
     return ids
 
 # %% ../nbs/01_mineclip.ipynb #c058
-class MineCLIP(nn.Module):
+class MineCLIP(Checkpoint, nn.Module):
     "Frames and texts to one space"
+    kind, config_class = 'mineclip', MineCLIPConfig
     def __init__(self,
         cfg:MineCLIPConfig, # The shape
         words=(),           # Vocabulary of the 'words' tokenizer
     ):
         super().__init__()
-        self.cfg,self.d,self.image_size = cfg,cfg.d,tuple(cfg.image_size)
+        self.cfg,self.record,self.d,self.image_size = cfg,{},cfg.d,tuple(cfg.image_size)
         self.image,self.temporal,self.text = ImageTower(cfg),TemporalTower(cfg),TextTower(cfg)
         self.scale = nn.Parameter(torch.tensor(math.log(1/.07)))
         if cfg.adapter:
@@ -430,25 +431,17 @@ def embed_text(self:MineCLIP,
 
 # %% ../nbs/01_mineclip.ipynb #c068
 @patch
-def save(self:MineCLIP,
-    path,             # Ends in .safetensors
-    record:dict=None, # What is worth knowing of the training
-):
-    "Write weights, config, vocabulary and record"
+def header(self:MineCLIP) -> dict: # Ready for JSON
+    "What its file says of it: its config and its vocabulary"
     words = self.words.words if isinstance(self.words, Words) else ()
-    return save_tensors(path, self.state_dict(), dict(kind='mineclip', config=self.cfg.to_dict(), words=list(words), record=record or {}))
+    return Checkpoint.header(self) | dict(words=list(words))
 
 @patch(cls_method=True)
-def load(cls:MineCLIP,
-    path,         # A file that `save` wrote
-    device='cpu', # Where the model goes; 'auto' picks
-): # In evaluation mode, with `.record`
-    "Read a MineCLIP back"
-    device = get_device(str(device))
-    state,meta = read_checkpoint(path, 'mineclip', device)
-    clip = cls(MineCLIPConfig.from_dict(meta['config']), meta['words']).to(device)
-    clip.record = meta['record']
-    return load_strict(clip, state, Path(path).name).eval()
+def from_header(cls:MineCLIP,
+    meta:dict, # As `header` made it
+): # With weights of its own, still to be replaced
+    "A MineCLIP as the header describes it"
+    return cls(MineCLIPConfig.from_dict(meta['config']), meta.get('words', ()))
 
 # %% ../nbs/01_mineclip.ipynb #c074
 VISION,TEXT,TIME,HEAD = 'clip_model.vision_model.','clip_model.text_model.','temporal_encoder.attn.model.','reward_head.'

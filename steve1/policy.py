@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from .actions import ActionMap, N_BUTTONS, N_CAMERA
-from .config import Config, atomic_path, get_device, load_strict, read_checkpoint, read_official, safe_pickle_load, save_tensors
+from .config import Checkpoint, Config, atomic_path, get_device, load_strict, read_official, safe_pickle_load
 
 # %% ../nbs/02_policy.ipynb #c005
 @dataclass(frozen=True)
@@ -274,8 +274,9 @@ class Out(NamedTuple):
     @property
     def camera(self): return F.log_softmax(self.camera_logits.float(), -1)    # log-probabilities (b,t,121)
 
-class Policy(nn.Module):
+class Policy(Checkpoint, nn.Module):
     "VPT's network with a goal"
+    kind, config_class = 'policy', PolicyConfig
     def __init__(self,
         cfg:PolicyConfig, # Its size
     ):
@@ -358,26 +359,6 @@ def start_at(self:Policy,
         if n.shape != head.bias.shape: raise ValueError(f"{len(n)} counts for {len(head.bias)} actions")
         head.bias.copy_((n/n.sum()).log() * self.cfg.temperature)
     return self
-
-# %% ../nbs/02_policy.ipynb #c053
-@patch
-def save(self:Policy,
-    path,           # Where to; `.safetensors`
-    record:dict={}, # How it was made: anything that JSON can hold
-):
-    "Write weights, config and record to one file"
-    save_tensors(path, self.state_dict(), dict(kind='policy', config=self.cfg.to_dict(), record=record))
-
-@patch(cls_method=True)
-def load(cls:Policy,
-    path,         # A file that `save` wrote
-    device='cpu', # Where to put it
-):  # The policy, in evaluation mode
-    "Read a policy; its config comes from the file"
-    tensors, meta = read_checkpoint(path, 'policy')
-    policy = load_strict(cls(PolicyConfig.from_dict(meta['config'])), tensors, name=str(path))
-    policy.record = meta.get('record', {})
-    return policy.to(get_device(str(device))).eval()
 
 # %% ../nbs/02_policy.ipynb #c056
 NET, CNN, REC = 'net.', 'net.img_process.cnn.', r'net.recurrent_layer.blocks.\1.'

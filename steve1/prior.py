@@ -9,14 +9,13 @@ __all__ = ['PriorConfig', 'mlp', 'Prior', 'cvae_loss', 'beta_for', 'Pairs', 'pai
 
 # %% ../nbs/06_prior.ipynb #c002
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 import numpy as np
 import torch
 from torch import nn
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .config import Config, atomic_path, get_device, load_strict, read_checkpoint, read_official, safe_pickle_load, save_tensors
+from .config import Checkpoint, Config, atomic_path, get_device, load_strict, read_official, safe_pickle_load
 from .mineclip import MineCLIP, hide_words, pick_events
 
 # %% ../nbs/06_prior.ipynb #c005
@@ -35,13 +34,14 @@ def mlp(
     return nn.Sequential(nn.Linear(d_in, hidden), nn.LayerNorm(hidden), nn.ReLU(),
         nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, d_out))
 
-class Prior(nn.Module):
+class Prior(Checkpoint, nn.Module):
     "Text embedding to goal embedding: a conditional variational autoencoder"
+    kind, config_class = 'prior', PriorConfig
     def __init__(self,
         cfg:PriorConfig, # The shape
     ):
         super().__init__()
-        self.cfg,self.d = cfg,cfg.d
+        self.cfg,self.record,self.d = cfg,{},cfg.d
         self.encoder,self.decoder = mlp(2*cfg.d, cfg.hidden, 2*cfg.latent),mlp(cfg.latent+cfg.d, cfg.hidden, cfg.d)
     def encode(self, goal, text): # (b,d), (b,d) -> mu (b,latent), logvar (b,latent)
         return self.encoder(torch.cat([goal, text], -1)).chunk(2, -1)
@@ -286,26 +286,6 @@ def plot_similarity(
     for i,((k,v),c) in enumerate(zip(sim.items(), ('#bbb','#7fb3d5','#2471a3','#27ae60','#e59866'))): ax.bar(x + .17*(i-2), v, .17, label=k, color=c)
     ax.axhline(0, c='k', lw=.6); ax.set_xticks(x, names, rotation=30 if len(names) > 6 else 0); ax.set_ylabel('cosine with held-out goals'); ax.legend(frameon=False, fontsize=8, ncols=5, loc='lower center', bbox_to_anchor=(.5, 1)); fig.tight_layout()
     return fig
-
-# %% ../nbs/06_prior.ipynb #c043
-@patch
-def save(self:Prior,
-    path,             # Ends in .safetensors
-    record:dict=None, # What is worth knowing of the training
-):
-    "Write weights, config and record"
-    return save_tensors(path, self.state_dict(), dict(kind='prior', config=self.cfg.to_dict(), record=record or {}))
-
-@patch(cls_method=True)
-def load(cls:Prior,
-    path,         # A file that `save` wrote
-    device='cpu', # Where the model goes
-): # In evaluation mode, with `.record`
-    "Read a prior back"
-    state,meta = read_checkpoint(path, 'prior', device)
-    prior = cls(PriorConfig.from_dict(meta['config'])).to(device)
-    prior.record = meta['record']
-    return load_strict(prior, state, Path(path).name).eval()
 
 # %% ../nbs/06_prior.ipynb #c046
 @patch(cls_method=True)

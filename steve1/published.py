@@ -199,6 +199,7 @@ def read_published(
     if kind == 'mineclip': return MineCLIP.from_official(state, config or MineCLIPConfig.preset('2x'))
     raise ValueError(f'{kind or "these tensors"}: no model of ours is made of them')
 
+# %% ../nbs/06a_published.ipynb #6c69670b
 def _to_ours(source, out, config):
     "One published file -> one of ours, or a folder of three"
     kind = file_kind(source)
@@ -206,12 +207,16 @@ def _to_ours(source, out, config):
     raw = load_tensors(source)[0] if source.suffix == '.safetensors' else safe_torch_load(source)
     note = dict(file=source.name, sha256=sha256(source))
     if kind == 'minestudio':
-        out.mkdir(parents=True, exist_ok=True)
-        configs = config if isinstance(config, dict) else dict(policy=config)
-        for k,part in split_minestudio(raw).items(): read_published(part, k, configs.get(k)).save(out/f'{k}.safetensors', dict(published=note | dict(kind=k, **LAYOUTS[k])))
+        if out.suffix: raise ValueError(f'{source.name} holds three networks: {out} should be a folder, without {out.suffix!r}')
+        configs, models = config if isinstance(config, dict) else dict(policy=config), {}
+        for k,part in split_minestudio(raw).items():
+            try: models[k] = read_published(part, k, configs.get(k))
+            except ValueError as e: raise ValueError(f"{source.name} looks like MineStudio's file, but its {k} cannot be read: {e}") from None
+        for k,model in models.items(): model.save(out/f'{k}.safetensors', dict(published=note | dict(kind=k, **LAYOUTS[k])))
         return out
     if source.suffix == '.safetensors' and read_meta(source).get('kind'): raise ValueError(f'{source.name} is one of ours already; `--to official` is the way back')
-    model = read_published(source if kind == 'mineclip' else raw, kind, config) # MineCLIP also looks at the file's checksum
+    try: model = read_published(source if kind == 'mineclip' else raw, kind, config) # MineCLIP also looks at the file's checksum
+    except ValueError as e: raise ValueError(str(e) if source.name in str(e) else f'{source.name}: {e}') from None
     model.save(out, dict(published=note | layout(raw)))
     return out
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Check', 'check_python', 'check_packages', 'check_device', 'check_video', 'check_weights', 'check_episodes',
-           'check_disk', 'check_weights_published', 'check_tokenizer', 'verify', 'main']
+           'check_disk', 'check_weights_published', 'check_tokenizer', 'check_hub', 'verify', 'main']
 
 # %% ../nbs/10_verify.ipynb #c002
 import importlib.metadata as metadata, os, shutil, sys, tempfile
@@ -142,10 +142,25 @@ def check_tokenizer(
     SubWords(cache=cache)
     return say(True, f'{SubWords.name}, {sum(files.values())/1e6:.1f} MB')
 
+# %% ../nbs/10_verify.ipynb #7bd97794
+def check_hub(
+    cache:Path=None, # None: where `HF_HUB_CACHE` or `HF_HOME` says
+) -> list: # One check
+    "The cache that `from_pretrained` fetches into can be used"
+    from huggingface_hub import constants, scan_cache_dir
+    cache = Path(cache or constants.HF_HUB_CACHE)
+    place = next(p for p in (cache, *cache.parents) if p.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)): return [Check('hub', False, f'models from the hub cannot be kept: {place} is no folder that one may write to', 'export HF_HOME=/a/folder/of/yours')]
+    asks = 'HF_HUB_OFFLINE is set, so from the cache alone' if constants.HF_HUB_OFFLINE else f'`from_pretrained` asks {constants.ENDPOINT}'
+    if not cache.exists(): return [Check('hub', True, f'{asks}; nothing in the cache')]
+    found = scan_cache_dir(cache)
+    if found.warnings: return [Check('hub', False, f'broken in the cache: {found.warnings[0]}', 'remove the folder that is named; it is fetched again when it is wanted')]
+    return [Check('hub', True, f'{asks}; {len(found.repos)} repositories in the cache, {found.size_on_disk/1e6:.1f} MB')]
+
 # %% ../nbs/10_verify.ipynb #c030
 def verify() -> list: # Checks, in the order in which one would mend them
     "Look at everything"
-    checks = dict(python=check_python, packages=check_packages, device=check_device, video=check_video, weights=check_weights, episodes=check_episodes, published=check_weights_published, tokenizer=check_tokenizer, disk=check_disk)
+    checks = dict(python=check_python, packages=check_packages, device=check_device, video=check_video, weights=check_weights, episodes=check_episodes, published=check_weights_published, tokenizer=check_tokenizer, hub=check_hub, disk=check_disk)
     mend = dict(episodes='git restore data/episodes data/samplings', published='rm data/weights/published/published.json', tokenizer='hf download --force-download openai/clip-vit-base-patch16 vocab.json merges.txt tokenizer_config.json')
     return [c for name,f in checks.items() for c in _guarded(f, name, mend.get(name, 'make setup'))]
 
