@@ -65,7 +65,7 @@ def project(
     "x w' + b, for two rows on a CPU as (w x')'"
     two = x.numel() == 2 * x.shape[-1] and w.numel() >= 1 << 20 and x.device.type == 'cpu'      # a small weight stays in the cache
     if not two or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'): return F.linear(x, w, b)
-    y = (w @ x.reshape(2, -1).T).T.reshape(*x.shape[:-1], -1)
+    y = (w @ x.reshape(2, -1).contiguous().T).T.reshape(*x.shape[:-1], -1).contiguous()      # x' must not be contiguous, or BLAS copies w after all
     return y if b is None else y + b
 
 class Linear(nn.Linear):
