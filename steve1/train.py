@@ -441,6 +441,7 @@ class Trainer:
         self.check_lanes()
         set_seed(cfg.seed)
         self.policy = make_policy(cfg).to(self.acc.device)
+        self.origin = self.policy.record                    # of the weights it starts from
         self.trains = freeze(self.policy, cfg.freeze)
         self.features = cfg.features and not any(p.requires_grad for p in self.policy.trunk.parameters())
         if self.features and cfg.augment: raise ValueError(f"augment={cfg.augment!r} changes frames, but with the cnn frozen its features are computed once: augment=False, or features=False to go through the cnn each time")
@@ -641,7 +642,7 @@ def record(self:Trainer) -> dict:
     cfg = self.cfg
     return dict(kind='foundation' if cfg.p_uncond == 1 else 'policy', train=cfg.to_dict(), frames=self.frames, steps=self.step, hours=round(self.seconds/3600, 4),
         trains=self.trains[0], best_val=self.best, val=self.last_val, episodes=[len(self.train_eps), len(self.val_eps)], datasets=sorted({p.parent.name for p in self.train_eps}),
-        machine=machine(), processes=self.acc.num_processes, date=time.strftime('%Y-%m-%d'),
+        machine=machine(), processes=self.acc.num_processes, date=time.strftime('%Y-%m-%d'), **{k:v for k,v in self.origin.items() if k == 'published'},
         versions=dict(steve1=steve1.__version__, python=platform.python_version(), torch=torch.__version__, accelerate=accelerate.__version__))
 
 @patch
