@@ -1,7 +1,7 @@
-"""Run every notebook and `pytest tests`, each in a process of its own with a time limit.
+"""Run every notebook and every test file, each in a process of its own with a time limit.
 
-The last line is `N passed, N failed` (notebooks and tests counted alike); any failure, or no notebook at all, is a non-zero exit.
-`python tests/run_all.py 02_policy index` runs the notebooks of these names alone, without pytest."""
+The last line is `N passed, N failed` (notebooks and tests counted alike); any failure, or nothing at all, is a non-zero exit.
+`python tests/run_all.py 02_policy test_train` runs those of these names alone."""
 import os, signal, subprocess, sys, tempfile, time
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 from repo import notebooks
 
-LIMIT = float(os.environ.get('TEST_LIMIT', 240)) # seconds for one notebook or for pytest
+LIMIT = float(os.environ.get('TEST_LIMIT', 300)) # seconds for one notebook or test file
 JOBS = int(os.environ.get('TEST_JOBS', 2))       # at a time
 THREADS = {f'{k}_NUM_THREADS':'1' for k in ('OMP', 'MKL', 'OPENBLAS')}
 ENV = dict(os.environ, IN_TEST='1', MPLBACKEND='agg', **THREADS)
@@ -39,11 +39,11 @@ def run_notebook(path, limit=None):
     ok = status == 0 and 'Success.' in text # "no files" also exits 0
     return int(ok), int(not ok), text, secs
 
-def run_pytest(folder='tests', limit=None):
+def run_pytest(path, limit=None):
     "(passed, failed, output, seconds); a session that reports nothing, or fails outside a test, is a failure"
     with tempfile.TemporaryDirectory() as tmp:
         xml = Path(tmp)/'report.xml'
-        status, text, secs = run([sys.executable, '-m', 'pytest', '-q', '--color=no', f'--junitxml={xml}', str(folder)], limit)
+        status, text, secs = run([sys.executable, '-m', 'pytest', '-q', '--color=no', f'--junitxml={xml}', str(path)], limit)
         total = dict.fromkeys(('tests', 'failures', 'errors', 'skipped'), 0)
         for suite in ET.parse(xml).getroot().iter('testsuite') if xml.exists() else ():
             for k in total: total[k] += int(suite.get(k, 0))
@@ -51,10 +51,12 @@ def run_pytest(folder='tests', limit=None):
     if status != 0: failed = max(failed, 1)
     return total['tests'] - total['failures'] - total['errors'] - total['skipped'], failed, text, secs
 
+LONG = 'test_train', 'test_data_faults', 'test_contractor', 'test_env_faults' # these first, so that nobody waits for them at the end
+
 def main(names):
-    nbs = [p for p in notebooks() if not names or p.stem in names]
-    jobs = {f'nbs/{p.relative_to(ROOT/"nbs")}':(run_notebook, p) for p in nbs}
-    if not names: jobs = {'tests':(run_pytest, 'tests'), **jobs}
+    files = sorted((ROOT/'tests').glob('test_*.py'), key=lambda p: LONG.index(p.stem) if p.stem in LONG else len(LONG))
+    jobs = {f'tests/{p.name}':(run_pytest, p) for p in files} | {f'nbs/{p.relative_to(ROOT/"nbs")}':(run_notebook, p) for p in notebooks()}
+    jobs = {n:j for n,j in jobs.items() if not names or Path(n).stem in names}
     passed = failed = 0
     start = time.time()
     with ThreadPoolExecutor(JOBS) as pool:
@@ -64,8 +66,8 @@ def main(names):
             passed, failed = passed+ok, failed+bad
             print(f"{'FAIL' if bad else 'ok':4} {secs:6.1f} s  {done[f]}", flush=True)
             if bad: print('\n'.join('    '+l for l in text.strip().splitlines()[-60:]), flush=True)
-    if not nbs:
-        print('No notebook was run.')
+    if not jobs:
+        print('Nothing was run.')
         failed += 1
     print(f'in {time.time()-start:.0f} s')
     print(f'{passed} passed, {failed} failed')
