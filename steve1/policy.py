@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PATCH', 'TRUNKS', 'NET', 'CNN', 'REC', 'OFFICIAL', 'SETTLED', 'GOAL', 'PolicyConfig', 'project', 'Linear', 'FanIn',
            'fan_in_', 'linear', 'conv', 'Residual', 'ImpalaStage', 'Impala', 'PatchStage', 'Patch', 'State', 'skew',
-           'Attention', 'Block', 'Value', 'Out', 'Policy', 'official_name', 'NLL', 'bc_loss', 'guide', 'Agent']
+           'Attention', 'Block', 'Value', 'Out', 'Policy', 'official_name', 'NLL', 'bc_loss', 'chunk_loss', 'guide',
+           'Agent']
 
 # %% ../nbs/02_policy.ipynb #c002
 import math, re
@@ -501,11 +502,36 @@ def bc_loss(
 ): # The loss to differentiate; a dict of `nll_buttons`, `nll_camera` (mean a kept frame, nats) and `kept` (frames)
     "Negative log-likelihood of the recorded actions"
     nll = lambda logits, i: NLL.apply(logits.flatten(0, 1), i.flatten()).view(i.shape)
-    nb, nc = nll(out.button_logits, buttons), nll(out.camera_logits, camera)
+    return chunk_loss(nll(out.button_logits, buttons), nll(out.camera_logits, camera), keep)
+
+def chunk_loss(
+    nb,        # -log-likelihood of each frame's buttons (b,t), nats
+    nc,        # Of its camera
+    keep=None, # bool (b,t)
+): # As `bc_loss`
+    "A sum over the frames of a chunk, a mean over the lanes"
     if keep is not None: nb, nc = (torch.where(keep, x, 0) for x in (nb, nc))
     kept = torch.tensor(nb.numel(), device=nb.device) if keep is None else keep.sum()
     n = kept.clamp(min=1)
     return (nb + nc).sum(1).mean(), dict(nll_buttons=nb.detach().sum() / n, nll_camera=nc.detach().sum() / n, kept=kept)
+
+# %% ../nbs/02_policy.ipynb #97521aac
+@patch
+def loss(self:Out,
+    buttons,   # int64 (b,t)
+    camera,    # int64 (b,t)
+    keep=None, # bool (b,t)
+): # As `bc_loss`
+    "`bc_loss` of what was said"
+    return bc_loss(self, buttons, camera, keep)
+
+@patch
+def right(self:Out,
+    buttons, # int64 (b,t)
+    camera,  # int64 (b,t)
+) -> tuple:  # Two bool (b,t)
+    "Was the likeliest combination of buttons, and the likeliest camera move, the recorded one?"
+    return tuple(x.detach().argmax(-1) == y for x, y in ((self.button_logits, buttons), (self.camera_logits, camera)))
 
 # %% ../nbs/02_policy.ipynb #c084
 def guide(

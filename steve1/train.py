@@ -26,7 +26,8 @@ from .sampling import read_sampling
 from .dataset import ChunkStream, DataConfig, joint_actions
 from .episodes import Episode
 from .actions import N_BUTTONS, N_CAMERA
-from .policy import Policy, PolicyConfig, bc_loss
+from .policy import Policy, PolicyConfig
+from .idm import IDMConfig, Learner
 
 # %% ../nbs/05_train.ipynb #c005
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TrainConfig(Config):
     "Everything that defines a training run"
     name: str = 'mini'         # The run's folder: data/runs/<name>
     sampling: str = 'mini'     # data/samplings/<sampling>_{train,val}.txt
-    policy: str = 'mini'       # PolicyConfig preset, unless `init` brings its own
+    policy: str = 'mini'       # PolicyConfig preset, or 'idm/' and an IDMConfig preset, unless `init` brings its own
     policy_set: dict = field(default_factory=dict) # Fields that differ from that preset
     init: str = ''             # Checkpoint to start from, below data/; '' starts from random weights
     freeze: tuple = ()         # What stays as it is: 'cnn', 'transformer', 'heads', or the beginning of a parameter's name
@@ -84,6 +85,7 @@ TrainConfig.presets = {
         weight_decay=0.039428, clip=5., max_gap=200, val_lanes=12, val_every=1_000_000, save_every=1_000_000, snapshot_every=10_000_000),
     'finetune': dict(name='finetune', sampling='sample', init='weights/policy.safetensors', n_frames=120_000, batch=16, lr=1e-5,
         warmup_frames=10_000, val_every=20_000, save_every=60_000),
+    'idm': dict(name='idm', policy='idm/mini', p_uncond=1., n_frames=1_000_000, T=32, lr=1e-3, warmup_frames=30_000),
     'tiny': dict(name='tiny', sampling='tiny', policy='tiny', n_frames=8*4*16, batch=4, T=16, warmup_frames=64, max_gap=40, lr=1e-3,
         val_every=256, save_every=256, val_batches=1, val_lanes=4, log_every=2, dtype='float32', device='cpu'),
 }
@@ -376,7 +378,7 @@ def shard(
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     warnings.filterwarnings('ignore', message='.*returned a view tensor') # nothing is changed in place behind a block
     policy.trunk.to(memory_format=torch.contiguous_format)
-    mesh = torch.distributed.init_device_mesh(policy.goal.weight.device.type, (torch.distributed.get_world_size(),))
+    mesh = torch.distributed.init_device_mesh(next(policy.parameters()).device.type, (torch.distributed.get_world_size(),))
     for part in (*policy.blocks, net): fully_shard(part, mesh=mesh)
     for name in ('encode','decode'): register_fsdp_forward_method(net, name) # validation calls these by themselves
 
@@ -426,9 +428,12 @@ def make_policy(
     cfg:TrainConfig, # Uses init, policy and policy_set
 ) -> Policy:
     "The policy to start from: a checkpoint below data/, or random weights"
+    kind, _, preset = cfg.policy.rpartition('/')
+    if kind not in ('', 'idm'): raise ValueError(f"policy={cfg.policy!r} is neither a PolicyConfig preset nor 'idm/' and an IDMConfig preset")
+    if not cfg.init and kind: return Learner(IDMConfig.preset(preset, **cfg.policy_set))
     if not cfg.init: return Policy(PolicyConfig.preset(cfg.policy, **cfg.policy_set)).start_at(*action_counts(read_sampling(cfg.sampling)[0]))
     if cfg.policy_set: raise ValueError(f'init={cfg.init!r} brings its own configuration; policy_set={cfg.policy_set} cannot change it')
-    return Policy.load(data_dir(cfg.init))
+    return (Learner if kind else Policy).load(data_dir(cfg.init))
 
 # %% ../nbs/05_train.ipynb #c055
 class Trainer:
@@ -443,7 +448,7 @@ class Trainer:
         self.policy = make_policy(cfg).to(self.acc.device)
         self.origin = self.policy.record                    # of the weights it starts from
         self.trains = freeze(self.policy, cfg.freeze)
-        self.features = cfg.features and not any(p.requires_grad for p in self.policy.trunk.parameters())
+        self.features = cfg.features and isinstance(self.policy, Policy) and not any(p.requires_grad for p in self.policy.trunk.parameters())
         if self.features and cfg.augment: raise ValueError(f"augment={cfg.augment!r} changes frames, but with the cnn frozen its features are computed once: augment=False, or features=False to go through the cnn each time")
         (self.train_eps,self.val_eps),self.mix_eps = read_sampling(cfg.sampling),read_sampling(cfg.mix) if cfg.mix else None
         if self.features: self.folder = self.cache()
@@ -514,13 +519,12 @@ def cache(self:Trainer):
 def frame_sums(
     out,            # The policy's output for (b,t) frames
     batch:dict,     # buttons, camera, keep (b,t)
-    logs:dict,      # From bc_loss
+    logs:dict,      # From `out.loss`
     hits:bool=True, # Count hits? It takes a pass over all logits
 ) -> torch.Tensor: # (6,) sums over kept frames: nll of buttons and camera, count; hits of buttons and camera, count of those
     "What the logs need from a batch"
     n,keep = logs['kept'].float(),batch['keep']
-    pairs = (out.button_logits, batch['buttons']), (out.camera_logits, batch['camera'])
-    right = [((x.detach().argmax(-1) == y) & keep).sum() if hits else 0*n for x,y in pairs]
+    right = [(x & keep).sum() for x in out.right(batch['buttons'], batch['camera'])] if hits else [0*n]*2
     return torch.stack([logs['nll_buttons']*n, logs['nll_camera']*n, n, *right, n*hits])
 
 @patch
@@ -533,7 +537,7 @@ def train_step(self:Trainer,
     for j,part in enumerate(cut_lanes(batch, cfg.accumulate)):
         with self.exchange(j == cfg.accumulate-1):
             with self.autocast(): out,mem = self.model(part['img'], part['goal'], part['first'], self.mem[j])
-            loss,logs = bc_loss(out, part['buttons'], part['camera'], part['keep'])
+            loss,logs = out.loss(part['buttons'], part['camera'], part['keep'])
             if not torch.isfinite(loss): self.broken('the loss is not a number', part)
             self.acc.backward(loss / cfg.accumulate)
         self.mem[j] = tree_map(lambda x: x.detach() if torch.is_tensor(x) else x, mem)
@@ -591,7 +595,7 @@ def validate(self:Trainer,
             with self.autocast(): x = self.net.encode(b['img'])
             for i,goal in enumerate([b['goal'], torch.zeros_like(b['goal']), b['shuffled']]):
                 with self.autocast(): out,mem[i] = self.net.decode(x, goal, b['first'], mem[i])
-                sums[i] += frame_sums(out, b, bc_loss(out, b['buttons'], b['camera'], b['keep'])[1])
+                sums[i] += frame_sums(out, b, out.loss(b['buttons'], b['camera'], b['keep'])[1])
     self.policy.train()
     nb,nc,n,hb,hc,_ = self.acc.reduce(sums).T.double().cpu()
     loss = (nb+nc)/n
@@ -640,7 +644,7 @@ def record(self:Trainer) -> dict:
     "How these weights came about, for a checkpoint's header"
     import accelerate
     cfg = self.cfg
-    return dict(kind='foundation' if cfg.p_uncond == 1 else 'policy', train=cfg.to_dict(), frames=self.frames, steps=self.step, hours=round(self.seconds/3600, 4),
+    return dict(kind='foundation' if cfg.p_uncond == 1 and self.policy.kind == 'policy' else self.policy.kind, train=cfg.to_dict(), frames=self.frames, steps=self.step, hours=round(self.seconds/3600, 4),
         trains=self.trains[0], best_val=self.best, val=self.last_val, episodes=[len(self.train_eps), len(self.val_eps)], datasets=sorted({p.parent.name for p in self.train_eps}),
         machine=machine(), processes=self.acc.num_processes, date=time.strftime('%Y-%m-%d'), **{k:v for k,v in self.origin.items() if k == 'published'},
         versions=dict(steve1=steve1.__version__, python=platform.python_version(), torch=torch.__version__, accelerate=accelerate.__version__))
@@ -653,7 +657,7 @@ def save(self:Trainer,
     cfg,path = self.policy.cfg,self.run/f'{name}.safetensors'
     if self.cfg.shard: # every process brings its share
         weights = {k:whole(v).cpu() for k,v in self.policy.state_dict().items()}
-        if self.is_main: load_strict(Policy(cfg), weights).save(path, record=self.record())
+        if self.is_main: load_strict(type(self.policy)(cfg), weights).save(path, record=self.record())
     elif self.is_main:
         with self.avg.applied(): self.policy.save(path, record=self.record())
 
