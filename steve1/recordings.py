@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['Lines', 'Times', 'VIDEOS', 'PICTURES', 'SEEN', 'Plan', 'Rows', 'RecordingJob', 'read_plain', 'read_lines',
            'even_times', 'n_ticks', 'frames_at', 'resample', 'Recording', 'fit_frame', 'RecordingConfig',
-           'plan_recording', 'convert_recording', 'find_recordings', 'do_recording', 'convert_recordings',
-           'report_recordings', 'parse_size', 'recordings_cli']
+           'plan_recording', 'convert_recording', 'Steps', 'load_idm', 'label_lines', 'unsure', 'stretches',
+           'find_recordings', 'do_recording', 'convert_recordings', 'report_recordings', 'parse_size', 'recordings_cli']
 
 # %% ../nbs/03b_recordings.ipynb #c002
 import json, re
 from collections import namedtuple
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 import av, cv2, numpy as np, pandas as pd
 from av.video.reformatter import VideoReformatter
@@ -20,8 +21,8 @@ from fastcore.basics import patch
 from fastcore.script import Param, call_parse, store_true
 from tqdm import tqdm
 from .actions import ACTION_DTYPE, KEYS, check_action, is_null, to_cols, to_rows
-from .config import Config, atomic_path
-from .episodes import Episode, EpisodeWriter, dataset_dir, load_clip, run_jobs, sole_writer
+from .config import Config, atomic_path, sha256
+from .episodes import Episode, EpisodeWriter, dataset_dir, load_clip, run_jobs, sole_writer, _write_meta
 from .contractor import RecordingError, draw_cursor, read_steps, to_columns, _name_clip, _record, _short
 
 # %% ../nbs/03b_recordings.ipynb #c007
@@ -62,7 +63,7 @@ def read_lines(
 ) -> Lines:
     "All lines of a recording, checked; the first says of which kind they are"
     path = Path(path)
-    if not path.is_file(): raise RecordingError(f"no {path.name} in {path.parent.name}: one line of JSON a frame says what was done")
+    if not path.is_file(): raise RecordingError(f"no {path.name} in {path.parent.name}: one line of JSON a frame says what was done; a video alone needs a model that labels it (idm)")
     with open(path, 'rb') as f: first = f.readline()
     first = _json(first, f'{path.name}, line 1') if first else {}
     if isinstance(first, dict) and {'mouse','keyboard'} & set(first):
@@ -121,13 +122,13 @@ def resample(
 VIDEOS, PICTURES = ('.mp4','.mkv','.mov','.webm','.avi'), ('.png','.jpg','.jpeg')
 
 class Recording:
-    "A folder with frames and actions"
+    "A folder with frames and actions, or a video alone"
     def __init__(self,
-        path:str|Path, # The folder
+        path:str|Path, # The folder, or the video
         fps=None,      # Frames a second, evenly; None: as the video says, 20 for pictures
     ):
         self.path = Path(path)
-        videos = [p for p in sorted(self.path.glob('video.*')) if p.suffix.lower() in VIDEOS]
+        videos = [self.path] if _is_video(self.path) else [p for p in sorted(self.path.glob('video.*')) if p.suffix.lower() in VIDEOS]
         self.pictures = _numbered(self.path/'frames') if not videos else []
         if not videos and not self.pictures: raise RecordingError(f"{self.path.name} has neither a video.mp4 nor pictures in frames/")
         self.video = videos[0] if videos else None
@@ -135,10 +136,15 @@ class Recording:
         self.n = len(self.times.start) if self.video else len(self.pictures)
         if fps or not self.video: self.times = even_times(self.n, fps or 20)
     @property
-    def name(self): return self.path.name
+    def name(self): return _name(self.path)
+    @property
+    def silent(self): return not (self.path/'actions.jsonl').is_file()
     @property
     def fps(self): return self.n*20*self.times.tick/int(self.times.end)      # on average
     def __repr__(self): return f"Recording({self.name!r}, {self.n} frames of {self.size[0]}×{self.size[1]}, {self.fps:.4g} a second)"
+
+def _is_video(p): return p.suffix.lower() in VIDEOS and p.is_file()
+def _name(p): return p.stem if _is_video(p) else p.name
 
 def _numbered(folder):
     "Pictures in the order of the number in their name, which must have no gap"
@@ -219,14 +225,16 @@ class RecordingConfig(Config):
     keep_null:bool = False      # Keep steps in which nothing is done
     tail:float = 1.             # Seconds by which frames and lines may differ at the end
     crf:float = 18.             # Quality of the video: lower is larger and truer
+    min_confidence:float = 0.   # Of a video that a model labels: seconds of less are not to be imitated; 0: all are
 
     def check(self):
         if len(self.size) != 2 or not all(isinstance(s, int) and 16 <= s <= 2160 for s in self.size): raise ValueError(f"size must be (height, width) in pixels from 16 to 2160, got {self.size}")
         for f in (self.fps, self.action_fps):
             if f is not None: even_times(1, f)
+        if not 0 <= self.min_confidence <= 1: raise ValueError(f"min_confidence must be a probability from 0 to 1, got {self.min_confidence}")
         if self.tail < 0: raise ValueError(f"tail must be 0 seconds or more, got {self.tail}")
 
-Plan = namedtuple('Plan', 'rows frame line facts')  # `ACTION_DTYPE` (k,); the frame of each, and the line that frame came with, int64 (k,); what to say of it
+Plan = namedtuple('Plan', 'rows frame line step facts')  # `ACTION_DTYPE` (k,); int64 (k,): the frame of each, the line that frame came with, which step of the recording it was; what to say of it
 
 # %% ../nbs/03b_recordings.ipynb #c027
 def plan_recording(
@@ -246,7 +254,7 @@ def plan_recording(
     facts = dict(name=rec.name, kind=lines.kind, size=list(rec.size), fps=round(rec.fps, 3), frames=rec.n, lines=len(lines.rows), steps=int(keep.sum()),
         dropped=dropped, never_shown=rec.n-len(np.unique(frame[keep])), shown_again=int(keep.sum())-len(np.unique(frame[keep])))
     line = np.searchsorted(times.start*rec.times.tick, rec.times.start*times.tick, side='right')-1 if cfg.action_fps else np.arange(rec.n)
-    return Plan(rows[keep], frame[keep], line[frame[keep]], facts)
+    return Plan(rows[keep], frame[keep], line[frame[keep]], np.flatnonzero(keep), facts)
 
 def _line_times(times, m):
     "Times of m lines, one a frame; what goes beyond the frames goes on at the last one's pace"
@@ -285,51 +293,131 @@ def convert_recording(
     cfg:RecordingConfig=RecordingConfig(), # How to convert
     clip=None,      # A MineCLIP, to write the embeddings too; `steve1_embed` can later
     lines=None,     # `Lines` from elsewhere; None: those of actions.jsonl
+    idm=None,       # Path of an inverse dynamics model, which labels the video if there is no actions.jsonl
 ) -> Path: # `out`
     "Make an episode of a recording, in constant memory"
     out = Path(out)
     if out.exists(): raise FileExistsError(f"{out} exists already; remove it to convert again")
-    rec = Recording(path, cfg.fps)
-    lines = lines or read_lines(rec.path/'actions.jsonl')
-    plan = plan_recording(rec, lines, cfg)
+    rec, sure = Recording(path, cfg.fps), None
+    if lines is None and rec.silent and idm: (lines, sure), cfg_ = label_lines(rec, load_idm(str(idm))), cfg.replace(action_fps=20.)
+    else: lines, cfg_ = lines or read_lines(rec.path/'actions.jsonl'), cfg
+    plan = plan_recording(rec, lines, cfg_)
     sizes = [cfg.size] if clip is None or tuple(clip.image_size) == cfg.size else [cfg.size, clip.image_size]
     with atomic_path(out) as tmp:
         with EpisodeWriter(tmp, cfg.size, source='recording', crf=cfg.crf) as w:
             _record(w, _pieces(rec, plan, lines, cfg, sizes), Rows(to_cols(plan.rows)), clip)
             w.meta |= dict(recording=plan.facts, conversion=cfg.to_dict())
         if clip is not None: _name_clip(tmp, clip)
+        if sure is not None: _say_how_sure(tmp, sure, plan.step, idm, cfg)
     return out
 
 Rows = namedtuple('Rows', 'cols')
 
 # %% ../nbs/03b_recordings.ipynb #c043
+class Steps:
+    "What a recording shows at each step, read once and in order"
+    def __init__(self,
+        rec:Recording, # What was recorded
+        size:tuple,    # Height and width wanted
+    ):
+        self.n, self.start, self.held = n_ticks(rec.times), 0, []
+        self.shown = self._shown(rec, np.bincount(frames_at(rec.times, self.n), minlength=rec.n), size)
+
+    def _shown(self, rec, times, size):
+        for x,k in zip(rec.frames(), times):
+            x = fit_frame(x, size) if k else None
+            for _ in range(k): yield x
+
+    def frames(self, a, b): # uint8 (b-a,h,w,3); a must not go back
+        if a < self.start: raise IndexError(f"step {a} was let go, the first at hand is {self.start}")
+        while self.start+len(self.held) < b: self.held.append(next(self.shown))
+        del self.held[:a-self.start]
+        self.start = a
+        return np.stack(self.held[:b-a])
+
+# %% ../nbs/03b_recordings.ipynb #c044
+@lru_cache(1)
+def load_idm(
+    path:str, # One of ours (.safetensors), or published weights with their .model beside them
+): # An `IDM` on the best device there is
+    "The model that a process labels with, loaded once; one thread, since processes share the cores"
+    import torch
+    from steve1.idm import IDM
+    torch.set_num_threads(1)
+    if path.endswith('.safetensors'): return IDM.load(path, device='auto')
+    model = Path(path).with_suffix('.model')
+    return IDM.from_official(path, model if model.is_file() else None, device='auto')
+
+def label_lines(
+    rec:Recording, # A video alone
+    idm,           # An `IDM`
+) -> tuple: # `Lines`, one a step, and how sure the model is of each: float32 (n,), a probability
+    "What was done at each step, as a model sees it"
+    from steve1.idm import to_actions
+    cols, sure = to_actions(idm.label(Steps(rec, idm.cfg.image_size)))
+    return Lines(to_rows(cols), 'labelled', None, None), sure
+
+# %% ../nbs/03b_recordings.ipynb #c046
+def unsure(
+    sure,        # (n,): confidence of each step
+    limit:float, # Mean confidence of a second below which it is not to be imitated
+    around:int=10, # Steps before and after
+) -> np.ndarray: # bool (n,)
+    "Where a model does not understand what it sees"
+    total, t = np.append(0., np.cumsum(sure, dtype=np.float64)), np.arange(len(sure))
+    a, b = np.maximum(t-around, 0), np.minimum(t+around+1, len(sure))
+    return (total[b]-total[a])/(b-a) < limit
+
+def stretches(
+    there, # bool (n,)
+) -> list: # [[start, stop], ...]
+    "Runs of True"
+    edge = np.flatnonzero(np.diff(np.r_[False, there, False].astype(int)))
+    return edge.reshape(-1, 2).tolist()
+
+def _say_how_sure(folder, sure, step, idm, cfg):
+    "Confidence beside the actions; who labelled them, and what is masked, in the metadata"
+    masked = unsure(sure, cfg.min_confidence)[step]
+    meta, model, p = Episode(folder).meta, load_idm(str(idm)), folder/'confidence.npy'
+    name = meta['recording']['name']
+    if masked.all(): raise RecordingError(f"{name}: mean confidence {sure.mean():.3f}, nowhere {cfg.min_confidence} over a second: {Path(idm).name} does not know this game, or min_confidence is too high")
+    np.save(p, sure[step].astype(np.float16))
+    facts = meta['recording'] | dict(confidence=round(float(sure[step].mean()), 3), masked=int(masked.sum()))
+    by = dict(model=Path(idm).name, sha256=sha256(idm), trained_on=model.record.get('frames'), min_confidence=cfg.min_confidence)
+    _write_meta(folder, meta | dict(recording=facts, masked=stretches(masked), labelled_by=by, files=meta['files'] | {p.name:sha256(p)}))
+
+# %% ../nbs/03b_recordings.ipynb #c055
 def find_recordings(
     paths, # Recordings, or folders of recordings
-) -> list: # Their folders
+    silent:bool=False, # Take videos alone, too: files such as walk.mp4
+) -> list: # Their folders, or videos
     "Recordings below some folders, in order; two of the same name are an error"
     found = []
     for p in map(Path, paths):
-        if not p.is_dir(): raise FileNotFoundError(f"no folder {p}; a recording is a folder with video.mp4 and actions.jsonl")
-        below = [p] if _is_recording(p) else [q for q in sorted(p.iterdir()) if _is_recording(q)]
+        if not p.is_dir() and not (silent and _is_video(p)): raise FileNotFoundError(f"no folder {p}; a recording is a folder with video.mp4 and actions.jsonl" + ", and a video alone needs a model that labels it (idm)"*_is_video(p))
+        below = [p] if _is_recording(p) or p.is_file() else [q for q in sorted(p.iterdir()) if _is_recording(q) or silent and _is_video(q)]
         if not below: raise ValueError(f"no recording in {p}: neither it nor a folder in it has a video.mp4, frames/ or actions.jsonl")
+        if known := [q for q in below if q.is_file() and q.with_suffix('.jsonl').is_file()]: raise ValueError(f"{known[0]} is not silent: what was done stands beside it in {known[0].stem}.jsonl; `steve1_contractor` converts such pairs")
         found += below
-    names = [p.resolve().name for p in found]
+    found = [p.resolve() for p in found]
+    names = [_name(p) for p in found]
     twice = next((p for i,p in enumerate(found) if names[i] in names[:i]), None)
-    if twice: raise ValueError(f"two recordings are named {twice.name!r}: {found[names.index(twice.resolve().name)]} and {twice}; rename one")
-    return [p.resolve() for p in found]
+    if twice: raise ValueError(f"two recordings are named {_name(twice)!r}: {found[names.index(_name(twice))]} and {twice}; rename one")
+    return found
 
 def _is_recording(p): return p.is_dir() and not p.name.startswith('.') and ((p/'actions.jsonl').is_file() or (p/'frames').is_dir() or any((p/f'video{x}').is_file() for x in VIDEOS))
 
-# %% ../nbs/03b_recordings.ipynb #c044
-RecordingJob = namedtuple('RecordingJob', 'path out cfg clip dry_run')
+# %% ../nbs/03b_recordings.ipynb #c056
+RecordingJob = namedtuple('RecordingJob', 'path out cfg clip dry_run idm', defaults=(None,))
 
 def do_recording(
     job:RecordingJob, # What to convert, and how
 ) -> dict: # Facts about it, for the report
     "The job of a process: convert, or with dry_run only check the lines and the video's index"
     rec = Recording(job.path, job.cfg.fps)
+    if job.dry_run and rec.silent and job.idm: return dict(name=rec.name, kind='silent', size=list(rec.size), fps=round(rec.fps, 3), frames=rec.n, steps=n_ticks(rec.times))
     if job.dry_run: return plan_recording(rec, read_lines(rec.path/'actions.jsonl'), job.cfg).facts
-    try: convert_recording(job.path, job.out, job.cfg, job.clip and load_clip(job.clip))
+    try: convert_recording(job.path, job.out, job.cfg, job.clip and load_clip(job.clip), idm=job.idm)
     except OSError:
         if not job.out.is_dir(): raise     # else another process made it meanwhile
     return Episode(job.out).meta['recording']
@@ -343,32 +431,36 @@ def convert_recordings(
     timeout:float=3600., # Seconds after which a recording counts as hung
     dry_run:bool=False,  # Check lines and indices, write nothing
     engine:str='local',  # Where they run, see `run_jobs`
+    idm=None,            # Path of an inverse dynamics model, which labels videos alone
 ) -> pd.DataFrame: # A row a recording: state, what was there, what was dropped, why it was set aside
     "Make the episodes that are missing, and say what became of each recording"
-    folder, paths = dataset_dir(dataset), find_recordings(paths)
-    _check_same(folder, cfg)
-    jobs = [RecordingJob(p, folder/p.name, cfg, clip and str(clip), dry_run) for p in paths]
+    folder, paths = dataset_dir(dataset), find_recordings(paths, bool(idm))
+    _check_same(folder, cfg, idm)
+    jobs = [RecordingJob(p, folder/_name(p), cfg, clip and str(clip), dry_run, idm and str(idm)) for p in paths]
     if dry_run: return report_recordings(_states(jobs, workers, timeout, engine))
     with sole_writer(folder):
         facts = _states(jobs, workers, timeout, engine)
         with atomic_path(folder/'recordings.jsonl') as p: p.write_text(''.join(json.dumps(f)+'\n' for f in _merged(folder, facts)))
     return report_recordings(facts)
 
-# %% ../nbs/03b_recordings.ipynb #c045
-def _check_same(folder, cfg):
-    "A dataset is converted in one way"
-    for p in list(folder.glob('[!.]*/metadata.json'))[:1]:
-        had = json.loads(p.read_text()).get('conversion')
+# %% ../nbs/03b_recordings.ipynb #c057
+def _check_same(folder, cfg, idm=None):
+    "A dataset is converted in one way, and labelled by one model"
+    for meta in (json.loads(p.read_text()) for p in folder.glob('[!.]*/metadata.json')):
+        by = meta.get('labelled_by')
+        if idm and by and by['sha256'] != sha256(idm): raise ValueError(f"{folder.name} was labelled by {by['model']} ({by['sha256'][:12]}), not by {Path(idm).name} ({sha256(idm)[:12]}); choose another name")
+        had = meta.get('conversion')
         if had and (now := json.loads(json.dumps(cfg.to_dict()))) != had:
             raise ValueError(f"{folder.name} was converted with {({k:v for k,v in had.items() if now.get(k) != v})}, not {({k:v for k,v in now.items() if had.get(k) != v})}; choose another name")
+        if by or not idm: return
 
 def _states(jobs, workers, timeout, engine):
     "A dict for each recording: name, state, facts or reason"
-    there = {j.path.name:dict(name=j.path.name, state='there', **{k:v for k,v in Episode(j.out).meta['recording'].items() if k != 'name'}) for j in jobs if j.out.is_dir()}
+    there = {j.out.name:dict(name=j.out.name, state='there', **{k:v for k,v in Episode(j.out).meta['recording'].items() if k != 'name'}) for j in jobs if j.out.is_dir()}
     todo, state = [j for j in jobs if not j.out.is_dir()], 'good' if jobs and jobs[0].dry_run else 'made'
     for job,facts,error in tqdm(run_jobs(do_recording, todo, min(workers, len(todo)), timeout, engine), total=len(todo), disable=None, desc='recordings'):
-        there[job.path.name] = dict(name=job.path.name, state='set aside', reason=error.removeprefix('RecordingError: ')) if error else dict(name=job.path.name, state=state, **{k:v for k,v in facts.items() if k != 'name'})
-    return [there[j.path.name] for j in jobs]
+        there[job.out.name] = dict(name=job.out.name, state='set aside', reason=error.removeprefix('RecordingError: ')) if error else dict(name=job.out.name, state=state, **{k:v for k,v in facts.items() if k != 'name'})
+    return [there[j.out.name] for j in jobs]
 
 def _merged(folder, facts):
     "What the dataset knew of other recordings, and what is known of these"
@@ -382,11 +474,11 @@ def report_recordings(
     "What became of each recording"
     rows = [{k:v for k,v in f.items() if k != 'dropped'} | f.get('dropped', {}) | ({'size':'×'.join(map(str, f['size']))} if 'size' in f else {}) for f in facts]
     t = pd.DataFrame(rows).set_index('name')
-    numbers = t.select_dtypes('number').columns.difference(['fps'])
+    numbers = t.select_dtypes('number').columns.difference(['fps','confidence'])
     t[numbers] = t[numbers].astype('Int64')
-    return t.rename(columns=dict(never_shown='frames never shown', shown_again='frames shown again')).reindex(columns=['state','kind','size','fps','frames','lines','steps','null','steps after the last line','steps after the last frame','frames never shown','frames shown again','reason']).dropna(axis=1, how='all')
+    return t.rename(columns=dict(never_shown='frames never shown', shown_again='frames shown again')).reindex(columns=['state','kind','size','fps','frames','lines','steps','confidence','masked','null','steps after the last line','steps after the last frame','frames never shown','frames shown again','reason']).dropna(axis=1, how='all')
 
-# %% ../nbs/03b_recordings.ipynb #c054
+# %% ../nbs/03b_recordings.ipynb #c068
 def parse_size(
     text:str, # '128' or '160x256'
 ) -> tuple: # Height and width
@@ -397,7 +489,7 @@ def parse_size(
 
 @call_parse
 def recordings_cli(
-    inputs:Param('Recordings, or folders of recordings', str, nargs='+'),
+    inputs:Param('Recordings, videos, or folders of either', str, nargs='+'),
     out:str='mine',        # Dataset: a name below data/datasets, or a folder
     size:str='128',        # Height and width of the episodes' frames: 128, or 160x256
     fps:float=None,        # Frames a second, evenly; default: as the video says, 20 for pictures
@@ -409,11 +501,13 @@ def recordings_cli(
     workers:int=2,         # Processes
     engine:str='local',    # local, or ray: this machine, or the cluster that RAY_ADDRESS names
     dry_run:store_true=False, # Check lines and indices, write nothing
+    idm:str=None,          # An inverse dynamics model: it labels videos that have no actions
+    min_confidence:float=0., # Of such a video, seconds of less confidence are masked
 ):
     "Make episodes of your own recordings; one that is broken is set aside with its reason"
     try:
-        cfg = RecordingConfig(parse_size(size), fps, action_fps, keep_null, tail, crf)
-        table = convert_recordings(inputs, out, cfg, clip, workers, dry_run=dry_run, engine=engine)
+        cfg = RecordingConfig(parse_size(size), fps, action_fps, keep_null, tail, crf, min_confidence)
+        table = convert_recordings(inputs, out, cfg, clip, workers, dry_run=dry_run, engine=engine, idm=idm)
     except (ValueError, TypeError, OSError, RuntimeError) as e: raise SystemExit(f'steve1_recordings: {e}') from None
     if 'reason' in table: reasons, table = table.pop('reason').dropna(), table
     else: reasons = {}

@@ -7,7 +7,7 @@ __all__ = ['PARTS', 'KEPT', 'FREE', 'TrainConfig', 'lr_at', 'param_groups', 'cut
            'read_metrics', 'swap_in', 'find_state', 'Stopped', 'StopRequest', 'freeze', 'trunk_features', 'trunk_id',
            'features_path', 'cache_features', 'FromFeatures', 'FeatureEpisode', 'FeatureStream', 'Mixture', 'shard',
            'whole', 'share_of', 'action_counts', 'make_accelerator', 'make_policy', 'Trainer', 'frame_sums', 'machine',
-           'n_cores', 'write', 'no_room', 'train', 'parse_args', 'n_procs', 'launch_command', 'launch', 'main',
+           'n_cores', 'write', 'no_room', 'train', 'parse_args', 'n_procs', 'launch_command', 'launch', 'usage', 'main',
            'plot_metrics', 'LivePlot', 'clear_params', 'read_params']
 
 # %% ../nbs/05_train.ipynb #c002
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_structure, tree_unf
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from safetensors import SafetensorError
 from fastcore.basics import patch
+from fastcore.docments import docments
 import steve1
 from .config import Config, atomic_path, data_dir, get_device, get_dtype, load_strict, load_tensors, read_meta, repo_root, safe_torch_load, set_seed, sha256
 from .sampling import read_sampling
@@ -74,7 +75,7 @@ class TrainConfig(Config):
     compile: bool = False      # Let torch.compile fuse the network: minutes once, for GPUs
     shard: bool = False        # Several processes share weights, gradients and moments out (FSDP) instead of copying them
     workers: int = 0           # Processes that read ahead, for each training process; 0: read when needed
-    seed: int = 0
+    seed: int = 0              # Of weights, order, goals, dropped goals
     resume: bool = True        # Go on from the run's saved state; False starts over
 
 # %% ../nbs/05_train.ipynb #c007
@@ -85,7 +86,7 @@ TrainConfig.presets = {
         weight_decay=0.039428, clip=5., max_gap=200, val_lanes=12, val_every=1_000_000, save_every=1_000_000, snapshot_every=10_000_000),
     'finetune': dict(name='finetune', sampling='sample', init='weights/policy.safetensors', n_frames=120_000, batch=16, lr=1e-5,
         warmup_frames=10_000, val_every=20_000, save_every=60_000),
-    'idm': dict(name='idm', policy='idm/mini', p_uncond=1., n_frames=1_000_000, T=32, lr=1e-3, warmup_frames=30_000),
+    'idm': dict(name='idm', policy='idm/mini', p_uncond=1., n_frames=1_000_000, T=32, batch=8, lr=1e-3, warmup_frames=10_000, val_lanes=32),
     'tiny': dict(name='tiny', sampling='tiny', policy='tiny', n_frames=8*4*16, batch=4, T=16, warmup_frames=64, max_gap=40, lr=1e-3,
         val_every=256, save_every=256, val_batches=1, val_lanes=4, log_every=2, dtype='float32', device='cpu'),
 }
@@ -430,8 +431,8 @@ def make_policy(
     "The policy to start from: a checkpoint below data/, or random weights"
     kind, _, preset = cfg.policy.rpartition('/')
     if kind not in ('', 'idm'): raise ValueError(f"policy={cfg.policy!r} is neither a PolicyConfig preset nor 'idm/' and an IDMConfig preset")
-    if not cfg.init and kind: return Learner(IDMConfig.preset(preset, **cfg.policy_set))
-    if not cfg.init: return Policy(PolicyConfig.preset(cfg.policy, **cfg.policy_set)).start_at(*action_counts(read_sampling(cfg.sampling)[0]))
+    new = (lambda: Learner(IDMConfig.preset(preset, **cfg.policy_set))) if kind else lambda: Policy(PolicyConfig.preset(preset, **cfg.policy_set))
+    if not cfg.init: return new().start_at(*action_counts(read_sampling(cfg.sampling)[0]))
     if cfg.policy_set: raise ValueError(f'init={cfg.init!r} brings its own configuration; policy_set={cfg.policy_set} cannot change it')
     return (Learner if kind else Policy).load(data_dir(cfg.init))
 
@@ -883,12 +884,27 @@ def _errors(lines):
     errs = [l for l in lines if 'Error' in l.split(':')[0] and 'ChildFailed' not in l and not l.startswith(' ')]
     return errs[:1] or lines[-8:]
 
+def usage() -> str:
+    "What `steve1_train --help` says"
+    said, now = docments(TrainConfig), TrainConfig()
+    rows = [f'  --{f.name:18}{said[f.name]}  [{getattr(now, f.name)!r}]' for f in fields(TrainConfig)]
+    return '\n'.join(['usage: steve1_train [--config FILE] [--preset NAME] [--SETTING VALUE ...] [--dry_run]', '',
+        'Behaviour cloning; under torchrun or `accelerate launch -m steve1.train` in several processes. A run that exists goes on.', '',
+        '  --config FILE       YAML with settings', f'  --preset NAME       {", ".join(TrainConfig.presets)}  [mini]', '  --dry_run           say what would be trained, and on what', *rows])
+
 def main(
     argv:list|None=None, # Arguments, sys.argv's by default
 ):
-    "The command line"
-    try: cfg = parse_args(sys.argv[1:] if argv is None else argv)
+    "The command line, see `usage`"
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if {'-h','--help'} & set(argv): print(usage()); return
+    dry = '--dry_run' in argv
+    try: cfg = parse_args([a for a in argv if a != '--dry_run'])
     except (ValueError, TypeError) as e: sys.exit(f'steve1.train: {e}')
+    if dry:
+        eps = read_sampling(cfg.sampling)
+        print(yaml.safe_dump(cfg.to_dict(), sort_keys=False) + f'{len(eps[0])} episodes to train on, {len(eps[1])} to judge by; steps {cfg.n_frames//(cfg.batch*cfg.T):,}; run folder {cfg.name}')
+        return
     try: res = train(cfg)
     except Stopped as e: sys.exit(128 + e.signal)
     if int(os.environ.get('RANK', 0)) == 0: print(json.dumps(res), flush=True)
