@@ -314,6 +314,7 @@ def label(self:IDM,
         else:
             out = self.decode(torch.stack([latents(s, e) for s, e, _, _ in rows]))
             outs = [Labels(*(x[j] for x in out)) for j in range(len(rows))]
-        parts += [Labels(*(x[a - s:b - s].cpu() for x in out)) for out, (s, _, a, b) in zip(outs, rows)]
+        kept = [Labels(*(x[a - s:b - s] for x in out)) for out, (s, _, a, b) in zip(outs, rows)]
+        parts.append(Labels(*(torch.cat(x).cpu() for x in zip(*kept))))       # a copy: a view would keep all that the windows said
         if progress: progress(rows[-1][3])
     return Labels(*(torch.cat(x) for x in zip(*parts)))

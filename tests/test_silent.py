@@ -1,7 +1,7 @@
 "A silent video of any length is labelled in the same memory, by the command, in a process of its own"
-import subprocess, sys
-import numpy as np, pytest
-from steve1.config import data_dir
+import os, subprocess, sys
+import numpy as np
+from steve1.config import data_dir, repo_root
 from steve1.episodes import Episode, VideoWriter, validate_episode
 
 LABEL = """
@@ -18,7 +18,7 @@ def peak(folder, n):
     frames, w = ep.frames(0, 300), VideoWriter(folder/f'long_{n}.mp4', ep.size)
     for i in range(n//300): w.add(frames[::1 if i%2 == 0 else -1])
     w.close()
-    run = subprocess.run([sys.executable, '-c', LABEL, str(folder/f'long_{n}.mp4'), str(folder/f'out_{n}'), str(data_dir('weights', 'idm.safetensors'))], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-c', LABEL, str(folder/f'long_{n}.mp4'), str(folder/f'out_{n}'), str(data_dir('weights', 'idm.safetensors'))], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(repo_root())))
     assert run.returncode == 0, run.stderr[-2000:]
     return int(run.stdout)
 
@@ -30,8 +30,10 @@ def test_memory_is_flat(tmp_path):
 
 def test_command(tmp_path):
     peak(tmp_path, 300)
-    run = lambda *more: subprocess.run([sys.executable, '-c', 'from steve1.recordings import recordings_cli; recordings_cli()', str(tmp_path/'long_300.mp4'), '--out', str(tmp_path/'made'), '--size', '64', *more],
-        capture_output=True, text=True)
+    (tmp_path/'steve1_recordings').write_text("from steve1.recordings import recordings_cli\nif __name__ == '__main__': recordings_cli()\n")
+    env = dict(os.environ, PYTHONPATH=str(repo_root()))
+    run = lambda *more: subprocess.run([sys.executable, str(tmp_path/'steve1_recordings'), str(tmp_path/'long_300.mp4'), '--out', str(tmp_path/'made'), '--size', '64', *more],
+        capture_output=True, text=True, env=env)
     bad = run()
     assert bad.returncode and 'a model that labels it' in bad.stderr
     good = run('--idm', str(data_dir('weights', 'idm.safetensors')), '--min_confidence', '.05')
