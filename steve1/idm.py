@@ -306,7 +306,7 @@ def label(self:IDM,
     n, dev = (video.n, self.buttons.weight.device) if hasattr(video, 'frames') else (len(video), self.buttons.weight.device)
     if not n: raise ValueError('the video has no frames')
     read = lambda a, b: torch.as_tensor(np.ascontiguousarray(video.frames(a, b) if hasattr(video, 'frames') else video[a:b]))[None].to(dev)
-    latents, parts = _Latents(self, read, n, batch), []
+    latents, whole = _Latents(self, read, n, batch), Labels(torch.empty(n, len(BUTTONS), 2), torch.empty(n, 2, N_BINS))
     todo = plan(n, self.cfg.window, keep, short=alone)
     for i in range(0, len(todo), batch):
         rows = todo[i:i + batch].tolist()
@@ -314,7 +314,7 @@ def label(self:IDM,
         else:
             out = self.decode(torch.stack([latents(s, e) for s, e, _, _ in rows]))
             outs = [Labels(*(x[j] for x in out)) for j in range(len(rows))]
-        kept = [Labels(*(x[a - s:b - s] for x in out)) for out, (s, _, a, b) in zip(outs, rows)]
-        parts.append(Labels(*(torch.cat(x).cpu() for x in zip(*kept))))       # a copy: a view would keep all that the windows said
+        for out, (s, _, a, b) in zip(outs, rows):
+            for x, said in zip(whole, out): x[a:b] = said[a - s:b - s]
         if progress: progress(rows[-1][3])
-    return Labels(*(torch.cat(x) for x in zip(*parts)))
+    return whole
