@@ -110,7 +110,7 @@ def check_weights() -> list: # One check a file
             return [Check(name, True, f'{sum(t.numel() for t in tensors.values())/1e6:.1f}M numbers, {path.stat().st_size/1e6:.1f} MB')]
         mend = f'git restore data/weights/{path.name}   (or make mini)'
         return _guarded(read, name, mend)
-    return [c for name in ('mineclip', 'foundation', 'policy', 'prior') for c in look(name)]
+    return [c for name in ('mineclip', 'foundation', 'policy', 'prior', 'idm') for c in look(name)]
 
 def check_episodes() -> list: # One check
     "The episodes that the sample list names are there"
