@@ -1,5 +1,5 @@
 "What befalls a training run: kills at random moments, a full disk, damage, a stop button, several processes"
-import multiprocessing, os, random, signal, socket, subprocess, sys, time
+import multiprocessing, os, random, signal, socket, subprocess, sys, time, warnings
 import numpy as np, pytest, torch, yaml
 from steve1.config import data_dir, load_tensors, read_meta, repo_root, safe_torch_load
 from steve1.episodes import EpisodeWriter
@@ -135,13 +135,16 @@ def test_stop_button(data):
     finally: kc.stop_channels(); km.shutdown_kernel(now=True)
 
 def ranks(fork, cfg, world=2):
-    "The run in several processes, as torchrun would start them, and start them again if one dies of a signal: gloo, under load, has its moments"
+    """The run in several processes, as torchrun would start them; started again if one dies of a signal.
+    A sharded process on a loaded CPU once in some twenty runs died of a segmentation fault when weights were gathered at the end; the cause is not known.
+    So that it does not pass unseen, such a death is a warning."""
     for _ in range(3):
         with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
         env = dict(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), STEVE1_PROCS=str(world), ACCELERATE_USE_CPU='true')
         ps = [fork('run', config(cfg), RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(world)]
         for p in ps: p.join()
         if all(p.exitcode >= 0 for p in ps): break
+        warnings.warn(f'processes ended with {[p.exitcode for p in ps]}; once more')
     assert [p.exitcode for p in ps] == [0]*world
     record = read_meta(data_dir('runs', cfg.name, 'latest.safetensors'))['record']
     assert record['processes'] == world
