@@ -719,6 +719,11 @@ def _fill_part(url, f, part, note, size, retries, timeout, progress):
         time.sleep(_pause(failed - 1, e))
 
 # %% ../nbs/00_config.ipynb #c099
+def _is_at(path, f):
+    "Is the open file still what stands under this name?"
+    try: return os.path.samestat(os.fstat(f.fileno()), path.stat())
+    except FileNotFoundError: return False
+
 @contextmanager
 def _alone(part):
     "The part file, open, once no other process is at it"
@@ -728,7 +733,7 @@ def _alone(part):
         f = open(part, 'a+b')
         try:
             if fcntl: fcntl.flock(f, fcntl.LOCK_EX)
-            if part.exists() and os.path.samestat(os.fstat(f.fileno()), part.stat()): yield f; return
+            if _is_at(part, f): yield f; return
         finally: f.close() # the other finished while we waited, and this was its file
 
 # %% ../nbs/00_config.ipynb #c100
@@ -762,7 +767,9 @@ def download(
                 f.truncate(0)
             done = True
         finally:
-            if done or not os.fstat(f.fileno()).st_size: part.unlink(missing_ok=True); note.unlink(missing_ok=True)
+            if done or not os.fstat(f.fileno()).st_size:
+                if _is_at(part, f): part.unlink() # after the rename the name may be another's already
+                note.unlink(missing_ok=True)
     if wrong: raise DownloadError(f'{url} {wrong}: it is another file or was changed on the way, and was not kept')
     return path
 

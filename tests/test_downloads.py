@@ -192,14 +192,19 @@ def test_impossible(tmp_path):
         with pytest.raises(ValueError, match='no http'): download(url, tmp_path/'w.bin')
     with pytest.raises(IsADirectoryError, match='is a folder'): download('http://127.0.0.1/', tmp_path)
 
-def test_together(tmp_path):
-    "Eight threads want one file: one fetches it"
-    server = Server(plan=['slow']); got = []
-    with serving(server) as url:
-        threads = [threading.Thread(target=lambda: got.append(download(url, tmp_path/'w.bin', sha256=SHA).read_bytes() == DATA)) for _ in range(8)]
-        for t in threads: t.start()
-        for t in threads: t.join()
-    assert got == [True]*8 and len(server.ranges) == 1 and left(tmp_path) == ['w.bin']
+@pytest.mark.parametrize('data,plan,rounds', [(DATA, 'slow', 1), (DATA[:5000], 'ok', 40)], ids=['slow', 'fast'])
+def test_together(tmp_path, data, plan, rounds):
+    "Eight threads want one file: one fetches it, and the others find it, also where its end and their beginning meet"
+    before = sys.getswitchinterval(); sys.setswitchinterval(1e-5)
+    try:
+        for i in range(rounds):
+            server, path, got = Server(data, plan=[plan]), tmp_path/f'{i}'/'w.bin', []
+            with serving(server) as url:
+                threads = [threading.Thread(target=lambda: got.append(download(url, path, sha256=hashlib.sha256(data).hexdigest()).read_bytes() == data)) for _ in range(8)]
+                for t in threads: t.start()
+                for t in threads: t.join()
+            assert got == [True]*8 and len(server.ranges) == 1 and left(path.parent) == ['w.bin']
+    finally: sys.setswitchinterval(before)
 
 def test_killed(tmp_path):
     "A process killed in the middle leaves no file under the final name, and the next one goes on from there"
