@@ -50,7 +50,7 @@ mini: $(READY)
 	$(PAPERMILL) nbs/05_train.ipynb $(DATA)/runs/mini/policy.ipynb -p preset mini -p name policy -p sampling mini -p init runs/foundation/latest.safetensors -p lr 1e-3 -p n_frames $(FRAMES) -p resume True
 	$(PY) tools/ship.py runs/foundation/latest.safetensors foundation
 	$(PY) tools/ship.py runs/policy/latest.safetensors policy
-	$(PAPERMILL) nbs/05_train.ipynb $(DATA)/runs/mini/idm.ipynb -p preset idm -p name idm -p sampling mini -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)/5)) -p resume True
+	$(PAPERMILL) nbs/05_train.ipynb $(DATA)/runs/mini/idm.ipynb -p preset idm -p name idm -p sampling mini -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)*3/5)) -p resume True
 	$(PY) tools/ship.py runs/idm/latest.safetensors idm
 	$(PAPERMILL) nbs/06_prior.ipynb $(DATA)/runs/mini/prior.ipynb -p sampling mini -p out weights/prior.safetensors
 	$(RUN) steve1_generate $(DATA)/episodes/sample 8 --n_steps 400 --seed 500000 --crf 20

@@ -92,7 +92,7 @@ def _fit(value, kind):
     elif kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         if not math.isnan(value): return float(value)
     elif kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool): return int(value)
-    elif (origin or kind) is tuple and isinstance(value, (list, tuple)): return tuple(value)
+    elif (origin or kind) is tuple and isinstance(value, (list, tuple)): return tuple(tuple(v) if isinstance(v, list) else v for v in value)
     elif kind is bool and isinstance(value, (bool, np.bool_)): return bool(value)
     elif kind is typing.Any or kind not in (float, int, bool) and isinstance(value, origin or kind): return value
     raise TypeError(f"{value!r} is not {_kind_name(kind)}")
@@ -783,6 +783,12 @@ class Checkpoint:
         "What a file says of this model, besides its record"
         return dict(kind=self.kind, config=self.cfg.to_dict())
 
+    def official(self,
+        name:str, # One of our tensors
+    ) -> str: # Its key in the published files
+        "The published name of a tensor; here the same"
+        return name
+
     @classmethod
     def from_header(cls,
         meta:dict, # As `header` made it
@@ -810,6 +816,17 @@ def load(cls:Checkpoint,
     model = load_strict(cls.from_header(meta), state, str(path))
     model.record = meta.get('record') or {}
     return model.to(device).eval()
+
+@patch
+def to_official(self:Checkpoint,
+    path=None, # Where to write it, as published weights are; None writes nothing
+) -> dict:     # Published names -> tensors
+    "The weights under their published names, which the published code and `from_official` read"
+    state = {self.official(k):v for k,v in self.state_dict().items()}
+    if path is not None:
+        import torch
+        with atomic_path(path) as tmp: torch.save({k:v.detach().cpu().contiguous() for k,v in state.items()}, tmp)
+    return state
 
 # %% ../nbs/00_config.ipynb #ad0c4caa
 def _flat_rows(d, name=''):

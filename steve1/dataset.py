@@ -70,6 +70,7 @@ class DataConfig(Config):
     goals:Literal['visit','chunk','span'] = 'visit' # Drawn once a visit, anew for each chunk, or ends of labelled spans
     augment:bool|Literal['mild','colour','vpt'] = False # Vary the pictures of a visit, see `draw_changes`; True: mild
     grey:float = 0.        # Share of visits in grey
+    all_steps:bool = False # Do steps that are not to be imitated count, too, if it was recorded what was done? They teach a model that labels
     seed:int = 0           # Of order, goals, drops and augmentation
     presets:ClassVar[dict] = {'mini':{}, '2x':dict(T=640, max_gap=200, start=15, cut='shift'), 'tiny':dict(T=16, max_gap=40),
         'published':dict(T=64, piece=640, max_gap=200, start=15, cut='shift')}
@@ -132,6 +133,7 @@ class Visit:
         self.dropped = np.broadcast_to(rng.random(1 if cfg.piece else len(self.starts)) < cfg.p_uncond, len(self.starts))
         self.changes = draw_changes(cfg, rng)
         self.buttons, self.camera = joint_actions(self.ep)
+        self.keep = np.ones(n, bool) if cfg.all_steps and 'labelled_by' not in self.ep.meta else self.ep.keep
         self.table = goal_table(self.ep, self.goal_idx) if goals and cfg.goals != 'chunk' else None
 
 def _generator(seed): return seed if hasattr(seed, 'integers') else np.random.default_rng(seed)
@@ -194,7 +196,7 @@ def chunk(self:Visit,
     s, seen = slice(a, a+T), int(self.starts[c-1])+T-a if c else 0 # seen: steps shared with the chunk before
     img = self.ep.frames(a, a+T, img)
     for change in self.changes: img[:] = change(img)
-    first, keep = np.zeros(T, bool), self.ep.keep[s].copy()
+    first, keep = np.zeros(T, bool), self.keep[s].copy()
     first[0], keep[:seen] = c == 0 or seen > 0, False
     out = dict(img=img, first=first, buttons=self.buttons[s], camera=self.camera[s], keep=keep)
     if self.reads_goals: out['goal'] = self.goal_embeds(c)

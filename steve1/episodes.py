@@ -24,7 +24,7 @@ from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 from fastcore.basics import patch
 from fastcore.script import Param, call_parse, store_true
-from .actions import ACTION_DTYPE, KEYS, check_action, n_steps, to_rows
+from .actions import ACTION_DTYPE, BUTTONS, KEYS, check_action, n_steps, to_rows
 from .config import atomic_path, data_dir, safe_pickle_load, sha256
 
 # %% ../nbs/03_episodes.ipynb #c007
@@ -958,7 +958,8 @@ def plot_actions(
     ax = ax or plt.subplots(figsize=(10,2.6))[1]
     used = [k for k in KEYS if rows[k].any()]
     names = used + ['pitch','yaw']
-    for i,k in enumerate(used): ax.fill_between(np.arange(len(rows)), i-.4, i-.4+.8*rows[k], step='post', lw=0)
+    color = {k:f'C{i%10}' for i,k in enumerate(dict.fromkeys((*BUTTONS, *KEYS)))}             # of a key, in every figure
+    for i,k in enumerate(used): ax.fill_between(np.arange(len(rows)), i-.4, i-.4+.8*rows[k], step='post', lw=0, color=color[k])
     for i,c in enumerate(rows['camera'].T, len(used)): ax.plot(np.arange(len(rows)), i-.4*np.clip(c/10, -1, 1), lw=.7, color='k')
     if keep is not None: ax.fill_between(np.arange(len(rows)), -.5, len(names)-.5, where=~keep, color='k', alpha=.15, lw=0, step='post')
     ax.set(yticks=range(len(names)), yticklabels=names, xlim=(0,len(rows)), ylim=(len(names)-.4,-.6), xlabel='step (20 a second)')

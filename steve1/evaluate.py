@@ -456,7 +456,7 @@ def plot_compare(
     fig,ax = plt.subplots(figsize=(8, .9+.28*len(table)), layout='constrained')
     color = table.changed.map({'+':COLORS[0], '-':COLORS[4], '':'#aaa'})
     ax.hlines(y, table.low/unit, table.high/unit, color=color, lw=3, alpha=.6); ax.scatter(table.difference/unit, y, c=color, zorder=3)
-    ax.axvline(0, c='k', lw=.8)
+    ax.axvline(0, c='k', lw=.8); ax.set_ylim(-.6, len(table)-.4)
     for i,(_,r) in zip(y, table.iterrows()): ax.text(1.02, i, f'{r.metric}  {r.a:.3g} → {r.b:.3g}', va='center', fontsize=9, transform=ax.get_yaxis_transform())
     ax.set_yticks(y, [TASKS[t].prompt for t in table.index]); ax.set_xlabel(f'{names[1]} − {names[0]}, in s.d. between worlds   (grey: the interval holds 0)')
     return fig

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from .actions import ActionMap, N_BUTTONS, N_CAMERA
-from .config import Checkpoint, Config, atomic_path, get_device, load_strict, read_official, safe_pickle_load
+from .config import Checkpoint, Config, get_device, load_strict, read_official, safe_pickle_load
 
 # %% ../nbs/02_policy.ipynb #c005
 @dataclass(frozen=True)
@@ -398,6 +398,14 @@ def official_name(
         if n: return new
     raise KeyError(f"{name!r} has no published name: only trunk 'impala' was published")
 
+@patch
+def official(self:Policy,
+    name:str, # One of our tensors
+) -> str: # Its key in the published files
+    "The published name of a tensor"
+    if self.cfg.trunk != 'impala': raise ValueError(f"trunk {self.cfg.trunk!r} has no published names: only 'impala' was published")
+    return official_name(name)
+
 # %% ../nbs/02_policy.ipynb #c059
 SETTLED = dict(attention_mask_style='clipped_causal', recurrence_type='transformer', recurrence_is_residual=True, use_pointwise_layer=True,
     pointwise_use_activation=False, use_pre_lstm_ln=False, only_img_input=True)     # the published settings that are built in here
@@ -463,16 +471,6 @@ def from_official(cls:Policy,
     if not any(k.startswith(GOAL) for k in state): state |= {k: torch.zeros_like(v) for k, v in policy.to_official().items() if k.startswith(GOAL)}  # plain VPT
     return load_strict(policy, state, name, official_name).to(get_device(str(device))).eval()
 
-@patch
-def to_official(self:Policy,
-    path=None, # Where to write it, as published weights are; None writes nothing
-) -> dict:     # Published keys -> tensors
-    "The weights under their published names, which the published code and `from_official` read"
-    if self.cfg.trunk != 'impala': raise ValueError(f"trunk {self.cfg.trunk!r} has no published names: only 'impala' was published")
-    state = {official_name(k): v for k, v in self.state_dict().items()}
-    if path is not None:
-        with atomic_path(path) as tmp: torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()}, tmp)
-    return state
 
 # %% ../nbs/02_policy.ipynb #c075
 class NLL(torch.autograd.Function):

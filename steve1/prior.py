@@ -15,7 +15,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .config import Checkpoint, Config, atomic_path, get_device, load_strict, read_official, safe_pickle_load
+from .config import Checkpoint, Config, get_device, load_strict, read_official, safe_pickle_load
 from .mineclip import MineCLIP, hide_words, pick_events
 
 # %% ../nbs/06_prior.ipynb #c005
@@ -300,12 +300,3 @@ def from_official(cls:Prior,
     except (KeyError, ValueError) as e: raise ValueError(f"{name} is no prior: its width cannot be read ({e})") from None
     return load_strict(cls(PriorConfig(d, hidden, latent2//2)), state, name).to(get_device(str(device))).eval()
 
-@patch
-def to_official(self:Prior,
-    path=None, # Where to write it, as `steve1_prior.pt` is; None writes nothing
-) -> dict:     # Published keys -> tensors
-    "The weights as the published code stores them"
-    state = {k:v.detach().cpu().contiguous() for k,v in self.state_dict().items()}
-    if path is not None:
-        with atomic_path(path) as tmp: torch.save(state, tmp)
-    return state

@@ -354,7 +354,7 @@ def label_lines(
 ) -> tuple: # `Lines`, one a step, and how sure the model is of each: float32 (n,), a probability
     "What was done at each step, as a model sees it"
     from steve1.idm import to_actions
-    cols, sure = to_actions(idm.label(Steps(rec, idm.cfg.image_size)))
+    cols, sure = to_actions(idm.label(Steps(rec, idm.cfg.image_size), dtype='auto'))
     return Lines(to_rows(cols), 'labelled', None, None), sure
 
 # %% ../nbs/03b_recordings.ipynb #c046

@@ -86,7 +86,7 @@ TrainConfig.presets = {
         weight_decay=0.039428, clip=5., max_gap=200, val_lanes=12, val_every=1_000_000, save_every=1_000_000, snapshot_every=10_000_000),
     'finetune': dict(name='finetune', sampling='sample', init='weights/policy.safetensors', n_frames=120_000, batch=16, lr=1e-5,
         warmup_frames=10_000, val_every=20_000, save_every=60_000),
-    'idm': dict(name='idm', policy='idm/mini', p_uncond=1., n_frames=1_000_000, T=32, batch=8, lr=1e-3, warmup_frames=10_000, val_lanes=32),
+    'idm': dict(name='idm', policy='idm/mini', p_uncond=1., n_frames=3_000_000, T=32, batch=16, lr=1e-3, warmup_frames=10_000),
     'tiny': dict(name='tiny', sampling='tiny', policy='tiny', n_frames=8*4*16, batch=4, T=16, warmup_frames=64, max_gap=40, lr=1e-3,
         val_every=256, save_every=256, val_batches=1, val_lanes=4, log_every=2, dtype='float32', device='cpu'),
 }
@@ -503,7 +503,7 @@ def make_streams(self:Trainer):
 def make_stream(self:Trainer, episodes, lanes, rank=0, world=1, **kw):
     "Chunks of these episodes for the lanes of one process"
     cfg = self.cfg
-    data = DataConfig.preset(cfg.data, T=cfg.T, min_gap=cfg.min_gap, max_gap=cfg.max_gap, goals=cfg.goals, **kw)
+    data = DataConfig.preset(cfg.data, T=cfg.T, min_gap=cfg.min_gap, max_gap=cfg.max_gap, goals=cfg.goals, all_steps=isinstance(self.policy, Learner), **kw)
     stream = (FeatureStream if self.features else ChunkStream)(episodes, data, lanes, rank, world, d_goal=self.policy.cfg.d_goal)
     if self.features: stream.folder = self.folder
     return stream
