@@ -77,7 +77,7 @@ class Match(nn.Module):
         grey = F.avg_pool2d(x.float().mean(1), scale)
         h, w = grey.shape[-2:]
         here, there = (a.flatten(0, 1) for a in (grey[:, :-1], F.pad(grey[:, 1:], (dx, dx, dy, dy), mode='replicate')))
-        cost = torch.stack([F.avg_pool2d((here - there[:, i:i + h, j:j + w]).abs(), (h // PARTS[0], w // PARTS[0]))
+        cost = torch.stack([F.avg_pool2d((here - there[:, i:i + h, j:j + w]).abs_(), (h // PARTS[0], w // PARTS[0]))
             for i in range(2 * dy + 1) for j in range(2 * dx + 1)], 1)
         return [(F.adaptive_avg_pool2d(cost, k) * -SHARP).softmax(1) for k in PARTS]
 
