@@ -209,11 +209,12 @@ def to_actions(
     out:Labels, # Of n frames: buttons (n,20,2), camera (n,2,11)
     generator=None, # A torch generator draws actions by their probabilities; None takes the likeliest
 ) -> tuple: # Action columns (n,) and `camera` (n,2) degrees; confidence float32 (n,) in 0..1
-    "The likeliest action of each frame, and how likely it is"
+    "An action for each frame, the likeliest or a drawn one, and how likely it is"
+    out = Labels(*(p.cpu() for p in out))
     draw = lambda p: (p if generator is None else p - torch.empty_like(p).exponential_(generator=generator).log()).argmax(-1) # Gumbel's trick
-    buttons, bins = (draw(p.cpu()) for p in out)
+    buttons, bins = map(draw, out)
     cols = {k: np.zeros(len(buttons), np.int64) for k in KEYS} | {k: buttons[:, i].numpy() for i, k in enumerate(BUTTONS)}
-    return {**cols, 'camera': bin_to_camera(bins.numpy())}, log_prob(Labels(*(p.cpu() for p in out)), buttons, bins).exp().numpy()
+    return {**cols, 'camera': bin_to_camera(bins.numpy())}, log_prob(out, buttons, bins).exp().numpy()
 
 def log_prob(
     out:Labels, # buttons (...,20,2), camera (...,2,11)
