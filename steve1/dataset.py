@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Place', 'draw_goals', 'relabel', 'span_goals', 'DataConfig', 'n_pieces', 'n_chunks', 'chunk_starts', 'Visit',
-           'goal_table', 'goal_rows', 'joint_actions', 'Change', 'draw_change', 'Jitter', 'draw_jitter', 'draw_changes',
-           'Lanes', 'ChunkStream', 'plot_visit']
+           'goal_table', 'goal_rows', 'joint_actions', 'Lanes', 'ChunkStream', 'plot_visit']
 
 # %% ../nbs/04_dataset.ipynb #c002
 import math
@@ -14,11 +13,14 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import ClassVar, Literal
-import cv2, numpy as np, torch
+import numpy as np
+import torch
 from fastcore.basics import patch
-from .actions import ActionMap, to_cols
 from .config import Config
-from .episodes import GOP, Episode, EpisodeError
+from .base.actions import ActionMap, to_cols
+from .base.video import EpisodeError, GOP
+from .episodes import Episode
+from .training.augment import draw_changes
 
 # %% ../nbs/04_dataset.ipynb #c005
 def draw_goals(
@@ -203,88 +205,6 @@ def chunk(self:Visit,
     return out
 
 # %% ../nbs/04_dataset.ipynb #c029
-@dataclass(frozen=True)
-class Change:
-    "The same small change of every frame"
-    gain:float  # Contrast factor
-    bias:float  # Brightness, in grey levels
-    dy:int      # Pixels down
-    dx:int      # Pixels to the right
-    def __call__(self,
-        img, # uint8 (n,h,w,3)
-    ): # uint8 (n,h,w,3)
-        lut = np.clip((np.arange(256)-128)*self.gain+128+self.bias, 0, 255).astype(np.uint8)
-        out = cv2.LUT(img.reshape(len(img), -1), lut).reshape(img.shape)
-        return _shift(_shift(out, self.dy, 1), self.dx, 2)
-
-def _shift(x, d, axis):
-    "Move along an axis; the edge is repeated"
-    if d == 0: return x
-    edge = x.take([0 if d > 0 else -1], axis).repeat(abs(d), axis)
-    rest = x[(slice(None),)*axis + (slice(None,-d) if d > 0 else slice(-d,None),)]
-    return np.concatenate([edge, rest] if d > 0 else [rest, edge], axis)
-
-def draw_change(
-    rng, # numpy Generator
-) -> Change: # contrast ±10 %, brightness ±12 grey levels, up to 2 pixels each way
-    "A random small change"
-    return Change(float(rng.uniform(.9, 1.1)), float(rng.uniform(-12, 12)), *(int(i) for i in rng.integers(-2, 3, 2)))
-
-# %% ../nbs/04_dataset.ipynb #c031
-_LUMA = np.array([.299, .587, .114])
-_YIQ = np.array([_LUMA, [.596,-.274,-.322], [.211,-.523,.312]])
-
-@dataclass(frozen=True)
-class Jitter:
-    "The same change of colour, and of view, of every frame"
-    hue:float = 0.        # Part of a full turn
-    saturation:float = 1. # 0: grey
-    brightness:float = 1. # Factor
-    contrast:float = 1.   # Factor about mid-grey
-    view:tuple = ()       # (degrees turned, scale, degrees sheared, pixels down, pixels right)
-
-    @property
-    def matrix(self): # (3,4): of colour
-        c,s = math.cos(2*math.pi*self.hue), math.sin(2*math.pi*self.hue)
-        m = np.linalg.inv(_YIQ) @ np.array([[1,0,0],[0,c,s],[0,-s,c]]) @ _YIQ if self.hue else np.eye(3)
-        m = self.contrast*self.brightness*(self.saturation*m + (1-self.saturation)*_LUMA) # luma survives the turn of the hue
-        return np.column_stack([m, np.full(3, 128*(1-self.contrast))])
-
-    def affine(self, h, w): # (2,3): of position, about the middle
-        turn, scale, shear, dy, dx = self.view
-        c,s = scale*math.cos(math.radians(turn)), scale*math.sin(math.radians(turn))
-        m, mid = np.array([[c,-s],[s,c]]) @ np.array([[1,math.tan(math.radians(shear))],[0,1]]), np.array([w-1, h-1])/2
-        return np.column_stack([m, mid - m@mid + [dx,dy]])
-
-# %% ../nbs/04_dataset.ipynb #c032
-@patch
-def __call__(self:Jitter,
-    img, # uint8 (n,h,w,3)
-): # uint8 (n,h,w,3)
-    out, m = np.empty_like(img), self.matrix
-    a = self.affine(*img.shape[1:3]) if self.view else None
-    for x,y in zip(img, out): # a frame stays in the cache
-        if a is not None: x = cv2.warpAffine(x, a, x.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        cv2.transform(x, m, dst=y)
-    return out
-
-def draw_jitter(
-    rng,            # numpy Generator
-    view:bool=True, # Change the view too
-) -> Jitter:
-    "A random change, as strong as VPT's"
-    h,s,b,c = rng.uniform([-.2,.8,.8,.8], [.2,1.2,1.2,1.2])
-    return Jitter(float(h), float(s), float(b), float(c), tuple(rng.uniform([-2,.98,-2,-2,-2], [2,1.02,2,2,2]).tolist()) if view else ())
-
-def draw_changes(
-    cfg:DataConfig, # Uses augment and grey
-    rng,            # numpy Generator
-) -> list: # Of functions of frames
-    "What is done to the pictures of one visit"
-    out = [] if not cfg.augment else [draw_change(rng)] if cfg.augment in (True, 'mild') else [draw_jitter(rng, cfg.augment == 'vpt')]
-    return out + [Jitter(saturation=0.)]*bool(cfg.grey and rng.random() < cfg.grey)
-
-# %% ../nbs/04_dataset.ipynb #c036
 class Lanes:
     "Who reads what: at each step every lane is at a chunk of some visit"
     def __init__(self,
@@ -309,7 +229,7 @@ class Lanes:
         self.left = np.array([self._count(v) for v in self.visit])
         self.chunk = np.random.default_rng([self.seed, 2]).integers(0, self.left)*self.stagger
 
-# %% ../nbs/04_dataset.ipynb #c037
+# %% ../nbs/04_dataset.ipynb #c030
 @patch
 def at(self:Lanes,
     step:int, # Of the training run
@@ -323,7 +243,7 @@ def at(self:Lanes,
             self.next += 1
     return self.visit.copy(), self.chunk.copy()
 
-# %% ../nbs/04_dataset.ipynb #c042
+# %% ../nbs/04_dataset.ipynb #c035
 Place = namedtuple('Place', 'path key chunk piece', defaults=(0,))  # an episode's folder, the seed of the visit, which of its chunks, which piece
 
 class ChunkStream:
@@ -353,7 +273,7 @@ class ChunkStream:
     def steps_per_epoch(self): return int(self.lanes.counts.sum())/self.lanes.n # training steps in which every episode is seen once, on average
     def __repr__(self): return f"ChunkStream({len(self.paths)} episodes, {self.lanes.n} lanes × {self.cfg.T} steps, {self.steps_per_epoch:.1f} steps an epoch)"
 
-# %% ../nbs/04_dataset.ipynb #c043
+# %% ../nbs/04_dataset.ipynb #c036
 @patch
 def places(self:ChunkStream,
     i:int, # Training step
@@ -366,7 +286,7 @@ def places(self:ChunkStream,
         out.append(Place(self.paths[e], (self.cfg.seed, 3, epoch, u), int(c), piece))
     return out
 
-# %% ../nbs/04_dataset.ipynb #c044
+# %% ../nbs/04_dataset.ipynb #c037
 @patch
 def batch(self:ChunkStream,
     i:int, # Training step
@@ -394,7 +314,7 @@ def _visit(self:ChunkStream, lane, place):
     if lane not in self.open or self.open[lane][0] != place.key: self.open[lane] = place.key, Visit(place.path, self.cfg, place.key, self.reads_goals, place.piece)
     return self.open[lane][1]
 
-# %% ../nbs/04_dataset.ipynb #c046
+# %% ../nbs/04_dataset.ipynb #c039
 @patch
 def batches(self:ChunkStream,
     start:int=0,   # First training step
@@ -425,7 +345,7 @@ def __len__(self:ChunkStream): return max(1, int(self.steps_per_epoch))
 @patch
 def __getstate__(self:ChunkStream): return self.__dict__ | dict(open={}) # decoders stay in their process
 
-# %% ../nbs/04_dataset.ipynb #c065
+# %% ../nbs/04_dataset.ipynb #c058
 def _bars(ax, y, edges, colours, **kw):
     for a,b,c in zip(edges, edges[1:], colours): ax.barh(y, b-a, left=a, height=.8, color=c, **kw)
 
@@ -449,7 +369,7 @@ def plot_visit(
     _plot_told(v, axs[1], hue)
     return fig
 
-# %% ../nbs/04_dataset.ipynb #c066
+# %% ../nbs/04_dataset.ipynb #c059
 def _plot_told(v, ax, hue):
     "Labels, the goal of each step, and what the policy is told"
     change = np.flatnonzero(np.diff(v.goal_idx, prepend=-1, append=-1))

@@ -5,23 +5,23 @@
 # %% auto #0
 __all__ = ['VISION', 'TEXT', 'TIME', 'HEAD', 'BLOCK', 'LAYER', 'OFFICIAL', 'ATTN', 'AVG', 'NOT_AVG', 'MineCLIPConfig',
            'check_frames', 'resize_frames', 'to_frames', 'sky_share', 'check_colours', 'Attention', 'quick_gelu',
-           'Block', 'Residual', 'make_stem', 'ImageTower', 'GatedBlock', 'TemporalTower', 'TextTower', 'stem_word',
-           'split_words', 'Words', 'SubWords', 'MineCLIP', 'official_keys', 'main_key', 'all_keys', 'merge_keys',
-           'PublishedMineCLIP', 'check_md5', 'Windows', 'pick_events', 'info_nce', 'ClipTrainConfig', 'hide_words',
-           'pick_frames', 'sample_batch', 'Retrieval', 'embed_data', 'retrieval', 'learning_rate', 'make_optimizer',
-           'train_step', 'train_mineclip', 'validate']
+           'Block', 'Residual', 'make_stem', 'ImageTower', 'GatedBlock', 'TemporalTower', 'TextTower', 'MineCLIP',
+           'official_keys', 'main_key', 'all_keys', 'merge_keys', 'PublishedMineCLIP', 'check_md5']
 
 # %% ../nbs/01_mineclip.ipynb #c002
-import math, re, time, warnings
+import math, re, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
 from fastcore.basics import patch
-from .config import Checkpoint, Config, check_file, get_device, get_dtype, load_strict, read_official
+from .config import Config, get_device
+from .base.downloads import check_file
+from .base.checkpoints import Checkpoint, load_strict, read_official
+from .models.tokenizers import SubWords, Words
 
 # %% ../nbs/01_mineclip.ipynb #c005
 @dataclass(frozen=True)
@@ -257,84 +257,6 @@ class TextTower(nn.Module):
         return self.proj(x[torch.arange(len(x), device=x.device), ends.int().argmax(1)])
 
 # %% ../nbs/01_mineclip.ipynb #c044
-_ODD = dict(leaves='leaf', leaf='leaf', dug='dig', swam='swim', ran='run', went='go', goes='go', got='get', built='build', dove='div', flew='fly', wooden='wood', sandy='sand')
-
-def stem_word(
-    word:str, # One lower-case word
-) -> str: # Its stem; no real word need it be
-    "Fold the endings -s, -ed, -ing, -er and a last e, and the doubled letter before them"
-    if word in _ODD: return _ODD[word]
-    if word.endswith('s') and not word.endswith('ss') and len(word) > 3: word = word[:-1]
-    for end in ('ing','ed'):
-        if word.endswith(end) and len(word) - len(end) >= 3 and re.search('[aeiouy]', word[:-len(end)]):
-            word = word[:-len(end)]
-            if word[-1] == word[-2] and word[-1] not in 'lsz': word = word[:-1]
-            break
-    return word[:-1] if word.endswith('e') and len(word) > 3 else word
-
-def split_words(
-    text:str, # Any text
-) -> list: # Stemmed lower-case words
-    "The words of a text, without punctuation"
-    return [w if w == '<unk>' else stem_word(w) for w in re.findall(r"<unk>|[a-z0-9]+", text.lower().replace("'", ''))]
-
-# %% ../nbs/01_mineclip.ipynb #c047
-class Words:
-    "A vocabulary of whole words: 0 is padding, 1 `<unk>`, the last two `<start>` and `<end>`, as in CLIP"
-    def __init__(self,
-        words,       # Stemmed words; word i has the id i+2
-        vocab:int,   # Size of the embedding table
-        context:int, # Longest text in tokens
-    ):
-        self.words,self.vocab,self.context = tuple(words),vocab,context
-        if len(self.words) > vocab-4: raise ValueError(f'{len(self.words)} words do not fit a vocabulary of {vocab}, four of them special')
-        self.id = {w:i+2 for i,w in enumerate(self.words)}
-    @classmethod
-    def fit(cls, texts, vocab, context): return cls(sorted({w for t in texts for w in split_words(t)} - {'<unk>'}), vocab, context)
-    def __call__(self, texts): # texts: list of n texts -> (n,context) int64
-        ids = torch.zeros(len(texts), self.context, dtype=torch.long)
-        for row,text in zip(ids, texts):
-            x = [self.vocab-2, *[self.id.get(w, 1) for w in split_words(text)][:self.context-2], self.vocab-1]
-            row[:len(x)] = torch.tensor(x)
-        return ids
-
-# %% ../nbs/01_mineclip.ipynb #c051
-class SubWords:
-    "CLIP's own tokenizer, from the local Hugging Face cache"
-    name,files = 'openai/clip-vit-base-patch16',('vocab.json','merges.txt')
-    def __init__(self,
-        vocab:int=49408, # Size of the embedding table
-        context:int=77,  # Longest text in tokens
-        cache=None,      # The cache's folder; None: where `HF_HOME` says
-    ):
-        from huggingface_hub import constants, try_to_load_from_cache
-        from transformers import CLIPTokenizer
-        self.vocab,self.context,cache = vocab,context,Path(cache or constants.HF_HUB_CACHE)
-        found = [try_to_load_from_cache(self.name, f, cache_dir=cache) for f in self.files]
-        get = f"`hf download {self.name} {' '.join(self.files)} tokenizer_config.json`"
-        if missing := [f for f,p in zip(self.files, found) if not isinstance(p, str)]:
-            raise FileNotFoundError(f"CLIP's tokenizer ({self.name}) is not in the Hugging Face cache {cache}: no {' and no '.join(missing)}; {get} fetches it (HF_HOME moves the cache)")
-        try: self.tok = CLIPTokenizer.from_pretrained(Path(found[0]).parent, local_files_only=True)
-        except Exception as e: raise ValueError(f"CLIP's tokenizer in {Path(found[0]).parent} cannot be read ({e}); {get.replace('download', 'download --force-download')} fetches it again") from e
-        ids = len(self.tok),self.tok.bos_token_id,self.tok.eos_token_id
-        if ids != (vocab, vocab-2, vocab-1): raise ValueError(f'the tokenizer in {Path(found[0]).parent} has {ids[0]} tokens, start {ids[1]} and end {ids[2]}; this model has {vocab}, {vocab-2} and {vocab-1}')
-
-# %% ../nbs/01_mineclip.ipynb #c052
-@patch
-def __call__(self:SubWords,
-    texts:list, # n texts
-): # (n,context) int64: start, tokens, end, zeros
-    "Texts to token ids; what does not fit is cut off with a warning"
-    ids,room = torch.zeros(len(texts), self.context, dtype=torch.long),self.context - 2
-    if not len(texts): return ids
-    out = self.tok(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    for row,text,x,at in zip(ids, texts, out['input_ids'], out['offset_mapping']):
-        if len(x) > room: warnings.warn(f'{len(x)} tokens are more than {room}, the end of this text is not read: {text!r} loses {text[at[room][0]:]!r}', stacklevel=2)
-        x = [self.vocab-2, *x[:room], self.vocab-1]
-        row[:len(x)] = torch.tensor(x)
-    return ids
-
-# %% ../nbs/01_mineclip.ipynb #c058
 class MineCLIP(Checkpoint, nn.Module):
     "Frames and texts to one space"
     kind, config_class = 'mineclip', MineCLIPConfig
@@ -363,7 +285,7 @@ class MineCLIP(Checkpoint, nn.Module):
         feats = self.features(frames.flatten(0,1)).view(*frames.shape[:2], -1)
         return self.score(self.temporal(feats, at), self.text(ids))
 
-# %% ../nbs/01_mineclip.ipynb #c059
+# %% ../nbs/01_mineclip.ipynb #c045
 @patch
 @torch.no_grad()
 def embed_frames(self:MineCLIP,
@@ -401,7 +323,7 @@ def embed_video(self:MineCLIP,
     "Embed every window of a video"
     return self.embed_windows(self.embed_frames(frames, **kwargs))
 
-# %% ../nbs/01_mineclip.ipynb #c060
+# %% ../nbs/01_mineclip.ipynb #c046
 @patch
 def tokenize(self:MineCLIP,
     texts, # A list of texts, or one text
@@ -429,7 +351,7 @@ def embed_text(self:MineCLIP,
     "Embed texts"
     return self.embed_tokens(self.tokenize(texts))
 
-# %% ../nbs/01_mineclip.ipynb #c068
+# %% ../nbs/01_mineclip.ipynb #c054
 @patch
 def header(self:MineCLIP) -> dict: # Ready for JSON
     "What its file says of it: its config and its vocabulary"
@@ -443,7 +365,7 @@ def from_header(cls:MineCLIP,
     "A MineCLIP as the header describes it"
     return cls(MineCLIPConfig.from_dict(meta['config']), meta.get('words', ()))
 
-# %% ../nbs/01_mineclip.ipynb #c074
+# %% ../nbs/01_mineclip.ipynb #c060
 VISION,TEXT,TIME,HEAD = 'clip_model.vision_model.','clip_model.text_model.','temporal_encoder.attn.model.','reward_head.'
 BLOCK = {r'norm1\.':'ln_1.', r'norm2\.':'ln_2.', r'attn\.qkv\.':'attn.in_proj_', r'attn\.out\.':'attn.out_proj.', r'up\.':'mlp.c_fc.', r'down\.':'mlp.c_proj.'}
 LAYER = {r'norm1\.':(0,'0.0.'), r'attn\.':(0,'1.to_'), r'norm2\.':(1,'0.0.'), r'up\.':(1,'1.net.0.proj.'), r'down\.':(1,'1.net.3.')}
@@ -465,7 +387,7 @@ def official_keys(
         if n: return [key.replace('to_qkv', f'to_{c}') for c in 'qkv'] if 'to_qkv' in key else [key]
     raise KeyError(f"{name!r} has no published name: only a patch projection, pool 'cls' and an adapter were published")
 
-# %% ../nbs/01_mineclip.ipynb #c076
+# %% ../nbs/01_mineclip.ipynb #c062
 def main_key(
     key:str, # A published key
 ) -> str: # The one of its names that begins with `clip_model.`, if it has several
@@ -494,7 +416,7 @@ def merge_keys(
     if wrong: raise ValueError(f"{name} is at odds with itself in {len(wrong)} places: {'; '.join(wrong[:8])}{' ...' if len(wrong) > 8 else ''}")
     return out
 
-# %% ../nbs/01_mineclip.ipynb #c080
+# %% ../nbs/01_mineclip.ipynb #c066
 @patch(cls_method=True)
 def from_official(cls:MineCLIPConfig,
     state:dict, # Published keys -> tensors or shapes
@@ -512,7 +434,7 @@ def from_official(cls:MineCLIPConfig,
     return cls(image_size=image_size, patch=patch, width=width, depth=depth(VISION+'blocks.'), heads=max(1, width//64), d=d, positions=positions, t_depth=depth(TIME+'attn_layers.layers.')//2,
         t_heads=max(1, d//64), t_mult=up//(2*d), text_width=text_width, text_depth=depth(TEXT+'blocks.'), text_heads=max(1, text_width//64), vocab=vocab, context=context)
 
-# %% ../nbs/01_mineclip.ipynb #c081
+# %% ../nbs/01_mineclip.ipynb #c067
 @patch
 def to_official(self:MineCLIP) -> dict: # Published keys, all names of each tensor -> views of the weights
     "The weights under their published names"
@@ -532,7 +454,7 @@ class PublishedMineCLIP:
     def load_state_dict(self, state):
         for k,v in self.state_dict().items(): v.copy_(state[k])
 
-# %% ../nbs/01_mineclip.ipynb #c083
+# %% ../nbs/01_mineclip.ipynb #c069
 ATTN,AVG = 'b5ece9198337cfd117a3bfbd921e56da','d97a07f2830095a2016a8da22abcff52' # md5 of the released attn.pth and avg.pth
 NOT_AVG = "which pools over time by a plain mean; STEVE-1's goals need attn.pth"
 
@@ -561,243 +483,3 @@ def from_official(cls:MineCLIP,
     clip = cls(cfg or MineCLIPConfig.preset('2x'))
     load_strict(PublishedMineCLIP(clip), merge_keys(state, name), name)
     return clip.to(get_device(str(device))).eval()
-
-# %% ../nbs/01_mineclip.ipynb #c097
-@dataclass
-class Windows:
-    "Captioned windows: frames once, windows as rows of indices"
-    frames: np.ndarray # uint8 (m,h,w,3)
-    index: np.ndarray  # int64 (n,16) into frames
-    task: np.ndarray   # int64 (n,) into names
-    names: tuple       # The tasks
-    def __post_init__(self):
-        if len(self.index) != len(self.task): raise ValueError(f'{len(self.index)} windows but {len(self.task)} tasks')
-    def __len__(self): return len(self.index)
-    @classmethod
-    def from_clips(cls, clips, task, names): # clips: uint8 (n,16,h,w,3)
-        n,w = clips.shape[:2]
-        return cls(clips.reshape(-1, *clips.shape[2:]), np.arange(n*w).reshape(n, w), np.asarray(task), tuple(names))
-
-# %% ../nbs/01_mineclip.ipynb #c099
-def pick_events(
-    episodes,      # Objects with `.events`, a list of (step, task name)
-    names,         # The tasks that count
-    per_task:int,  # At most so many events a task
-    rng,           # A numpy generator
-    window:int=16, # An event needs so many frames, itself included
-) -> list: # For each episode a sorted list of (step, task id)
-    "Choose events, every task from as many episodes as there are"
-    chosen = [[] for _ in episodes]
-    for i,name in enumerate(names):
-        steps = [(e, rng.permutation([s for s,t in ep.events if t == name and s >= window-1])) for e,ep in enumerate(episodes)]
-        turns = [(k, rng.random(), e, int(s)) for e,ss in steps for k,s in enumerate(ss)]
-        for _,_,e,s in sorted(turns)[:per_task]: chosen[e].append((s, i))
-    return [sorted(c) for c in chosen]
-
-@patch(cls_method=True)
-def from_episodes(cls:Windows,
-    episodes,          # Objects with `.n`, `.events` and `.frames(a,b)`
-    names,             # The tasks
-    per_task:int=2000, # At most so many windows a task
-    seed:int=0,        # Which ones
-    window:int=16,     # Frames in a window
-) -> Windows:
-    "The captioned windows of recorded episodes"
-    chosen = pick_events(episodes, names, per_task, np.random.default_rng(seed), window)
-    needed = [np.zeros(ep.n, bool) for ep in episodes]
-    for need,events in zip(needed, chosen):
-        for s,_ in events: need[s-window+1:s+1] = True
-    frames,index,task,at = None,[],[],0
-    for ep,need,events in zip(episodes, needed, chosen):
-        place = np.cumsum(need) - 1 + at
-        edges = np.flatnonzero(np.diff(np.r_[0, need.astype(int), 0])).reshape(-1, 2)
-        for a,b in edges.tolist():
-            x = np.asarray(ep.frames(a, b))
-            if frames is None: frames = np.empty((int(sum(n.sum() for n in needed)), *x.shape[1:]), np.uint8)
-            frames[at:at+b-a] = x; at += b-a
-        index += [place[s-window+1:s+1] for s,_ in events]; task += [t for _,t in events]
-    if frames is None: raise ValueError(f'no event of {tuple(names)} in {len(episodes)} episodes')
-    return cls(frames, np.array(index, dtype=np.int64), np.array(task, dtype=np.int64), tuple(names))
-
-# %% ../nbs/01_mineclip.ipynb #c106
-def info_nce(
-    scores, # (b,b): window i against text j
-    task,   # (b,) int64; two items of one task are not each other's negatives
-): # Scalar
-    "Symmetric InfoNCE without false negatives"
-    same = task[:,None] == task[None]
-    scores = scores.masked_fill(same & ~torch.eye(len(task), dtype=torch.bool, device=task.device), -torch.inf)
-    at = torch.arange(len(task), device=task.device)
-    return (F.cross_entropy(scores, at) + F.cross_entropy(scores.T, at))/2
-
-# %% ../nbs/01_mineclip.ipynb #c109
-@dataclass(frozen=True)
-class ClipTrainConfig(Config):
-    "How a MineCLIP is trained"
-    steps: int = 600            # Optimiser steps
-    batch: int = 256            # Windows in a step
-    frames: int = 6             # Of the 16 frames, so many are looked at in a step
-    lr: float = 1e-3            # Highest learning rate; it warms up and falls to zero as a cosine
-    warmup: float = .05         # Share of the steps
-    weight_decay: float = .05   # AdamW's, on matrices only
-    clip_grad: float = 1.       # Largest gradient norm
-    word_dropout: float = .25   # Chance that a word of a caption is dropped, replaced by `<unk>` or given one in front
-    flip: bool = True           # Mirror half of the windows
-    brightness: float = .15     # Windows are brighter or darker by up to this share
-    device: str = 'auto'        # Where to train
-    dtype: str = 'auto'         # Number format of matrix products
-    seed: int = 0               # Weights, batches, captions
-    presets: ClassVar[dict] = {'mini': {}, 'tiny': dict(steps=160, batch=48, frames=6, lr=4e-3, word_dropout=.1, brightness=0., device='cpu', dtype='float32')}
-    def check(self):
-        if not 1 <= self.frames <= 16: raise ValueError(f'frames {self.frames} is not in 1..16')
-        if not 0 <= self.word_dropout < 1: raise ValueError(f'word_dropout {self.word_dropout} is not in [0,1)')
-
-# %% ../nbs/01_mineclip.ipynb #c110
-def hide_words(
-    text:str,  # A caption
-    p:float,   # Chance a word
-    rng,       # A numpy generator
-) -> str: # At least one of its words is left
-    "Drop words, put `<unk>` in their place, or an `<unk>` before them"
-    out,words = [],text.split()
-    for w,u in zip(words, rng.random(len(words))):
-        if u < p/2: continue
-        out += ['<unk>'] if u < .75*p else ['<unk>', w] if u < p else [w]
-    return ' '.join(out) if any(w != '<unk>' for w in out) else words[rng.integers(len(words))]
-
-def pick_frames(
-    k:int,      # How many
-    rng,        # A numpy generator
-    window:int=16, # Of so many
-): # (k,) int64, rising
-    "One place in each of k equal stretches of a window"
-    edges = np.linspace(0, window, k+1).round().astype(int)
-    return np.array([rng.integers(a, b) for a,b in zip(edges, edges[1:])])
-
-def sample_batch(
-    data:Windows,        # What to draw from
-    by_task:list,        # For each task the windows that show it
-    cfg:ClipTrainConfig, # `batch`, `frames`, `flip`, `brightness`
-    rng,                 # A numpy generator
-): # frames float32 (b,k,h,w,3) 0..255, places (k,), task (b,)
-    "A balanced batch of windows, a few frames of each"
-    have = [i for i,w in enumerate(by_task) if len(w)]
-    task = np.array([have[i % len(have)] for i in rng.permutation(cfg.batch)])
-    rows,at = np.array([rng.choice(by_task[t]) for t in task]),pick_frames(cfg.frames, rng, data.index.shape[1])
-    x = torch.from_numpy(data.frames[data.index[rows][:,at]])
-    if cfg.flip: x = torch.where(torch.from_numpy(rng.random(len(x)) < .5)[:,None,None,None,None], x.flip(3), x)
-    x = x.float()
-    if cfg.brightness: x.mul_(torch.from_numpy(rng.uniform(1-cfg.brightness, 1+cfg.brightness, (len(x),1,1,1,1))).float()).clamp_(0, 255)
-    return x, torch.from_numpy(at), torch.from_numpy(task)
-
-# %% ../nbs/01_mineclip.ipynb #c114
-@dataclass
-class Retrieval:
-    "How often a window finds its phrase"
-    names: tuple          # The tasks
-    confusion: np.ndarray # (k,k): row, the window's task; column, the task whose phrase scored highest; rows sum to 1
-    @property
-    def per_task(self): return {n:float(c) for n,c in zip(self.names, self.confusion.diagonal())}
-    @property
-    def accuracy(self): return float(np.nanmean(self.confusion.diagonal()))
-
-@torch.no_grad()
-def embed_data(
-    clip:MineCLIP, # The model
-    data:Windows,  # Captioned windows
-    dtype=None,    # For `embed_frames`
-): # (n,d)
-    "Embed captioned windows; shared frames are encoded once"
-    feats = clip.embed_frames(data.frames, dtype=dtype, rgb=True)
-    return torch.cat([clip.temporal(feats[i]) for i in torch.from_numpy(data.index).split(1024)])
-
-@torch.no_grad()
-def retrieval(
-    clip:MineCLIP,  # The model
-    video,          # (n,d) embeddings of windows
-    task,           # (n,) their tasks
-    phrases:dict,   # Task name -> phrases; the order is that of the task ids
-    draws:int=64,   # So many times one phrase a task
-    seed:int=0,     # Which ones
-) -> Retrieval:
-    "Can a window find its phrase among one phrase of every task?"
-    names,k,rng = tuple(phrases),len(phrases),np.random.default_rng(seed)
-    scores = clip.score(video, clip.embed_text([p for v in phrases.values() for p in v])).cpu().numpy()
-    start,count = np.cumsum([0, *map(len, phrases.values())][:-1]),np.array([len(v) for v in phrases.values()])
-    hits,task = np.zeros((k,k)),np.asarray(task)
-    for _ in range(draws): np.add.at(hits, (task, scores[:,start + rng.integers(count)].argmax(1)), 1)
-    with np.errstate(invalid='ignore'): return Retrieval(names, hits/hits.sum(1, keepdims=True))
-
-# %% ../nbs/01_mineclip.ipynb #c117
-def learning_rate(
-    step:int,            # From 0
-    cfg:ClipTrainConfig, # `steps`, `lr`, `warmup`
-) -> float:
-    "Linear warm-up, then a cosine to zero"
-    warm = max(1, round(cfg.warmup*cfg.steps))
-    if step < warm: return cfg.lr*(step+1)/warm
-    return cfg.lr*(1 + math.cos(math.pi*(step-warm)/max(1, cfg.steps-warm)))/2
-
-def make_optimizer(
-    clip:nn.Module,      # The model
-    cfg:ClipTrainConfig, # `lr`, `weight_decay`
-): # AdamW
-    "Weight decay on matrices, none on biases, norms, positions and the temperature"
-    decay = [p for n,p in clip.named_parameters() if p.ndim > 1 and not n.endswith(('pos','token.weight'))]
-    rest = [p for n,p in clip.named_parameters() if p.ndim <= 1 or n.endswith(('pos','token.weight'))]
-    return torch.optim.AdamW([dict(params=decay, weight_decay=cfg.weight_decay), dict(params=rest, weight_decay=0.)], lr=cfg.lr, betas=(.9,.98))
-
-def train_step(
-    clip:MineCLIP, opt, # The model and its optimiser
-    batch,              # frames, places, task
-    texts:list,         # A caption a window
-    cfg:ClipTrainConfig,# `clip_grad`, `dtype`
-) -> float: # The loss
-    "One step of contrastive training"
-    dev = clip.scale.device; dtype = get_dtype(dev, cfg.dtype)
-    frames,at,task = (x.to(dev) for x in batch)
-    with torch.autocast(dev.type, dtype, enabled=dtype != torch.float32): scores = clip(frames, clip.tokenize(texts).to(dev), at)
-    loss = info_nce(scores.float(), task)
-    opt.zero_grad(set_to_none=True); loss.backward()
-    nn.utils.clip_grad_norm_(clip.parameters(), cfg.clip_grad)
-    opt.step()
-    with torch.no_grad(): clip.scale.clamp_(max=math.log(100)) # CLIP's bound on the temperature
-    return loss.item()
-
-# %% ../nbs/01_mineclip.ipynb #c118
-def train_mineclip(
-    data:Windows,          # Captioned windows to learn from
-    captions:dict,         # Task name -> phrases, in the order of `data.names`
-    cfg:ClipTrainConfig,   # How
-    shape:MineCLIPConfig,  # Which model
-    val:Windows=None,      # Windows of other episodes
-    held_out:dict=None,    # Task name -> phrases that are never trained on
-    log=None,              # Called with each entry of the history, every 20 steps
-): # The model and a record of its training
-    "Train a MineCLIP on captioned windows"
-    if tuple(captions) != tuple(data.names): raise ValueError(f'captions are for {tuple(captions)}, windows for {tuple(data.names)}')
-    torch.manual_seed(cfg.seed); rng,phrases,start = np.random.default_rng(cfg.seed),list(captions.values()),time.perf_counter()
-    clip = MineCLIP(shape, Words.fit(sum(map(tuple, phrases), ()), shape.vocab, shape.context).words if shape.tokenizer == 'words' else ()).to(get_device(cfg.device))
-    opt,by_task,history,total = make_optimizer(clip, cfg),[np.flatnonzero(data.task == i) for i in range(len(phrases))],[],0.
-    for step in range(cfg.steps):
-        for g in opt.param_groups: g['lr'] = learning_rate(step, cfg)
-        batch = sample_batch(data, by_task, cfg, rng)
-        texts = [hide_words(phrases[t][rng.integers(len(phrases[t]))], cfg.word_dropout, rng) for t in batch[2].tolist()]
-        total += train_step(clip, opt, batch, texts, cfg)
-        if (step+1) % 20 == 0 or step+1 == cfg.steps:
-            history.append(dict(step=step+1, loss=total/(20 if (step+1) % 20 == 0 else (step+1) % 20), seconds=time.perf_counter()-start)); total = 0.
-            if log: log(history[-1])
-    record = dict(train=cfg.to_dict(), windows=len(data), frames=len(data.frames), seconds=time.perf_counter()-start, history=history)
-    if val is not None: record['retrieval'] = validate(clip.eval(), val, captions, held_out)
-    return clip.eval(), record
-
-def validate(
-    clip:MineCLIP, # The model
-    val:Windows,   # Windows of episodes that were not trained on
-    seen:dict,     # Task name -> phrases it was trained with
-    unseen:dict=None, # Task name -> phrases it was not
-) -> dict: # Of 'seen' and 'unseen', each with accuracy, per_task, confusion
-    "Retrieval with phrases seen and never seen"
-    video = embed_data(clip, val)
-    tables = {k:retrieval(clip, video, val.task, p) for k,p in dict(seen=seen, unseen=unseen).items() if p}
-    return {k:dict(accuracy=r.accuracy, per_task=r.per_task, confusion=r.confusion.round(4).tolist()) for k,r in tables.items()}

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
 from fastcore.basics import patch
-from .config import Checkpoint, Config, get_device, load_strict, read_official, safe_pickle_load
-from .mineclip import MineCLIP, hide_words, pick_events
+from .config import Config, get_device
+from .base.untrusted import safe_pickle_load
+from .base.checkpoints import Checkpoint, load_strict, read_official
+from .mineclip import MineCLIP
+from .models.clip_training import hide_words, pick_events
 
 # %% ../nbs/06_prior.ipynb #c005
 @dataclass(frozen=True)
@@ -287,7 +290,7 @@ def plot_similarity(
     ax.axhline(0, c='k', lw=.6); ax.set_xticks(x, names, rotation=30 if len(names) > 6 else 0); ax.set_ylabel('cosine with held-out goals'); ax.legend(frameon=False, fontsize=8, ncols=5, loc='lower center', bbox_to_anchor=(.5, 1)); fig.tight_layout()
     return fig
 
-# %% ../nbs/06_prior.ipynb #c046
+# %% ../nbs/06_prior.ipynb #c045
 @patch(cls_method=True)
 def from_official(cls:Prior,
     weights,      # A path (`steve1_prior.pt`), or a dict of its keys

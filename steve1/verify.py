@@ -8,17 +8,19 @@ __all__ = ['EXTRAS', 'Check', 'check_python', 'check_packages', 'check_device', 
            'check_extras', 'check_rollout', 'verify', 'main']
 
 # %% ../nbs/10_verify.ipynb #c002
-import importlib.metadata as metadata, json, os, re, shutil, subprocess, sys, tempfile, time
+import json, os, re, shutil, subprocess, sys, tempfile, time
 from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
+import importlib.metadata as metadata
 import numpy as np
-from fastcore.script import call_parse
 from packaging.requirements import Requirement
-from .config import data_dir, get_device, get_dtype, load_tensors, repo_root
-from .env import RECIPES
+from fastcore.script import call_parse
+from .config import data_dir, get_device, get_dtype, repo_root
+from .base.checkpoints import load_tensors
+from .world.games import RECIPES
 
-# %% ../nbs/10_verify.ipynb #c005
+# %% ../nbs/10_verify.ipynb #c006
 @dataclass(frozen=True)
 class Check:
     "One finding about this machine"
@@ -39,7 +41,7 @@ def _guarded(check, name, mend):
     try: return check()
     except Exception as e: return [Check(name, False, f'{type(e).__name__}: {e}', mend)]
 
-# %% ../nbs/10_verify.ipynb #c009
+# %% ../nbs/10_verify.ipynb #c010
 def check_python() -> list: # One check
     "Python 3.10 to 3.12"
     v = sys.version_info
@@ -64,7 +66,7 @@ def check_packages(
     reqs = [Requirement(o) for o in wanted or _wanted()]
     return [look(r) for r in reqs if not r.marker or any(r.marker.evaluate(dict(extra=e)) for e in ('', 'dev'))]
 
-# %% ../nbs/10_verify.ipynb #c013
+# %% ../nbs/10_verify.ipynb #c014
 def check_device() -> list: # The device that is chosen; CUDA and MPS, where one is not used
     "What `get_device` and `get_dtype` choose by themselves, tried"
     import torch
@@ -99,7 +101,7 @@ def check_video() -> list: # One check
     error = np.abs(back.astype(int) - frames).mean() if back.shape == frames.shape else np.inf
     return [Check('video', bool(error < 8), f'h264 4:4:4, 8 frames, mean error {error:.1f} of 255', 'make setup')]
 
-# %% ../nbs/10_verify.ipynb #c017
+# %% ../nbs/10_verify.ipynb #c018
 def check_weights() -> list: # One check a file
     "The weights that ship are there and can be read"
     def look(name):
@@ -128,26 +130,26 @@ def check_disk(
     free = shutil.disk_usage(path).free/1e9
     return [Check('disk', free >= need, f'{free:.0f} GB free' if free >= need else f'{free:.1f} GB free, {need:g} wanted', 'export STEVE1_DATA=/a/folder/on/a/larger/disk')]
 
-# %% ../nbs/10_verify.ipynb #c023
+# %% ../nbs/10_verify.ipynb #c024
 def check_weights_published(
     folder:Path=None, # None: `data/weights/published`
 ) -> list: # One check, and one a file that is here
     "Published files that are here are whole"
-    from steve1.published import GROUPS, check_published
+    from steve1.models.published import GROUPS, check_published
     here = check_published(folder)
     rows = [Check(name, ok, said, f'steve1_download {name}   (with --accept, if the change was meant)') for name,ok,said in here]
     missing = [n for n in GROUPS['steve1'] if n not in [name for name,*_ in here]]
     if not missing: return [Check('published', True, 'all that STEVE-1 needs'), *rows]
     return [Check('published', True, f"not here: {' '.join(missing)}", 'steve1_download steve1', optional=True), *rows]
 
-# %% ../nbs/10_verify.ipynb #c025
+# %% ../nbs/10_verify.ipynb #c026
 def check_tokenizer(
     cache:Path=None, # None: where `HF_HUB_CACHE` or `HF_HOME` says
 ) -> list: # One check
     "CLIP's tokenizer is in the cache, whole, or not at all"
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
-    from steve1.mineclip import SubWords
+    from steve1.models.tokenizers import SubWords
     cache = Path(cache or constants.HF_HUB_CACHE)
     get = f"hf download {SubWords.name} {' '.join(SubWords.files)} tokenizer_config.json"
     if constants.HF_HUB_OFFLINE: get = f'HF_HUB_OFFLINE=0 {get}'
@@ -161,7 +163,7 @@ def check_tokenizer(
     SubWords(cache=cache)
     return say(True, f'{SubWords.name}, {sum(files.values())/1e6:.1f} MB')
 
-# %% ../nbs/10_verify.ipynb #c030
+# %% ../nbs/10_verify.ipynb #c031
 def check_hub(
     cache:Path=None, # None: where `HF_HUB_CACHE` or `HF_HOME` says
 ) -> list: # One check
@@ -176,7 +178,7 @@ def check_hub(
     if found.warnings: return [Check('hub', False, f'broken in the cache: {found.warnings[0]}', 'remove the folder that is named; it is fetched again when it is wanted')]
     return [Check('hub', True, f'{asks}; {len(found.repos)} repositories in the cache, {found.size_on_disk/1e6:.1f} MB')]
 
-# %% ../nbs/10_verify.ipynb #c033
+# %% ../nbs/10_verify.ipynb #c034
 _LOOK = "import importlib.metadata as m, importlib.util as u, json, sys; n = sys.argv[1]; print(json.dumps([bool(u.find_spec(n)), m.version(n) if u.find_spec(n) else '', sys.version.split()[0]]))"
 
 def check_game(
@@ -197,7 +199,7 @@ def check_game(
     if name == 'minestudio' and not jar.exists(): return say(False, f'{version} is there, but not its engine {jar.name}', f'{python} -m minestudio.simulator.entry -y')
     return say(True, f'{version}, Python {v}')
 
-# %% ../nbs/10_verify.ipynb #c034
+# %% ../nbs/10_verify.ipynb #c035
 def check_java(
     needed:bool=None, # None: if an interpreter of a game is set
 ) -> list: # One check
@@ -211,7 +213,7 @@ def check_java(
     if m[1] == '8': return [Check('java', True, 'version 8')]
     return [Check('java', True, f'version {m[1]}; MineRL and MineStudio document version 8', get, optional=True)]
 
-# %% ../nbs/10_verify.ipynb #c039
+# %% ../nbs/10_verify.ipynb #c040
 EXTRAS = dict(play='to play yourself: `steve1_play --human`, keyboard and mouse in the notebook', ray='to spread jobs over machines', wandb='to log to Weights & Biases',
     lerobot='to write LeRobot datasets')
 
@@ -234,7 +236,8 @@ def check_rollout(
     n:int=20, # Steps
 ) -> list: # One check
     "From a sentence to play"
-    from steve1.rollout import load_system, make_case, rollout, text_goal
+    from steve1.acting.goals import load_system, make_case, text_goal
+    from steve1.rollout import rollout
     t0 = time.perf_counter()
     system = load_system()
     goal, frames = text_goal(system, 'dig a hole'), []
@@ -246,7 +249,7 @@ def check_rollout(
     ok = bool(np.isfinite(goal.embed).all() and goal.embed.any() and not played.failed and np.isfinite(played.values).all() and any((f != frames[0]).any() for f in frames))
     return [Check('rollout', ok, f"{n} steps of {goal.name!r} in {t2-t1:.1f} s, after {t1-t0:.1f} s of loading and compiling" + ('' if ok else ': nothing moved, or numbers that are none'), 'git restore data/weights && make setup')]
 
-# %% ../nbs/10_verify.ipynb #c042
+# %% ../nbs/10_verify.ipynb #c043
 def verify() -> list: # Checks, in the order in which one would mend them
     "Look at everything"
     checks = dict(python=check_python, packages=check_packages, device=check_device, video=check_video, weights=check_weights, episodes=check_episodes, rollout=check_rollout, disk=check_disk,

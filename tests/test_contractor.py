@@ -4,11 +4,13 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import numpy as np, pytest, torch
-from steve1.actions import KEYS
-from steve1.config import repo_root, sha256
-from steve1.contractor import (Index, Ledger, RecordingError, collect, convert, faults, fetch, plan, raw_path, report,
-    to_actions, to_columns, read_steps, write_contractor)
-from steve1.episodes import Episode, embed_pieces, is_embedded, list_episodes, validate_episode
+from steve1.base.actions import KEYS
+from steve1.config import repo_root
+from steve1.base.files import sha256
+from steve1.data.collect import Index, Ledger, collect, faults, fetch, plan, raw_path, report
+from steve1.data.contractor import RecordingError, convert, to_actions, to_columns, read_steps, write_contractor
+from steve1.episodes import Episode, list_episodes, validate_episode
+from steve1.data.embed import embed_pieces, is_embedded
 
 GOOD = ['6.13/plain-0', '6.13/plain-1', '7.6/plain-2', '8.0/plain-3', '9.1/plain-4', '10.0/plain-5', '8.0/breaks-twice', '8.0/more-lines', '8.0/stuck']
 GONE, SHORT, N = ['8.0/gone-0', '10.0/gone-1'], '8.0/cut-short', 48
@@ -49,7 +51,7 @@ def site(tmp_path_factory):
 def command(site, tmp_path, *args, **kw):
     "`steve1_contractor` as a process, over the index that the server itself serves"
     env = dict(os.environ, OMP_NUM_THREADS='1', STEVE1_DATA=str(tmp_path), PYTHONPATH=str(repo_root()))
-    (tmp_path/'run.py').write_text("from steve1.contractor import contractor_cli\nif __name__ == '__main__': contractor_cli()\n")
+    (tmp_path/'run.py').write_text("from steve1.data.collect import contractor_cli\nif __name__ == '__main__': contractor_cli()\n")
     run = [sys.executable, str(tmp_path/'run.py'), str(site.folder/'index.json'), '--out', str(tmp_path/'made'), '--size', '64', *args]
     return subprocess.Popen(run, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **kw)
 
@@ -197,7 +199,7 @@ def test_embeddings_are_of_the_recording(site, tmp_path):
         d, image_size = 3, (16,24)
         def embed_frames(self, x): return torch.as_tensor(x).float().mean((1,2))
         def embed_windows(self, f): return f.unfold(0, 16, 1).mean(-1)
-    from steve1.contractor import Frames
+    from steve1.data.contractor import Frames
     mp4, jsonl = site.folder/'8.0/plain-3.mp4', site.folder/'8.0/plain-3.jsonl'
     ep = validate_episode(convert(mp4, jsonl, tmp_path/'e', clip=Mean(), size=(32,32)), Mean())
     frames = np.concatenate([x[0] for _,x in Frames(mp4, to_columns(read_steps(jsonl)), [(16,24)], step=7)])

@@ -4,8 +4,10 @@ from pathlib import Path
 import fsspec, numpy as np, pytest
 from steve1.config import repo_root
 from steve1.dataset import ChunkStream, DataConfig
-from steve1.episodes import Episode, EpisodeError, EpisodeWriter, convert_published, list_episodes, validate_episode
-from steve1.generate import generate
+from steve1.episodes import Episode, EpisodeWriter, list_episodes, validate_episode
+from steve1.base.video import EpisodeError
+from steve1.data.legacy import convert_published
+from steve1.data.generate import generate
 
 PLAYER = '''
 import time
@@ -18,7 +20,7 @@ def slow(seed, n_steps, size, only=None):
     frames = np.repeat(rng.integers(0, 255, (n_steps//20+1,*size,3), dtype=np.uint8), 20, 0)[:n_steps]
     return SimpleNamespace(frames=frames, cols=dict(jump=rng.integers(0, 2, n_steps)), spans=[], events=[], masked=[], arena='nowhere')
 '''
-RUN = "from steve1.generate import generate\nif __name__ == '__main__': generate({folder!r}, 24, n_steps=120, size=(32,32), play='slow_player:slow')\n"
+RUN = "from steve1.data.generate import generate\nif __name__ == '__main__': generate({folder!r}, 24, n_steps=120, size=(32,32), play='slow_player:slow')\n"
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
@@ -132,7 +134,7 @@ def test_random_damage_to_pickles_never_runs_or_crashes(tmp_path):
         try: assert len(Episode(tmp_path/'e').actions) == 96
         except EpisodeError: pass
 
-CONVERT = "from steve1.episodes import episode_cli\nimport sys\nif __name__ == '__main__': episode_cli('convert', sys.argv[1:3])\n"
+CONVERT = "from steve1.data.inspect import episode_cli\nimport sys\nif __name__ == '__main__': episode_cli('convert', sys.argv[1:3])\n"
 
 def test_killed_conversion_resumes(tmp_path, env):
     "Killed at random moments, a conversion shows whole episodes only and ends up as if undisturbed"
@@ -160,7 +162,7 @@ def test_killed_conversion_resumes(tmp_path, env):
 def test_validate_command_exits_non_zero(tmp_path, env):
     "Every fault of a dataset stands in the table, and the exit code says so; workers or not"
     for n in 'abc': record(tmp_path/'d'/n); (tmp_path/'d'/n/'embeds.npy').unlink() # it has no checksum
-    (tmp_path/'run.py').write_text("from steve1.episodes import episode_cli\nif __name__ == '__main__': episode_cli()\n")
+    (tmp_path/'run.py').write_text("from steve1.data.inspect import episode_cli\nif __name__ == '__main__': episode_cli()\n")
     cmd = [sys.executable, str(tmp_path/'run.py'), 'validate', str(tmp_path/'d')]
     r = subprocess.run(cmd, env=env, capture_output=True, text=True)
     assert r.returncode == 0 and '3 episodes, 0 faulty' in r.stdout, r.stdout+r.stderr
@@ -194,7 +196,7 @@ def test_broken_connection_leaves_no_half_file(tmp_path, monkeypatch):
 
 MEASURE = '''
 import sys, numpy as np
-from steve1.actions import noop
+from steve1.base.actions import noop
 from steve1.dataset import ChunkStream, DataConfig
 from steve1.episodes import EpisodeWriter
 def mb(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS'))/1024

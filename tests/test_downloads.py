@@ -5,8 +5,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-import steve1.config as config
-from steve1.config import DownloadError, check_file, download, repo_root
+import steve1.base.downloads as downloads
+from steve1.base.downloads import DownloadError, check_file, download
+from steve1.config import repo_root
 
 DATA = np.random.default_rng(0).bytes(1_000_003)
 SHA, MD5 = hashlib.sha256(DATA).hexdigest(), hashlib.md5(DATA).hexdigest()
@@ -67,7 +68,7 @@ def pauses(monkeypatch):
     "Nobody waits in a test, and how long one would have waited is noted"
     slept, real = [], time.sleep
     for k in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'): monkeypatch.delenv(k, raising=False)
-    monkeypatch.setattr(config, 'time', type('time', (), dict(sleep=staticmethod(slept.append))))
+    monkeypatch.setattr(downloads, 'time', type('time', (), dict(sleep=staticmethod(slept.append))))
     return slept
 
 def left(folder): return sorted(p.name for p in folder.iterdir())
@@ -210,7 +211,7 @@ def test_killed(tmp_path):
     "A process killed in the middle leaves no file under the final name, and the next one goes on from there"
     server = Server(plan=['slow'])
     with serving(server) as url:
-        code = f'from steve1.config import download; download({url!r}, {str(tmp_path/"w.bin")!r})'
+        code = f'from steve1.base.downloads import download; download({url!r}, {str(tmp_path/"w.bin")!r})'
         p = subprocess.Popen([sys.executable, '-c', code], env=dict(os.environ, PYTHONPATH=str(repo_root())))
         part, end = tmp_path/'.tmp-w.bin.part', time.monotonic() + 30
         while not (part.exists() and part.stat().st_size > 200_000) and time.monotonic() < end: time.sleep(.01)
@@ -225,7 +226,7 @@ def test_command(tmp_path):
     data = (tmp_path/'source.pt').read_bytes()
     server = Server(data, plan=[f'cut:{len(data)//2}'])
     def run(*args):
-        (tmp_path/'steve1_download').write_text('import sys\nfrom steve1.published import download_cli\nsys.exit(download_cli())\n')
+        (tmp_path/'steve1_download').write_text('import sys\nfrom steve1.models.published import download_cli\nsys.exit(download_cli())\n')
         return subprocess.run([sys.executable, tmp_path/'steve1_download', *args], env=dict(os.environ, PYTHONPATH=str(repo_root()), STEVE1_DATA=str(tmp_path)), capture_output=True, text=True)
     with serving(server) as url:
         mirror, folder = url.rpartition('/')[0], tmp_path/'weights'/'published'
@@ -241,7 +242,7 @@ def test_command(tmp_path):
 
 def test_command_without_a_network(capsys):
     "What the command says by itself"
-    from steve1.published import download_cli
+    from steve1.models.published import download_cli
     with pytest.raises(SystemExit, match="'steve3.weights' is no published file"): download_cli(['steve3.weights'])
     download_cli([], list=True); download_cli(['idm'], dry_run=True, mirror='http://127.0.0.1:1/')
     said = capsys.readouterr().out

@@ -2,10 +2,12 @@
 import json, os, random, select, shutil, signal, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 import numpy as np, pytest
-from steve1.actions import KEYS, noop
+from steve1.base.actions import KEYS, noop
 from steve1.config import repo_root
-from steve1.env import EnvFailed, ProcessEnv, Supervised, check_env, make_env
-from steve1.worker import family
+from steve1.world.process import EnvFailed, ProcessEnv
+from steve1.world.supervised import Supervised
+from steve1.world.envs import check_env, make_env
+from steve1.world.worker import family
 
 FAKES = repo_root()/'tests'/'fake_games'
 linux = pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='needs /proc to find processes')
@@ -93,8 +95,8 @@ def test_children_die_with_the_parent(how, state):
     script = f'''
 import sys, time, os, signal
 sys.path[:0] = [{str(repo_root())!r}]
-from steve1.env import ProcessEnv, EnvFailed
-from steve1.worker import family
+from steve1.world.process import ProcessEnv, EnvFailed
+from steve1.world.worker import family
 env = ProcessEnv('faulty:Faulty', path=[{str(FAKES)!r}], child=True, fault={'hang' if state == 'hanging' else ''!r}, at=2)
 env.reset(); env.step({{}})
 tmp = env._tmp

@@ -5,11 +5,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import numpy as np, pytest
 from steve1.config import repo_root
-from steve1.contractor import Ledger, write_contractor
-from steve1.episodes import Episode, EpisodeError, VideoReader, list_episodes, validate_episode
-from steve1.foreign import (ACTION_NAMES, BASALT_TASKS, EpisodeIndex, POV, VIDEO_PATH, action_vectors, collect_basalt, export_lerobot, index_folder,
-    index_path, link_episodes, mp4_frames, step_tasks)
-from steve1.sampling import make_sampling, read_sampling
+from steve1.data.collect import Ledger
+from steve1.data.contractor import write_contractor
+from steve1.episodes import Episode, list_episodes, validate_episode
+from steve1.base.video import EpisodeError, VideoReader
+from steve1.data.lerobot import ACTION_NAMES, POV, VIDEO_PATH, action_vectors, export_lerobot, step_tasks
+from steve1.data.basalt import BASALT_TASKS, collect_basalt
+from steve1.data.foreign import EpisodeIndex, index_folder, index_path, link_episodes, mp4_frames
+from steve1.data.sampling import make_sampling, read_sampling
 
 SAMPLE, N = repo_root()/'tests'/'golden'/'episode_sample', 5000
 PARTS = sorted(p.name for p in SAMPLE.iterdir())
@@ -39,7 +42,7 @@ def hurt(folder, n):
 
 def command(tmp_path, *args, env={}, code=''):
     "`steve1_foreign` as a process"
-    (tmp_path/'run.py').write_text(code + "\nfrom steve1.foreign import foreign_cli\nif __name__ == '__main__': foreign_cli()\n")
+    (tmp_path/'run.py').write_text(code + "\nfrom steve1.data.foreign import foreign_cli\nif __name__ == '__main__': foreign_cli()\n")
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(repo_root()), **env)
     return subprocess.run([sys.executable, str(tmp_path/'run.py'), *map(str, args)], env=env, capture_output=True, text=True, timeout=60)
 
@@ -104,7 +107,7 @@ def test_links(tmp_path):
     assert [p.name for p in list_episodes(link_episodes(index_folder(folder), 'some'))] == ['00000','00001','00003']
     p = command(tmp_path, 'index', folder, '--link', 'mine')
     assert p.returncode == 0 and '1 broken' in p.stdout and '3 episodes linked' in p.stdout, p.stdout+p.stderr
-    p = subprocess.run([sys.executable, '-c', 'from steve1.episodes import episode_cli; episode_cli("convert", ["mine", "made"])'], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(repo_root())), timeout=60)
+    p = subprocess.run([sys.executable, '-c', 'from steve1.data.inspect import episode_cli; episode_cli("convert", ["mine", "made"])'], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(repo_root())), timeout=60)
     assert p.returncode == 0, p.stderr
     assert [validate_episode(e).n for e in list_episodes('made')] == [96]*3
     with pytest.raises(FileExistsError, match='no link'): link_episodes(index_folder(folder), 'made')
@@ -200,7 +203,7 @@ def test_lerobot_reads_it(tmp_path):
 def test_a_killed_export_leaves_nothing(tmp_path):
     "What is there is whole"
     pytest.importorskip('pyarrow')
-    code = "import os, steve1.foreign as f\nold = f.LeRobotWriter.add\ndef add(self, ep, tmp):\n    old(self, ep, tmp)\n    if len(self.rows) == 3: os.kill(os.getpid(), 9)\nf.LeRobotWriter.add = add"
+    code = "import os, steve1.data.lerobot as f\nold = f.LeRobotWriter.add\ndef add(self, ep, tmp):\n    old(self, ep, tmp)\n    if len(self.rows) == 3: os.kill(os.getpid(), 9)\nf.LeRobotWriter.add = add"
     sample = repo_root()/'data'/'episodes'/'sample'
     p = command(tmp_path, 'export', sample, tmp_path/'out', code=code)
     assert p.returncode == -signal.SIGKILL and not (tmp_path/'out').exists()

@@ -4,7 +4,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 import pytest
 import torch
-from steve1.config import repo_root, save_tensors
+from steve1.config import repo_root
+from steve1.base.checkpoints import save_tensors
 
 class Hub:
     "Repositories: name -> refs (branch -> commit) and commits (commit -> {path: bytes}); what the hub's API says of them"
@@ -100,8 +101,8 @@ import json, warnings; warnings.simplefilter('ignore')
 from huggingface_hub.utils import disable_progress_bars, logging; disable_progress_bars(); logging.set_verbosity_error()
 from pathlib import Path
 import torch; torch.manual_seed(0)
-from steve1.config import read_meta
-from steve1.idm import IDM, IDMConfig
+from steve1.base.checkpoints import read_meta
+from steve1.models.idm import IDM, IDMConfig
 from steve1.mineclip import MineCLIP, MineCLIPConfig
 from steve1.policy import Policy, PolicyConfig
 from steve1.prior import Prior, PriorConfig

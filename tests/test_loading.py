@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from steve1.config import Inert, checkpoint_kind, load_tensors, read_checkpoint, read_meta, read_official, safe_pickle_load, safe_torch_load, save_tensors
+from steve1.base.untrusted import Inert, safe_pickle_load, safe_torch_load
+from steve1.base.checkpoints import checkpoint_kind, load_tensors, read_checkpoint, read_meta, read_official, save_tensors
 
 GOLDEN = Path(__file__).parent/'golden'
 CLEAR = (ValueError, FileNotFoundError, IsADirectoryError)

@@ -3,7 +3,8 @@ import json, os, random, signal, subprocess, sys, time
 from pathlib import Path
 import av, cv2, numpy as np, pytest
 from steve1.config import data_dir, repo_root
-from steve1.episodes import Episode, VideoWriter, list_episodes, validate_episode
+from steve1.episodes import Episode, list_episodes, validate_episode
+from steve1.base.video import VideoWriter
 
 ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(repo_root()), os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1')
 MB = 2**20
@@ -24,7 +25,7 @@ def test_memory_is_flat(tmp_path):
     peak = {}
     for n in (240, 2400):
         src = write(tmp_path/f'r{n}', n, (360,640))
-        r = run(f"import resource; from steve1.recordings import convert_recording; convert_recording({str(src)!r}, {str(tmp_path/f'e{n}')!r}); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024)")
+        r = run(f"import resource; from steve1.data.recordings import convert_recording; convert_recording({str(src)!r}, {str(tmp_path/f'e{n}')!r}); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024)")
         assert r.returncode == 0, r.stderr
         peak[n] = int(r.stdout)/MB
         assert Episode(tmp_path/f'e{n}').n == n
@@ -33,7 +34,7 @@ def test_memory_is_flat(tmp_path):
 def test_killed_conversion_resumes(tmp_path):
     "Killed at random moments it never shows part of an episode, and ends up as if undisturbed"
     for i in range(8): write(tmp_path/'in'/f'r{i}', 200, seed=i)
-    code = "from steve1.recordings import convert_recordings\nif __name__ == '__main__': convert_recordings([{0!r}], {1!r}, workers={2})"
+    code = "from steve1.data.importing import convert_recordings\nif __name__ == '__main__': convert_recordings([{0!r}], {1!r}, workers={2})"
     script, rng, out = tmp_path/'run.py', random.Random(0), tmp_path/'out'
     script.write_text(code.format(str(tmp_path/'in'), str(out), 2))
     start = lambda: subprocess.Popen([sys.executable, str(script)], env=ENV, stderr=subprocess.DEVNULL)
@@ -52,7 +53,8 @@ def test_killed_conversion_resumes(tmp_path):
 
 def test_video_cut_short(tmp_path):
     "A file whose index promises more than it holds is set aside, wherever it ends"
-    from steve1.recordings import RecordingError, convert_recording
+    from steve1.data.contractor import RecordingError
+    from steve1.data.recordings import convert_recording
     src = write(tmp_path/'r', 200, (36,64))
     with av.open(str(src/'video.mp4')) as old, av.open(str(tmp_path/'fast.mp4'), 'w', options=dict(movflags='faststart')) as new: # index first: a cut file still opens
         s = new.add_stream_from_template(old.streams.video[0])
@@ -76,7 +78,7 @@ def test_command(tmp_path):
     "One good, one broken: the good one is made, the other is named, and the status says so"
     write(tmp_path/'in'/'good', 60); write(tmp_path/'in'/'bad', 60)
     (tmp_path/'in'/'bad'/'actions.jsonl').write_text('{"camera": [0, 1]}\n'*10 + '{"camera": [0, 1}\n')
-    (tmp_path/'main.py').write_text('from steve1.recordings import recordings_cli\nif __name__ == "__main__": recordings_cli()\n')
+    (tmp_path/'main.py').write_text('from steve1.data.importing import recordings_cli\nif __name__ == "__main__": recordings_cli()\n')
     cmd = lambda *a: subprocess.run([sys.executable, str(tmp_path/'main.py'), str(tmp_path/'in'), '--out', str(tmp_path/'out'), *a], env=ENV, capture_output=True, text=True, timeout=120)
     r = cmd('--dry_run', '--size', '64')
     assert r.returncode == 1 and 'bad: actions.jsonl, line 11' in r.stdout and not (tmp_path/'out').exists(), r

@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT/'tools'))
 import repo
 
 NOTEBOOKS = repo.notebooks()
-NUMBERED = [p for p in NOTEBOOKS if re.match(r'\d\d[a-z]?_', p.name)]
+ROWS = repo.rows() # the exporting notebooks, in the order of the index's table
 PAPERMILL = ('05_train', '06_prior', '07_rollout', '08_evaluate')
 MB = 1_000_000
 by_name = dict(ids=lambda p: p.stem)
@@ -24,29 +24,30 @@ def module_of(path):
     "The name after `#| default_exp`"
     return next((d.split()[1] for c in code_cells(load(path)) for d in directives(c) if d.startswith('default_exp ')), None)
 
-ORDER = {m:i for i,m in enumerate(module_of(p) for p in NUMBERED) if m} # module -> its floor
+ORDER = {module_of(p):i for i,p in enumerate(ROWS)} # module -> its row
 
-def imports(module, top_only=False):
+def path_of(module): return ROOT/'steve1'/f"{module.replace('.', '/')}.py"
+
+def imports(module):
     "(steve1 modules, other packages) that a module imports, inside functions too"
-    tree = ast.parse((ROOT/'steve1'/f'{module}.py').read_text(encoding='utf-8'))
     ours, others = set(), set()
-    for node in tree.body if top_only else ast.walk(tree):
-        if isinstance(node, ast.Import): names = [(0, a.name) for a in node.names]
+    for node in ast.walk(ast.parse(path_of(module).read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [(node.level, node.module)] if node.module and node.module != 'steve1' else [(1, a.name) for a in node.names]
+            near = f"steve1.{module}".split('.')[:-node.level] if node.level else []
+            base = '.'.join([*near, *filter(None, [node.module])])
+            names = [f'{base}.{a.name}' if f'{base}.{a.name}'.removeprefix('steve1.') in ORDER else base for a in node.names]
         else: continue
-        for level,name in names:
-            parts = name.split('.')
-            if level: ours.add(parts[0])
-            elif parts[0] == 'steve1': ours.update(parts[1:2])
-            else: others.add(parts[0])
+        for name in names:
+            if name.startswith('steve1.'): ours.add(name.removeprefix('steve1.'))
+            elif name != 'steve1': others.add(name.split('.')[0])
     return ours, others
 
 def everything_below(module):
     "All steve1 modules that a module reaches"
     seen, todo = set(), [module]
     while todo:
-        new = {m for m in imports(todo.pop())[0] if (ROOT/'steve1'/f'{m}.py').exists()} - seen
+        new = imports(todo.pop())[0] - seen
         seen |= new
         todo += new
     return seen
@@ -61,28 +62,48 @@ def tracked():
 # --- notebooks and modules
 
 def test_notebooks_and_modules_are_one_to_one():
-    modules = {p.stem for p in (ROOT/'steve1').glob('*.py') if not p.stem.startswith('_')}
+    modules = {p.relative_to(ROOT/'steve1').with_suffix('').as_posix().replace('/', '.') for p in (ROOT/'steve1').rglob('*.py') if not p.stem.startswith('_')}
     assert set(ORDER) == modules
-    for p in NUMBERED: assert p.stem.split('_', 1)[1] == module_of(p), f'{p.name} exports {module_of(p)}'
+    assert len(ORDER) == len(ROWS)
+    assert set(ROWS) == {p for p in NOTEBOOKS if module_of(p)}, "every exporting notebook has a row in the index's table, and no other"
+    for p in ROWS:
+        folder, name = p.relative_to(ROOT/'nbs').parent, re.sub(r'^\d\d_', '', p.stem)
+        assert (folder/name).as_posix().replace('/', '.') == module_of(p), f'{p.name} exports {module_of(p)}'
+
+def test_story_stands_on_the_ground_floor():
+    assert [p.stem for p in sorted((ROOT/'nbs').glob('*.ipynb')) if p.stem != 'index'] == [p.stem for p in ROWS if p.parent == ROOT/'nbs']
+    assert all(re.match(r'\d\d_', p.stem) for p in ROWS if p.parent == ROOT/'nbs')
 
 def test_modules_and_notebooks_are_in_step():
     assert repo.out_of_step() == [], '`make export` mends this'
 
 @pytest.mark.parametrize('module', ORDER)
-def test_imports_point_down(module):
+def test_imports_point_up_the_table(module):
     ours, _ = imports(module)
-    up = {m for m in ours if ORDER.get(m, 99) >= ORDER[module]}
-    assert not up, f'{module} imports {up}, which are not below it'
+    assert ours <= set(ORDER), f'{module} imports {ours - set(ORDER)}, which is no notebook'
+    late = {m for m in ours if ORDER[m] >= ORDER[module]}
+    assert not late, f'{module} imports {late}, which come later in the table'
 
-@pytest.mark.parametrize('module', sorted({'actions', 'world'} & set(ORDER)))
+@pytest.mark.parametrize('module', ORDER)
+def test_launched_modules_come_earlier(module):
+    "A module that starts another by its name or file depends on it, too"
+    text = path_of(module).read_text(encoding='utf-8')
+    named = {m for m in re.findall(r"['\"]steve1\.([\w.]+)(?::\w+)?['\"]", text) if m in ORDER} - {module}
+    named |= {m for m in ORDER if re.search(rf"files\('steve1'\)\s*/\s*'" + r"'\s*/\s*'".join([*m.split('.')[:-1], m.split('.')[-1]+r'\.py']) + "'", text)}
+    late = {m for m in named if ORDER[m] >= ORDER[module]} - LAUNCHED.get(module, set())
+    assert not late, f'{module} starts {late}, which come later in the table'
+
+LAUNCHED = {'training.launch': {'train'}} # torchrun needs a module to run, and a run is `python -m steve1.train`
+
+@pytest.mark.parametrize('module', [m for m in ORDER if m.startswith('world.') or m == 'base.actions'])
 def test_no_torch_in(module):
     assert 'torch' not in imports(module)[1]
     code = f'import sys, steve1.{module}; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0, 'torch comes in by another module'
 
-@pytest.mark.parametrize('module', sorted({'mineclip', 'policy', 'train'} & set(ORDER)))
-def test_no_env_in(module):
-    assert not {'env', 'world', 'experts'} & everything_below(module)
+@pytest.mark.parametrize('module', ['mineclip', 'policy', 'train'])
+def test_no_world_in(module):
+    assert not {m for m in everything_below(module) if m.startswith('world.')}
 
 @pytest.mark.parametrize('path', NOTEBOOKS, **by_name)
 def test_notebook(path):
@@ -129,7 +150,7 @@ def test_readme_links_and_commands():
 
 def test_readme_names_every_notebook():
     text = (ROOT/'README.md').read_text()
-    assert [p.stem for p in NUMBERED if p.stem not in text] == []
+    assert [p for p in ROWS if f'({p.relative_to(ROOT).as_posix()})' not in text] == []
 
 def settings():
     c = ConfigParser(delimiters=['='])
@@ -152,8 +173,8 @@ def test_every_requirement_has_an_exact_version():
 
 def test_console_scripts_exist():
     for s in settings().get('console_scripts', '').split():
-        module, name = re.fullmatch(r'\w+=steve1\.(\w+):(\w+)', s).groups()
-        assert re.search(rf'^(def|class) {name}\b|^{name} *=', (ROOT/'steve1'/f'{module}.py').read_text(), re.M), s
+        module, name = re.fullmatch(r'\w+=steve1\.([\w.]+):(\w+)', s).groups()
+        assert re.search(rf'^(def|class) {name}\b|^{name} *=', path_of(module).read_text(), re.M), s
 
 def test_ci_runs_the_tests():
     ci = ROOT/'.ci'/'run'

@@ -2,11 +2,12 @@
 import os, subprocess, sys
 import numpy as np
 from steve1.config import data_dir, repo_root
-from steve1.episodes import Episode, VideoWriter, validate_episode
+from steve1.episodes import Episode, validate_episode
+from steve1.base.video import VideoWriter
 
 LABEL = """
 import resource, sys
-from steve1.recordings import RecordingConfig, convert_recording
+from steve1.data.recordings import RecordingConfig, convert_recording
 video, out, idm = sys.argv[1:]
 convert_recording(video, out, RecordingConfig(size=(64,64), keep_null=True), idm=idm)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)
@@ -30,7 +31,7 @@ def test_memory_is_flat(tmp_path):
 
 def test_command(tmp_path):
     peak(tmp_path, 300)
-    (tmp_path/'steve1_recordings').write_text("from steve1.recordings import recordings_cli\nif __name__ == '__main__': recordings_cli()\n")
+    (tmp_path/'steve1_recordings').write_text("from steve1.data.importing import recordings_cli\nif __name__ == '__main__': recordings_cli()\n")
     env = dict(os.environ, PYTHONPATH=str(repo_root()))
     run = lambda *more: subprocess.run([sys.executable, str(tmp_path/'steve1_recordings'), str(tmp_path/'long_300.mp4'), '--out', str(tmp_path/'made'), '--size', '64', *more],
         capture_output=True, text=True, env=env)

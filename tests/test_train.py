@@ -1,11 +1,14 @@
 "What befalls a training run: kills at random moments, a full disk, damage, a stop button, several processes"
 import multiprocessing, os, random, signal, socket, subprocess, sys, time, warnings
 import numpy as np, pytest, torch, yaml
-from steve1.config import data_dir, load_tensors, read_meta, repo_root, safe_torch_load
+from steve1.config import data_dir, repo_root
+from steve1.base.checkpoints import load_tensors, read_meta
+from steve1.base.untrusted import safe_torch_load
 from steve1.episodes import EpisodeWriter
 from steve1.policy import Policy, PolicyConfig
-from steve1.sampling import make_sampling
-from steve1.train import TrainConfig, make_policy, read_metrics, train
+from steve1.data.sampling import make_sampling
+from steve1.train import TrainConfig, make_policy, train
+from steve1.training.runs import read_metrics
 torch.set_num_threads(1)
 
 TINY = TrainConfig.preset('tiny', log_every=3, ema=.9, augment=True, val_every=20*64, save_every=4*64)
@@ -122,7 +125,7 @@ def test_stop_button(data):
     from jupyter_client.manager import start_new_kernel
     km, kc = start_new_kernel(kernel_name='python3', cwd=str(repo_root()/'nbs'))
     try:
-        cell = 'from steve1.train import *\nres = launch(TrainConfig.preset("tiny", n_frames={n}*64, save_every=10**6).replace(name="button"), procs=1)\nprint(res["frames"])'
+        cell = 'from steve1.train import *\nfrom steve1.training.launch import launch\nres = launch(TrainConfig.preset("tiny", n_frames={n}*64, save_every=10**6).replace(name="button"), procs=1)\nprint(res["frames"])'
         asked = kc.execute(cell.format(n=10**6))
         end = time.monotonic()+60
         while not read_metrics('button') and time.monotonic() < end: time.sleep(.1)

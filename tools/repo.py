@@ -8,8 +8,14 @@ IMAGES = NBS/'images'
 HEADER = '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
 
 def notebooks(root=ROOT):
-    "All notebooks: the numbered ones, index, experiments"
+    "All notebooks"
     return sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(o.startswith(('.', '_')) for o in p.relative_to(root).parts))
+
+def rows(root=ROOT):
+    "The notebooks that export a module, in the order of the index's table: each imports only from earlier rows"
+    text = ''.join(s for c in json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells'] for s in c['source'])
+    found = re.findall(r'^\| (?:\*\*|· )\[([\w/]+)\]\(\1\.ipynb\)', text, re.M)
+    return [root/'nbs'/f'{p}.ipynb' for p in found]
 
 def out_of_step():
     "Paths that a fresh export and clean would change, found in a copy: nothing here is touched"
@@ -21,7 +27,7 @@ def out_of_step():
         skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '*.pyc', 'images')
         for d in ('nbs', 'steve1'): shutil.copytree(ROOT/d, copy/d, ignore=skip)
         before = {p:p.read_bytes() for p in copy.rglob('*') if p.is_file()}
-        for p in (copy/'steve1').glob('*.py'): # a module whose notebook is gone must not survive
+        for p in (copy/'steve1').rglob('*.py'): # a module whose notebook is gone must not survive
             if p.name != '__init__.py': p.unlink()
         code = 'from nbdev.doclinks import nbdev_export; from nbdev.clean import nbdev_clean; nbdev_export(); nbdev_clean()'
         subprocess.run([sys.executable, '-c', code], cwd=copy, env=env, check=True, capture_output=True, text=True)

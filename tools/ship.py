@@ -1,6 +1,7 @@
 "Copy a trained checkpoint to data/weights, in half precision: `tools/ship.py runs/policy/best.safetensors policy`"
 import sys, torch
-from steve1.config import data_dir, load_tensors, save_tensors
+from steve1.config import data_dir
+from steve1.base.checkpoints import load_tensors, save_tensors
 
 def ship(
     source:str, # Checkpoint, below data/
