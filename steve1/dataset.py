@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from .config import Config
-from .base.actions import ActionMap, to_cols
+from .base.actions import ActionMap
 from .base.video import EpisodeError, GOP
 from .episodes import Episode
 from .training.augment import draw_changes
@@ -185,7 +185,7 @@ def joint_actions(
 ) -> tuple: # buttons (n,), camera (n,), both int64
     "The actions of an episode as two numbers a step"
     if len(ep.actions) != ep.n: raise EpisodeError(f"{ep.path}: {len(ep.actions)} actions but {ep.n} steps; remove the folder and make the episode again")
-    return _actions.to_joint(to_cols(ep.actions))
+    return _actions.to_joint(ep.actions)
 
 # %% ../nbs/04_dataset.ipynb #c027
 @patch

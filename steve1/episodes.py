@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from .config import data_dir
 from .base.files import atomic_path, sha256
 from .base.untrusted import safe_pickle_load
-from .base.actions import ACTION_DTYPE, KEYS, check_action, n_steps, to_rows
+from .base.actions import ACTION_DTYPE, KEYS, to_row, to_rows
 from .base.video import EpisodeError, GOP, VideoReader, VideoWriter, short_error
 from .base.remote import MEND, fetch, has_file, is_address, list_remote, local_copy, read_json
 
@@ -83,21 +83,21 @@ class EpisodeWriter:
 @patch
 def add_many(self:EpisodeWriter,
     frames,    # uint8 RGB (n,h,w,3)
-    cols:dict, # Action columns: keys (n,), `camera` (n,2) degrees; what was done *on seeing* each frame
+    actions,   # Rows (n,) of `ACTION_DTYPE`, or columns: what was done *on seeing* each frame
 ):
     "Append steps"
-    if (n := n_steps(cols)) != len(frames): raise ValueError(f"{len(frames)} frames but {n} actions")
-    if not np.isfinite(np.asarray(cols.get('camera', 0.), float)).all(): raise ValueError('camera must be finite degrees, got NaN or infinity')
-    self.video.add(frames); self.rows.add(to_rows(cols))
+    rows = to_rows(actions)
+    if len(rows) != len(frames): raise ValueError(f"{len(frames)} frames but {len(rows)} actions")
+    if not np.isfinite(rows['camera']).all(): raise ValueError('camera must be finite degrees, got NaN or infinity')
+    self.video.add(frames); self.rows.add(rows)
 
 @patch
 def add(self:EpisodeWriter,
-    frame,       # uint8 RGB (h,w,3)
-    action:dict, # The action of that step
+    frame,  # uint8 RGB (h,w,3)
+    action, # A row of `ACTION_DTYPE`, or a dict as MineRL has it
 ):
     "Append one step"
-    check_action(action)
-    self.add_many(frame[None], {k:np.asarray(v)[None] for k,v in action.items()})
+    self.add_many(frame[None], np.array([to_row(action)], ACTION_DTYPE))
 
 # %% ../nbs/03_episodes.ipynb #c012
 @patch

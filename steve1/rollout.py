@@ -21,12 +21,11 @@ import torch
 from fastcore.script import call_parse
 from .config import Config, data_dir, get_device, get_dtype
 from .base.files import atomic_path
-from .base.actions import to_rows
 from .base.overlay import DARK, LIT, PALE, draw_box, draw_keys, put_text, sheet
 from .world.envs import make_env
 from .world.supervised import Supervised
 from .world.tasks import METRICS, MetricTracker
-from .world.experts import START_ITEMS, as_action
+from .world.experts import START_ITEMS
 from .policy import Agent, Policy
 from .acting.goals import Case, System, as_plan, load_system, make_case
 
@@ -95,8 +94,8 @@ class Rollout:
 
     def step(self) -> list: # What was done: a row of `ACTION_DTYPE` a world
         "Act once in every world"
-        rows = to_rows(self.agent.act(np.stack([o['pov'] for o in self.obs]), self.goals))
-        infos = self.worlds.step({i:as_action(rows[i]) for i in self.alive}) if self.alive else {}
+        rows = self.agent.act(np.stack([o['pov'] for o in self.obs]), self.goals)
+        infos = self.worlds.step({i:rows[i] for i in self.alive}) if self.alive else {}
         for i,info in infos.items():
             if info is None: self.alive.discard(i); self.values[i] = dict.fromkeys(METRICS, math.nan); continue
             self.obs[i] = self.worlds.obs[i]

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 from ..config import data_dir
 from ..base.files import atomic_path, sole_writer
-from ..base.actions import KEYS
+from ..base.actions import KEYS, to_rows
 from ..base.jobs import run_jobs
 from ..episodes import EpisodeWriter, dataset_dir
 from .embed import load_clip
@@ -106,7 +106,7 @@ def convert_basalt(
     frames = Frames(video, rec, [size] if clip is None or tuple(clip.image_size) == tuple(size) else [size, clip.image_size], cursor)
     with atomic_path(out) as tmp:
         with EpisodeWriter(tmp, size, source='basalt', crf=crf) as w:
-            write_recording(w, frames, rec, clip)
+            write_recording(w, frames, to_rows(rec.cols), clip)
             if not w.n: raise RecordingError(f"{Path(video).name}: nothing is done in any of its {len(rec.busy)} steps")
             done = [] if end is None else [dict(step=w.n-1, task=prompt)]
             w.meta |= _facts_basalt(video, jsonl, rec, frames, end) | dict(conversion=contractor_options(False, size, cursor, crf),

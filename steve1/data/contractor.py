@@ -20,7 +20,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from fastcore.basics import patch
 from ..base.files import atomic_path, sha256
-from ..base.actions import HOTBAR, KEYS
+from ..base.actions import HOTBAR, KEYS, to_rows
 from ..base.video import VideoWriter
 from ..episodes import Episode, EpisodeWriter, RowWriter, clip_id, write_meta
 from .embed import embed_pieces
@@ -223,11 +223,11 @@ def _ahead(it):
             f = pool.submit(next, it, None)
             yield x
 
-def write_recording(w, frames, rec, clip):
+def write_recording(w, frames, actions, clip):
     "Write all pieces of a recording through an `EpisodeWriter`; with a MineCLIP its embeddings too"
     def pieces():
         for at,xs in _ahead(frames):
-            w.add_many(xs[0], {k:v[at] for k,v in rec.cols.items()})
+            w.add_many(xs[0], actions[at])
             yield xs[-1]
     if clip is None: return sum(map(len, pieces()))
     rows = RowWriter(w.dir/'embeds.npy', np.float16, (clip.d,))
@@ -260,7 +260,7 @@ def convert(
     frames = Frames(video, rec, [size] if clip is None or tuple(clip.image_size) == tuple(size) else [size, clip.image_size], cursor)
     with atomic_path(out) as tmp:
         with EpisodeWriter(tmp, size, source='contractor', crf=crf) as w:
-            write_recording(w, frames, rec, clip)
+            write_recording(w, frames, to_rows(rec.cols), clip)
             if not w.n: raise RecordingError(f"{Path(video).name}: nothing is done in any of its {len(rec.busy)} steps")
             w.meta |= recording_facts(video, jsonl, rec, frames, version, upstream) | dict(conversion=contractor_options(upstream, size, cursor, crf))
         if clip is not None: name_clip(tmp, clip)

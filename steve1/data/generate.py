@@ -39,7 +39,7 @@ def make_episode(
     play = resolve(job.play)(job.seed, job.n_steps, job.size, only=job.only)
     try:
         with EpisodeWriter(job.path, job.size, seed=job.seed, source=_source(job.play), crf=job.crf) as w:
-            for frames,cols in play if hasattr(play, '__iter__') else [(play.frames, play.cols)]: w.add_many(frames, cols)
+            for frames,rows in play if hasattr(play, '__iter__') else [(play.frames, play.rows)]: w.add_many(frames, rows)
             w.meta |= dict(arena=play.arena, **_labels(play), **getattr(play, 'meta', {}))
     except OSError:
         if not Path(job.path).is_dir(): raise

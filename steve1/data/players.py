@@ -18,12 +18,12 @@ import numpy as np
 from fastcore.basics import patch
 from ..config import Config, data_dir
 from ..base.files import sha256
-from ..base.actions import is_null, noop, to_cols, to_rows
+from ..base.actions import is_null, noop
 from ..base.video import GOP
 from ..world.blocks import ARENAS
 from ..world.envs import ENVS, make_env
 from ..world.tasks import EventFinder, TASKS
-from ..world.experts import Expert, START_ITEMS, as_action, runs_of, settle_action, watched
+from ..world.experts import Expert, START_ITEMS, runs_of, settle_action, watched
 from ..episodes import Episode
 import steve1.data.inspect
 
@@ -63,7 +63,7 @@ class PolicyPlayer:
         self.goal = np.zeros((1,d), np.float32) if goal is None else np.asarray(goal, np.float32)[None]
         self.agent = Agent(policy, cond_scale=cond_scale if goal is not None and cond_scale else None, generator=torch.Generator(dev).manual_seed(int(seed)))
     def reset(self): self.agent.reset()
-    def act(self, obs): return to_rows(self.agent.act(obs['pov'][None], self.goal))[0]
+    def act(self, obs): return self.agent.act(obs['pov'][None], self.goal)[0]
     def saw(self, obs, info): return False
 
 # %% ../../nbs/data/players.ipynb #c012
@@ -228,28 +228,34 @@ class MixedPlay:
 
 # %% ../../nbs/data/players.ipynb #c024
 @patch
-def __iter__(self:MixedPlay): # Yields (frames uint8 (k,h,w,3), action columns)
+def __iter__(self:MixedPlay): # Yields (frames uint8 (k,h,w,3), action rows (k,))
     env, players = self.world()
     frames, rows, obs = [], [], env.reset()
     try:
         for t in range(self.n_steps):
             p, spin = players[self.who[t]], self.spin[t]
             if t and (self.who[t] != self.who[t-1] or self.spin[t-1] and not spin): p.reset()
-            row = to_rows({k:np.asarray(v)[None] for k,v in (noop() | dict(camera=(0., self.turns[spin-1][2]))).items()})[0] if spin else p.act(obs)
-            try: after, info = env.step(as_action(row))
+            row = _turn(self.turns[spin-1][2]) if spin else p.act(obs)
+            try: after, info = env.step(row)
             except Exception as e:
                 if len(self.log) < self.mix.min_steps: raise
                 self.ended = f'{type(e).__name__}: {e}'; break
-            if spin or not self.mix.drop_null or not is_null(to_cols(row[None]))[0]:
+            if spin or not self.mix.drop_null or not is_null(row[None])[0]:
                 frames.append(_fit(obs['pov'], self.size)); rows.append(row)
                 self.log.append((int(self.who[t]), int(spin), None if spin else p.task))
             if not spin and p.saw(after, info) and self.log: self.seen.append((len(self.log), p.task))
             obs = after
-            if len(rows) == self.piece: yield np.stack(frames), to_cols(np.stack(rows)); frames, rows = [], []
-        if rows: yield np.stack(frames), to_cols(np.stack(rows))
+            if len(rows) == self.piece: yield np.stack(frames), np.stack(rows); frames, rows = [], []
+        if rows: yield np.stack(frames), np.stack(rows)
     finally: env.close()
 
 def _fit(frame, size): return frame if frame.shape[:2] == size else cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+def _turn(degrees):
+    "The action that only turns, to the right if positive"
+    row = noop()
+    row['camera'][1] = degrees
+    return row
 
 # %% ../../nbs/data/players.ipynb #c025
 @patch(as_prop=True)

@@ -9,12 +9,19 @@ __all__ = ['Worlds', 'check_size', 'World']
 import math
 import numpy as np
 from fastcore.basics import patch
-from ..base.actions import KEYS
+from ..base.actions import ACTION_DTYPE, KEYS, to_row, to_rows
 from .blocks import ARENAS, DIRT, GRASS, ITEMS, MEAN, SAND, SOLID, SX, SY, SZ, TEX, WATER, WRAP, count_near, generate_terrain
 from .physics import N_SLOTS, PLAYER, aim_at, give_item, step_all, step_world
 from .screens import DIGITS, draw_all, draw_frame
 
 # %% ../../nbs/world/blockworld.ipynb #c005
+def _controls(rows):
+    "float64 (n,25) for the kernels: the keys, then pitch and yaw in degrees"
+    out = np.empty((len(rows), len(KEYS)+2))
+    out[:,:-2] = np.ascontiguousarray(rows).view('u1').reshape(len(rows), -1)[:,:len(KEYS)]
+    out[:,-2:] = rows['camera']
+    return out
+
 class Worlds:
     "n worlds in stacked arrays, stepped and drawn in one call each"
     def __init__(self,
@@ -28,12 +35,12 @@ class Worlds:
     def __getitem__(self, i): return World(_worlds=self, _i=i)
 
     def step(self,
-        actions, # `(n,25)` float: `KEYS` 0/1, then camera pitch and yaw in degrees
+        rows, # `(n,)` of `ACTION_DTYPE`
     ):
         "Advance every world by one step of 1/20 s"
-        a = np.array(actions, np.float64)
-        if a.shape!=(len(self),len(KEYS)+2): raise ValueError(f'actions must be {(len(self),len(KEYS)+2)}, one row a world, not {a.shape}')
-        if not np.isfinite(a).all(): raise ValueError(f'actions of world {int(np.argwhere(~np.isfinite(a))[0][0])} are not finite')
+        a = _controls(to_rows(rows))
+        if len(a)!=len(self): raise ValueError(f'{len(a)} actions for {len(self)} worlds')
+        if not np.isfinite(a).all(): raise ValueError(f'the camera of world {int(np.argwhere(~np.isfinite(a))[0][0])} does not turn by finite degrees')
         step_all(self.blocks, self.tops, self.light, self.slots, self.players, a)
 
     def render(self,
@@ -126,19 +133,11 @@ def nearest(self:World,
 # %% ../../nbs/world/blockworld.ipynb #c008
 @patch
 def step(self:World,
-    action:dict, # MineRL's action dict; keys that are left out are 0
-):               # -> self
+    action, # A row of `ACTION_DTYPE`, or a dict as MineRL has it
+):          # -> self
     "Advance by one step of 1/20 s"
-    row = np.zeros(len(KEYS)+2)
-    for k,v in action.items():
-        if k=='camera' and np.shape(v)==(2,): row[-2:] = v
-        elif k=='camera': raise ValueError(f'camera must be two numbers of degrees (pitch, yaw), not {v!r}')
-        elif k in _key_index: row[_key_index[k]] = v
-        else: raise KeyError(f'unknown action {k!r}: the keys are camera, {", ".join(KEYS)}')
-    if not np.isfinite(row).all(): raise ValueError(f'camera must be two finite numbers of degrees (pitch, yaw), not {action.get("camera")}')
-    step_world(self.blocks, self.tops, self.light, self.slots, self.p, row)
+    step_world(self.blocks, self.tops, self.light, self.slots, self.p, _controls(np.array([to_row(action)], ACTION_DTYPE))[0])
     return self
-_key_index = {k:i for i,k in enumerate(KEYS)}
 
 @patch
 def render(self:World,

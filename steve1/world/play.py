@@ -10,7 +10,7 @@ __all__ = ['BINDINGS', 'HELP', 'PADS', 'HumanPlayer', 'Game', 'key_name', 'Windo
 import asyncio, os, time
 import numpy as np
 from fastcore.basics import patch
-from ..base.actions import HOTBAR, KEYS, noop
+from ..base.actions import HOTBAR, KEYS, noop, to_row
 from .envs import make_env
 
 # %% ../../nbs/world/play.ipynb #c005
@@ -59,7 +59,7 @@ class HumanPlayer:
 @patch
 def action(self:HumanPlayer,
     gui:bool=False, # Is a screen open, so that the mouse drives its cursor?
-) -> dict:          # MineRL's action dict: 23 keys 0/1 and `camera` (pitch, yaw) in degrees
+) -> np.void:       # A row of `ACTION_DTYPE`
     "The action of the step that ends now; taps and movement start anew"
     a = noop()
     for k in self.held|self.tapped: a[self.bindings[k]] = 1
@@ -91,7 +91,7 @@ class Game:
         action:dict=None, # What to do, None: what was pressed since the last step
     ):                    # -> `(h,w,3)` uint8 RGB
         "One step of 1/20 s"
-        a = self.player.action(bool(self.obs['isGuiOpen'])) if action is None else noop()|action
+        a = self.player.action(bool(self.obs['isGuiOpen'])) if action is None else to_row(action)
         if self.recorder is not None: self.recorder.add(self.obs['pov'], a)
         self.obs,_ = self.env.step(a)
         self.steps += 1; self.frame = self.picture()

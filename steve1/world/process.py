@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ..base.actions import check_action, noop
+from ..base.actions import to_dict, to_row
 from .blockworld import check_size
 
 # %% ../../nbs/world/process.ipynb #c005
@@ -97,11 +97,6 @@ def __del__(self:ProcessEnv):
     if getattr(self, 'proc', None): self.proc.stdin.close()
 
 # %% ../../nbs/world/process.ipynb #c012
-def _plain(action):
-    "An action for JSON: all keys, in Python's own numbers"
-    check_action(action)
-    return {k:[float(x) for x in v] if k=='camera' else int(v) for k,v in {**noop(),**action}.items()}
-
 def _number(o):
     if isinstance(o, (np.generic,np.ndarray)): return o.tolist()
     raise TypeError(f'{o!r} cannot be sent to another process: numbers, texts, lists and dicts can')
@@ -114,7 +109,7 @@ def begin(self:ProcessEnv,
     "Send a call; `finish` waits for the replies to all that were sent"
     if call=='make': args = dict(what=self.make, kwargs=self.kwargs, path=self.path)
     elif self.proc is None: raise RuntimeError('this world has ended: `reset` starts a new one')
-    if call=='step': args = dict(action=_plain(args['action']))
+    if call=='step': args = dict(action=to_dict(to_row(args['action'])))
     line = json.dumps(dict(call=call, args=args), default=_number).encode()+b'\n'
     if call=='make': self.start()
     self._pending.append((call, self.limits[call]+(self._pending[-1][1] if self._pending else time.monotonic())))
@@ -202,7 +197,7 @@ def reset(self:ProcessEnv,
 
 @patch
 def step(self:ProcessEnv,
-    action:dict, # MineRL's action dict; a key left out is 0
+    action,      # A row of `ACTION_DTYPE`, or a dict as MineRL has it
 ) -> tuple:      # (obs, info)
     "Act for 1/20 s"
     self.begin('step', action=action)

@@ -9,7 +9,7 @@ __all__ = ['Outcome', 'Supervised']
 from collections import deque
 from dataclasses import asdict, dataclass
 from fastcore.basics import patch
-from ..base.actions import check_action
+from ..base.actions import to_row
 from .process import EnvFailed
 from .envs import make_env
 
@@ -90,7 +90,7 @@ def step(self:Supervised,
 ) -> dict:        # Lane -> info; None where the world failed
     "Act once in every world; `obs` holds what is seen then"
     if set(actions)!=set(self.obs): raise ValueError(f'actions for lanes {sorted(actions)}, but {sorted(self.obs)} are playing')
-    for a in actions.values(): check_action(a)
+    actions = {l:to_row(a) for l,a in actions.items()}
     for l,a in actions.items(): self.envs[l].begin('step', action=a)
     self.fresh,infos,wrong = set(),{},None
     for l in actions:
