@@ -44,7 +44,7 @@ def load_system(
     folder, device = Path(weights_dir or data_dir('weights')), get_device(device)
     paths = {k:folder/f'{k}.safetensors' if weights_dir else find_data('weights', f'{k}.safetensors') for k in PARTS}
     missing = [p.name for p in paths.values() if not p.is_file()]
-    hint = restore_hint('weights') if not weights_dir else f"a folder of weights holds {', '.join(p.name for p in paths.values())}"
+    hint = restore_hint('weights') if not weights_dir else f"a folder of weights holds {', '.join(p.name for p in paths.values())}, as `make mini` makes them"
     if missing: raise FileNotFoundError(f"no {', '.join(missing)} in {folder}: {hint}")
     parts = {k:cls.load(paths[k], device).eval() for k,cls in PARTS.items()}
     d = dict(mineclip=parts['mineclip'].d, prior=parts['prior'].d, policy=parts['policy'].cfg.d_goal)

@@ -8,7 +8,7 @@ __all__ = ['sweep', 'task_gains', 'gains', 'answer', 'plot_gains', 'study_data',
 # %% ../../nbs/acting/studies.ipynb #c002
 from pathlib import Path
 import pandas as pd
-from ..config import data_dir, find_data
+from ..config import find_data
 from ..world.tasks import TASKS
 from ..episodes import list_episodes
 from ..data.embed import embed_episodes

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 from fastcore.basics import patch
 from fastcore.script import call_parse, store_true
-from ..config import data_dir, find_data
+from ..config import find_data
 from ..base.files import atomic_path, sha256
 from ..base.jobs import run_jobs
 from ..base.video import EpisodeError, GOP
