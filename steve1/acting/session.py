@@ -20,7 +20,7 @@ from ..config import data_dir
 from ..base.files import atomic_path
 from ..world.blocks import ARENAS
 from ..world.tasks import METRICS, TASKS
-from ..models.tokenizers import Words, split_words
+from ..models.tokenizers import WordTokenizer, split_words
 from ..data.embed import embed_pieces
 from .goals import Goal, PAPER, System, UNCONDITIONAL, as_plan, load_system, make_case
 from ..rollout import Film, Rollout, overlay
@@ -33,8 +33,8 @@ def unknown_words(
     prompt:str,    # Any prompt
 ) -> list: # Empty for a MineCLIP whose vocabulary has every word, and for what is no text
     "The words of a prompt that the system never learned"
-    words = system.clip.words
-    if prompt.strip().lower()==UNCONDITIONAL or '@' in prompt or '.npy' in prompt or not isinstance(words, Words): return []
+    words = system.clip.tokenizer
+    if prompt.strip().lower()==UNCONDITIONAL or '@' in prompt or '.npy' in prompt or not isinstance(words, WordTokenizer): return []
     said = (w for stage in as_plan(system, prompt) for w in re.findall(r"[a-z0-9']+", stage.goal.name.lower()))
     return [w for w in dict.fromkeys(said) if not all(s in words.id for s in split_words(w))]
 
