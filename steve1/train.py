@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_structure, tree_unf
 from safetensors import SafetensorError
 from fastcore.basics import patch
 from fastcore.docments import docments
-from .config import Config, data_dir, get_device, get_dtype, set_seed
+from .config import Config, data_dir, find_data, get_device, get_dtype, set_seed
+from .base.files import check_name
 from .base.untrusted import safe_torch_load
 from .base.checkpoints import load_strict
 from .base.actions import N_BUTTONS, N_CAMERA
@@ -105,7 +106,7 @@ def check(self:TrainConfig):
     if self.shard and self.ema: raise ValueError(f'ema={self.ema}: averaged weights are kept whole on each process; with shard=True use ema=0')
     if self.mix and not 0 < round(self.batch*self.mix_share) < self.batch: raise ValueError(f'mix_share={self.mix_share} of batch={self.batch} lanes leaves one of both samplings without a lane')
     if self.patience < 0: raise ValueError(f'patience={self.patience} must not be negative')
-    if not self.name or Path(self.name).is_absolute() or '..' in Path(self.name).parts: raise ValueError(f'name={self.name!r} must be a folder below data/runs')
+    check_name(self.name)
 
 # %% ../nbs/05_train.ipynb #c012
 def cut_lanes(
@@ -185,7 +186,7 @@ def make_policy(
     new = (lambda: Learner(IDMConfig.preset(preset, **cfg.policy_set))) if kind else lambda: Policy(PolicyConfig.preset(preset, **cfg.policy_set))
     if not cfg.init: return new().start_at(*action_counts(read_sampling(cfg.sampling)[0]))
     if cfg.policy_set: raise ValueError(f'init={cfg.init!r} brings its own configuration; policy_set={cfg.policy_set} cannot change it')
-    return (Learner if kind else Policy).load(data_dir(cfg.init))
+    return (Learner if kind else Policy).load(find_data(cfg.init))
 
 # %% ../nbs/05_train.ipynb #c024
 class Trainer:
