@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from fastcore.script import call_parse
 from .config import Config, data_dir, get_device, get_dtype
-from .base.files import atomic_path
+from .base.files import atomic_path, check_name
 from .base.video import FILM, VideoWriter
 from .base.overlay import DARK, LIT, PALE, draw_box, draw_keys, put_text, video_sheet
 from .world.envs import make_env
@@ -235,7 +235,7 @@ class RolloutConfig(Config):
             if not isinstance(p, str) or not p.strip(): raise ValueError(f'prompts must be texts, not {p!r}')
         for k in ('n_steps','height'):
             if getattr(self, k)<1: raise ValueError(f'{k}={getattr(self, k)} must be positive')
-        if not self.name or Path(self.name).is_absolute() or '..' in Path(self.name).parts: raise ValueError(f'name={self.name!r} must be a folder below data/runs')
+        check_name(self.name)
     @property
     def size(self): return self.height//2*2, self.height*16//9//2*2
 
