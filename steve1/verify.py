@@ -16,7 +16,7 @@ import importlib.metadata as metadata
 import numpy as np
 from packaging.requirements import Requirement
 from fastcore.script import call_parse
-from .config import data_dir, get_device, get_dtype, repo_root
+from .config import data_dir, find_data, get_device, get_dtype, repo_root, restore_hint
 from .base.checkpoints import load_tensors
 from .world.games import RECIPES
 
@@ -105,21 +105,21 @@ def check_video() -> list: # One check
 def check_weights() -> list: # One check a file
     "The weights that ship are there and can be read"
     def look(name):
-        path = data_dir('weights', f'{name}.safetensors')
+        path = find_data('weights', f'{name}.safetensors')
         def read():
             if not path.exists(): return [Check(name, False, 'not there', mend)]
             tensors, _ = load_tensors(path)
             return [Check(name, True, f'{sum(t.numel() for t in tensors.values())/1e6:.1f}M numbers, {path.stat().st_size/1e6:.1f} MB')]
-        mend = f'git restore data/weights/{path.name}   (or make mini)'
+        mend = restore_hint('weights', path.name)
         return _guarded(read, name, mend)
     return [c for name in ('mineclip', 'foundation', 'policy', 'prior', 'idm') for c in look(name)]
 
 def check_episodes() -> list: # One check
     "The episodes that the sample list names are there"
-    lists = [data_dir('samplings', f'sample_{part}.txt') for part in ('train', 'val')]
+    lists = [find_data('samplings', f'sample_{part}.txt') for part in ('train', 'val')]
     lines = [l for p in lists if p.exists() for l in p.read_text().split()]
-    there = [l for l in lines if data_dir(l).is_dir()]
-    return [Check('episodes', bool(lines) and len(there) == len(lines), f'{len(there)} of {len(lines)} sample episodes', 'git restore data/episodes data/samplings')]
+    there = [l for l in lines if find_data(l).is_dir()]
+    return [Check('episodes', bool(lines) and len(there) == len(lines), f'{len(there)} of {len(lines)} sample episodes', restore_hint('episodes', 'sample'))]
 
 def check_disk(
     need:float=5., # Free gigabytes wanted where runs and data sets are written

@@ -23,7 +23,8 @@ from ..world.tasks import METRICS, TASKS
 from ..models.tokenizers import WordTokenizer, split_words
 from ..data.embed import embed_pieces
 from .goals import Goal, PAPER, System, UNCONDITIONAL, as_plan, load_system, make_case
-from ..rollout import Film, Rollout, overlay
+from ..base.video import FILM, VideoWriter
+from ..rollout import Rollout, overlay
 
 # %% ../../nbs/acting/session.ipynb #c005
 OWN_PROMPTS = {k:t.prompt for k,t in TASKS.items() if t.prompt not in PAPER.values()}   # BlockWorld's, where the paper says it otherwise
@@ -227,7 +228,7 @@ def record(self:Session,
     path = Path(path or data_dir('runs', 'play', f'{datetime.now():%Y%m%d_%H%M%S_%f}'[:-3]+'.mp4'))
     if path.suffix!='.mp4': raise ValueError(f'a film is an .mp4, not {path.name!r}')
     with ExitStack() as stack:                                             # the file goes away again if the film cannot begin
-        film = Film(stack.enter_context(atomic_path(path)), self.size)
+        film = VideoWriter(stack.enter_context(atomic_path(path)), self.size, settings=FILM)
         self.path, self.film, self._reel = path, film, stack.pop_all()
     self.script = dict(fps=FPS, size=list(self.size), weights=self.system.weights, seed=self.seed, arena=self.arena, prompt=[], step=[], cond_scale=[], similarity=[], events=[])
     return path
