@@ -15,7 +15,7 @@ import torch
 from ..config import data_dir, find_data, get_device, restore_hint
 from ..base.files import atomic_path, sha256
 from ..world.tasks import TASKS
-from ..models.tokenizers import Words
+from ..models.tokenizers import WordTokenizer
 from ..mineclip import MineCLIP, MineCLIPConfig
 from ..policy import Policy, PolicyConfig
 from ..data.moments import load_moment, parse_moment
@@ -59,7 +59,7 @@ def random_system(
     torch.manual_seed(seed)
     cfg = MineCLIPConfig.preset('tiny', vocab=512)
     phrases = [p for t in TASKS.values() for p in (t.prompt, *t.phrases)]
-    words = Words.fit(phrases, cfg.vocab, cfg.context).words
+    words = WordTokenizer.fit(phrases, cfg.vocab, cfg.context).words
     MineCLIP(cfg, words).save(Path(folder)/'mineclip.safetensors')
     Prior(PriorConfig.preset('tiny', d=cfg.d)).save(Path(folder)/'prior.safetensors')
     Policy(PolicyConfig.preset('tiny', d_goal=cfg.d)).save(Path(folder)/'policy.safetensors')

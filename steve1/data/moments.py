@@ -12,7 +12,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 from ..config import find_data
-from ..base.video import EpisodeError, GOP, VideoReader
+from ..base.video import EpisodeError, GOP, VideoError, VideoReader, open_video
 from ..episodes import Episode, clip_id
 
 # %% ../../nbs/data/moments.ipynb #m005
@@ -58,17 +58,20 @@ def _of_episode(source, step, clip):
 def _of_video(path, frame, clip):
     if clip is None: raise ValueError(f'{path}@{frame}: a video needs MineCLIP to embed it; `save_goal(visual_goal(system, ...), "goal.npy")` makes a file that needs none')
     if frame<GOP-1: raise ValueError(f'no {GOP} frames end at frame {frame} of {path}: give a frame from {GOP-1} on')
-    from steve1.mineclip import resize_frames
-    try: frames = VideoReader(path).read(frame-GOP+1, frame+1)
-    except (EpisodeError, ZeroDivisionError, TypeError): raise ValueError(_video_fault(path, frame)) from None
-    embed = clip.embed_video(resize_frames(frames, clip.image_size))[0]
+    from steve1.mineclip import resize_for_clip
+    try:
+        with VideoReader(path) as video: frames = video.read(frame-GOP+1, frame+1)
+    except EpisodeError: raise ValueError(_video_fault(path, frame)) from None
+    embed = clip.embed_video(resize_for_clip(frames, clip.image_size))[0]
     return Moment(embed.float().cpu().numpy(), f'{Path(path).name}@{frame}')
 
 def _video_fault(path, frame):
     "Why a frame of a video cannot be read, and what to do"
     try:
-        with av.open(str(path)) as file: times = sorted(p.pts for p in file.demux(video=0) if p.pts is not None)
-    except (av.error.FFmpegError, IndexError): return f'{path} is no video that can be read: give a video file such as an .mp4'
+        file, stream = open_video(path)
+        with file: times = sorted(p.pts for p in file.demux(stream) if p.pts is not None)
+    except VideoError as e: return f'{e}: give a video file such as an .mp4'
+    except av.error.FFmpegError as e: return f'{path} is damaged ({e.strerror}): give a sound copy of the video'
     if len(times)<GOP: return f'{path} has {len(times)} frames; a visual prompt needs {GOP}'
     steps = np.diff(times)
     if steps.max()>1.5*max(1, np.median(steps)) or steps.min()<.5*np.median(steps):
