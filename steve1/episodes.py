@@ -20,7 +20,7 @@ from .config import data_dir, find_data, restore_hint
 from .base.files import atomic_path, check_name, sha256
 from .base.untrusted import safe_pickle_load
 from .base.actions import ACTION_DTYPE, KEYS, to_row, to_rows
-from .base.video import EpisodeError, GOP, VideoReader, VideoWriter, short_error
+from .base.video import EpisodeError, GOP, VideoReader, VideoSettings, VideoWriter, short_error
 from .base.remote import MEND, fetch, has_file, is_address, list_remote, local_copy, read_json
 
 # %% ../nbs/03_episodes.ipynb #c007
@@ -72,7 +72,7 @@ class EpisodeWriter:
         self.stack = ExitStack()
         self.dir = self.stack.enter_context(atomic_path(self.path))
         self.dir.mkdir()
-        self.video = VideoWriter(self.dir/'frames.mp4', self.size, self.fps, self.crf)
+        self.video = VideoWriter(self.dir/'frames.mp4', self.size, self.fps, VideoSettings(crf=self.crf))
         self.rows = RowWriter(self.dir/'actions.npy', ACTION_DTYPE)
         return self
 

@@ -22,7 +22,7 @@ from .base.files import atomic_path, check_name, sha256
 from .base.jobs import run_jobs
 from .world.tasks import METRICS, TASKS
 from .world.experts import expert_score
-from .mineclip import MineCLIP, resize_frames
+from .mineclip import MineCLIP, resize_for_clip
 from .policy import Policy
 from .episodes import Episode, list_episodes
 from .acting.goals import Goal, System, UNCONDITIONAL, load_system, make_case, no_goal, text_goal, video_goal
@@ -137,7 +137,7 @@ class Closest:
         "Embed what is waiting"
         if not self.frames: return self.best.numpy()
         x = np.stack(self.frames, 1); b,n = x.shape[:2]; self.frames = []
-        feats = self.clip.embed_frames(resize_frames(x.reshape(-1, *x.shape[2:]), self.clip.image_size), rgb=True).cpu().view(b, n, -1)
+        feats = self.clip.embed_frames(resize_for_clip(x.reshape(-1, *x.shape[2:]), self.clip.image_size), rgb=True).cpu().view(b, n, -1)
         feats = feats if self.tail is None else torch.cat([self.tail, feats], 1); self.tail = feats[:, -15:]
         if feats.shape[1]>=16:
             cos = torch.stack([F.normalize(self.clip.embed_windows(f).float().cpu(), dim=-1) @ self.goals.T for f in feats])

@@ -19,8 +19,8 @@ from ..config import data_dir, find_data, get_device, restore_hint
 from ..base.files import atomic_path, sha256
 from ..base.video import EpisodeError, VideoReader
 from ..world.tasks import METRICS, TASKS
-from ..models.tokenizers import Words
-from ..mineclip import MineCLIP, MineCLIPConfig, resize_frames
+from ..models.tokenizers import WordTokenizer
+from ..mineclip import MineCLIP, MineCLIPConfig, resize_for_clip
 from ..policy import Policy, PolicyConfig
 from ..episodes import Episode, clip_id
 from ..prior import Prior, PriorConfig
@@ -59,7 +59,7 @@ def random_system(
     "Save an untrained system of size tiny"
     torch.manual_seed(seed)
     cfg = MineCLIPConfig.preset('tiny', vocab=512)
-    words = Words.fit([p for t in TASKS.values() for p in (t.prompt, *t.phrases)], cfg.vocab, cfg.context).words
+    words = WordTokenizer.fit([p for t in TASKS.values() for p in (t.prompt, *t.phrases)], cfg.vocab, cfg.context).words
     MineCLIP(cfg, words).save(Path(folder)/'mineclip.safetensors')
     Prior(PriorConfig.preset('tiny', d=cfg.d)).save(Path(folder)/'prior.safetensors')
     Policy(PolicyConfig.preset('tiny', d_goal=cfg.d)).save(Path(folder)/'policy.safetensors')
@@ -136,7 +136,7 @@ def video_goal(
 ) -> Goal:
     "A goal from a moment of a video file"
     if frame<15: raise ValueError(f'no 16 frames end at frame {frame} of {path}: give a frame from 15 on')
-    frames = resize_frames(VideoReader(path).read(frame-15, frame+1), system.clip.image_size)
+    frames = resize_for_clip(VideoReader(path).read(frame-15, frame+1), system.clip.image_size)
     return Goal(name or f'{Path(path).name}@{frame}', system.clip.embed_video(frames)[0].float().cpu().numpy())
 
 def saved_goal(
