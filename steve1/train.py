@@ -7,7 +7,7 @@ __all__ = ['PARTS', 'FREE', 'TrainConfig', 'cut_lanes', 'freeze', 'Mixture', 'ac
            'Trainer', 'frame_sums', 'train', 'parse_args', 'usage', 'main', 'clear_params', 'read_params']
 
 # %% ../nbs/05_train.ipynb #c002
-import contextlib, json, os, platform, shutil, signal, sys, time
+import contextlib, json, math, os, platform, shutil, signal, sys, time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ from .models.idm import IDMConfig, Learner
 from .episodes import Episode
 from .data.sampling import read_sampling
 from .dataset import ChunkStream, DataConfig, joint_actions
-from .training.optim import Averaged, lr_at, param_groups, shard, share_of, whole
+from .training.optim import AveragedWeights, full_tensor, param_groups, shard, shard_like, warmup_cosine
 from .training.runs import KEPT, RunLog, StopRequest, Stopped, find_state, machine, no_room, read_metrics, rng_state, set_rng_state, swap_in, write
 from .training.features import FeatureStream, FromFeatures, cache_features
 
@@ -239,7 +239,7 @@ def prepare(self:Trainer):
     if cfg.compile: self.net.compile()
     self.model = self.net if cfg.shard else self.acc.prepare(self.net)         # what is called in training
     self.opt = torch.optim.AdamW(param_groups(self.policy, cfg.weight_decay), lr=cfg.lr, fused=True)
-    self.avg = Averaged(self.policy.parameters(), cfg.ema)
+    self.avg = AveragedWeights(self.policy.parameters(), cfg.ema)
 
 @patch
 def make_streams(self:Trainer):
@@ -279,13 +279,21 @@ def frame_sums(
     right = [(x & keep).sum() for x in out.right(batch['buttons'], batch['camera'])] if hits else [0*n]*2
     return torch.stack([logs['nll_buttons']*n, logs['nll_camera']*n, n, *right, n*hits])
 
+def _learning_rate(
+    frames:int,      # Frames trained on before this step
+    cfg:TrainConfig, # Uses lr, warmup_frames, n_frames and schedule
+) -> float:
+    "The published schedule: by frames; its cosine would reach zero at 1.1 n_frames"
+    end = int(1.1*cfg.n_frames) if cfg.schedule == 'cosine' else math.inf
+    return warmup_cosine(frames, cfg.lr, cfg.warmup_frames, end)
+
 @patch
 def train_step(self:Trainer,
     batch:dict, # This process's lanes, on the device
 ) -> torch.Tensor: # frame_sums of this process, and the gradient norm
     "One optimizer step"
     cfg,total = self.cfg,0
-    for g in self.opt.param_groups: g['lr'] = lr_at(self.frames, cfg)
+    for g in self.opt.param_groups: g['lr'] = _learning_rate(self.frames, cfg)
     for j,part in enumerate(cut_lanes(batch, cfg.accumulate)):
         with self.exchange(j == cfg.accumulate-1):
             with self.autocast(): out,mem = self.model(part['img'], part['goal'], part['first'], self.mem[j])
@@ -294,7 +302,7 @@ def train_step(self:Trainer,
             self.acc.backward(loss / cfg.accumulate)
         self.mem[j] = tree_map(lambda x: x.detach() if torch.is_tensor(x) else x, mem)
         total = total + frame_sums(out, part, logs, hits=(self.step+1) % cfg.log_every == 0)
-    norm = whole(torch.nn.utils.clip_grad_norm_([p for g in self.opt.param_groups for p in g['params']], cfg.clip))
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_([p for g in self.opt.param_groups for p in g['params']], cfg.clip))
     if not norm <= cfg.grad_limit: self.broken(f'the gradient norm {norm:.4g} is not below grad_limit={cfg.grad_limit:g}', batch)
     self.opt.step(); self.opt.zero_grad()
     self.avg.update()
@@ -374,7 +382,7 @@ def note(self:Trainer,
     self.seconds += took
     if self.step % cfg.log_every: return
     self.sums = {}
-    weights = whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.detach() for p in self.policy.parameters()]))))
+    weights = full_tensor(torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.detach() for p in self.policy.parameters()]))))
     if not self.is_main: return
     (nb,nc,n,hb,hc,m),k = s['frame'].tolist(),s['n']
     self.log.add({'step':self.step, 'frames':self.frames, 'kind':'train', 'loss/train':(nb+nc)/n, 'loss/train_buttons':nb/n, 'loss/train_camera':nc/n,
@@ -399,7 +407,7 @@ def save(self:Trainer,
     "Write a checkpoint into the run's folder"
     cfg,path = self.policy.cfg,self.run/f'{name}.safetensors'
     if self.cfg.shard: # every process brings its share
-        weights = {k:whole(v).cpu() for k,v in self.policy.state_dict().items()}
+        weights = {k:full_tensor(v).cpu() for k,v in self.policy.state_dict().items()}
         if self.is_main: load_strict(type(self.policy)(cfg), weights).save(path, record=self.record())
     elif self.is_main:
         with self.avg.applied(): self.policy.save(path, record=self.record())
@@ -412,7 +420,7 @@ def save_state(self:Trainer):
     if self.is_main:
         shutil.rmtree(new, ignore_errors=True); new.mkdir(parents=True)
     acc.wait_for_everyone()
-    model,opt = tree_map(whole, (dict(self.policy.state_dict()), self.opt.state_dict()))
+    model,opt = tree_map(full_tensor, (dict(self.policy.state_dict()), self.opt.state_dict()))
     write(dict(mem=tree_flatten(self.mem)[0], rng=rng_state(), sums=self.sums), new/f'rank{acc.process_index}.pt')
     if self.is_main:
         write(dict(cfg=self.cfg.to_dict(), world=acc.num_processes, model=model, opt=opt, mean=self.avg.mean, mean_n=self.avg.n,
@@ -433,9 +441,9 @@ def load_state(self:Trainer,
         f"start as many, or begin a new run with init=runs/{self.cfg.name}/latest.safetensors")
     own = safe_torch_load(folder/f'rank{acc.process_index}.pt', dev)
     params = [p for g in self.opt.param_groups for p in g['params']]
-    for i,state in main['opt']['state'].items(): main['opt']['state'][i] = {k:share_of(v, params[i]) for k,v in state.items()}
+    for i,state in main['opt']['state'].items(): main['opt']['state'][i] = {k:shard_like(v, params[i]) for k,v in state.items()}
     now = self.policy.state_dict()
-    self.policy.load_state_dict({k:share_of(v, now[k]) for k,v in main['model'].items()})
+    self.policy.load_state_dict({k:shard_like(v, now[k]) for k,v in main['model'].items()})
     self.opt.load_state_dict(main['opt'])
     self.avg.mean,self.avg.n = main['mean'],main['mean_n']
     for k in KEPT: setattr(self, k, main[k])
