@@ -28,7 +28,6 @@ class ProcessVectorEnv(WorldVectorEnv):
         super().__init__(num_envs, size, **kwargs)
         self.make, self.patience, self._failed_in_a_row = make, patience, 0
         self.envs = [None]*num_envs
-        self.failures = [None]*num_envs   # `EnvFailed` of each world that is lost
         self._latest = [(None, {})]*num_envs
 
     def picture(self,

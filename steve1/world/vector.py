@@ -91,6 +91,7 @@ class WorldVectorEnv(VectorEnv):
         self.action_space, self.observation_space = (batch_space(s, num_envs) for s in (self.single_action_space, self.single_observation_space))
         self._rngs, self._elapsed = [None]*num_envs, np.zeros(num_envs, np.int64)
         self.terminated, self.truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
+        self.failures = [None]*num_envs   # `EnvFailed` of each world that is lost
 
     @property
     def ended(self): return self.terminated | self.truncated      # bool (n,): worlds whose episode is over
