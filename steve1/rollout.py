@@ -28,7 +28,8 @@ from .world.vector import one_world
 from .world.tasks import METRICS, MetricTracker
 from .world.experts import START_ITEMS
 from .policy import Agent, Policy
-from .acting.goals import Case, System, as_plan, load_system, make_case
+from .acting.goals import System, load_system
+from .acting.schedules import Case, parse_schedule, make_case
 
 # %% ../nbs/07_rollout.ipynb #c011
 class Rollout:
@@ -232,7 +233,7 @@ def as_case(
     cfg:RolloutConfig, # `draw`, `cond_scale`, `arena`
 ) -> Case:
     "What a run's prompt asks for in one of its worlds"
-    plan = as_plan(system, prompt, seed if cfg.draw else None)
+    plan = parse_schedule(system, prompt, seed if cfg.draw else None)
     goal, scale = plan[0].goal, plan[0].cond_scale
     if len(plan)>1: return make_case(plan, seed, cfg.cond_scale, cfg.arena, name=prompt.strip())
     return make_case(goal, seed, cfg.cond_scale if scale is None else scale, cfg.arena)

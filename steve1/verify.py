@@ -236,7 +236,8 @@ def check_rollout(
     n:int=20, # Steps
 ) -> list: # One check
     "From a sentence to play"
-    from steve1.acting.goals import load_system, make_case, text_goal
+    from steve1.acting.goals import load_system, text_goal
+    from steve1.acting.schedules import make_case
     from steve1.rollout import rollout
     t0 = time.perf_counter()
     system = load_system()
