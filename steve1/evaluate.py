@@ -131,7 +131,7 @@ class Closest:
         self.best, self.frames, self.tail = torch.full((worlds, len(goals)), torch.nan), [], None
 
     def __call__(self, r, rows):
-        self.frames.append(np.stack([o['pov'] for o in r.obs]))
+        self.frames.append(r.obs['pov'])
         if len(self.frames)==self.piece: self.scores()
 
     def scores(self): # (worlds,k) cosines so far; NaN before 16 frames

@@ -152,8 +152,8 @@ def _unseen(self:Session):
 @patch
 def _watch(self:Session):
     "Show MineCLIP the present moment"
-    pov, size = self.game.obs[0]['pov'], self.system.clip.image_size
-    self.fresh.append(pov if pov.shape[:2]==size else cv2.resize(self.game.envs[0].render(self.size), size[::-1]))
+    pov, size = self.game.obs['pov'][0], self.system.clip.image_size
+    self.fresh.append(pov if pov.shape[:2]==size else cv2.resize(self.game.envs.picture(0, self.size), size[::-1]))
     if len(self.fresh)<self.score_every: return
     e = next(self.embeds)[-1]
     self.embed = None if np.isnan(e[0]) else e
@@ -173,7 +173,7 @@ def picture(self:Session,
     row=None,  # What was done in it, a row of `ACTION_DTYPE`
 ): # uint8 (h,w,3)
     "The present moment, with prompt and keys where `keys` is set"
-    view = self.game.envs[0].render(self.size)
+    view = self.game.envs.picture(0, self.size)
     return overlay(view, case, self.t, row, self.values) if self.keys and case else view
 
 @patch
