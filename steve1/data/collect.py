@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from ..config import Config, data_dir
 from ..base.commands import command
 from ..base.downloads import DownloadError, download
-from ..base.files import sole_writer
+from ..base.files import open_plain, sole_writer
 from ..base.jobs import run_jobs
 from ..episodes import dataset_dir
 from .embed import load_clip
@@ -125,7 +125,7 @@ def add(self:Ledger,
     "Append an event"
     self.path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(dict(name=name, what=what, reason=reason)).encode()
-    with open(self.path, 'ab+') as f:
+    with open_plain(self.path, 'ab+') as f: # refuses a link
         f.seek(-min(1, f.tell()), os.SEEK_END)
         start = b'' if f.read(1) in (b'', b'\n') else b'\n'
         os.write(f.fileno(), start+line+b'\n')

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DROP_REASONS', 'RecordingError', 'json_lines', 'read_steps', 'ContractorActions', 'parse_steps', 'load_cursor',
-           'draw_cursor', 'batches', 'ContractorFrames', 'frame_sizes', 'write_recording', 'check_size',
-           'ContractorConfig', 'recorder_version', 'write_frames', 'convert_contractor', 'write_contractor']
+           'draw_cursor', 'batches', 'ContractorFrames', 'open_recording', 'frame_sizes', 'write_recording',
+           'check_size', 'ContractorConfig', 'recorder_version', 'write_frames', 'convert_contractor',
+           'write_contractor']
 
 # %% ../../nbs/data/contractor.ipynb #c002
 import hashlib, json, re
@@ -23,7 +24,7 @@ from ..config import Config
 from ..base.actions import ACTION_DTYPE, HOTBAR, KEYS
 from ..base.commands import FrameSize
 from ..base.files import sha256
-from ..base.video import VideoWriter, short_error
+from ..base.video import VideoError, VideoWriter, open_video, resize_frames, short_error
 from ..episodes import EpisodeWriter, RowWriter, clip_id
 from .embed import embed_pieces
 
@@ -235,21 +236,23 @@ def _kept(self:ContractorFrames):
         if i >= len(busy) or not busy[i]: continue
         full = convert.reformat(f, format='rgb24').to_ndarray()
         if self.rec.gui[i]: draw_cursor(full, *self.rec.cursor[i], self.cursor)
-        yield i, [cv2.resize(full, (w,h), interpolation=cv2.INTER_LINEAR) for h,w in self.sizes]
+        yield i, [resize_frames(full, s) for s in self.sizes]
 
 # %% ../../nbs/data/contractor.ipynb #c030
+def open_recording(
+    path:Path, # A video
+) -> tuple: # FFmpeg's container (a context manager), and its video stream
+    "Open a recording's video; RecordingError says what is wrong with it"
+    try: return open_video(path)
+    except VideoError as e: raise RecordingError(str(e).replace(f'{path} is', f'{path.name}:')) from None
+
 @patch
 def _decode(self:ContractorFrames):
     "Yields all frames as PyAV decodes them; counts them in `n`"
     name, self.n = self.video.name, 0
     if not self.video.is_file(): raise RecordingError(f"no video at {self.video}")
-    try:
-        file = av.open(str(self.video))
-        stream = file.streams.video[0]
-    except (av.error.FFmpegError, IndexError, ValueError) as e:
-        raise RecordingError(f"{name}: no readable video ({short_error(e)})") from None
+    file, stream = open_recording(self.video)
     with file:
-        stream.codec_context.thread_count = 1
         self.size = stream.codec_context.height, stream.codec_context.width
         try:
             for f in file.decode(stream): yield f; self.n += 1
@@ -396,7 +399,7 @@ def write_contractor(
     video = VideoWriter(mp4, size)
     for a in range(start, stop, 64):
         frames = episode.frames(a, min(a+64, stop))
-        video.add(np.stack([cv2.resize(f, size[::-1], interpolation=cv2.INTER_NEAREST) for f in frames]))
+        video.add(resize_frames(frames, size, cv2.INTER_NEAREST))
     video.close()
     rows = np.asarray(episode.actions[start:stop])
     gui = np.zeros(len(rows), bool) if gui is None else gui

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tyro
-from ..config import Config, data_dir
+from ..config import Config, data_dir, find_data
 from ..base.commands import command
-from ..base.files import atomic_path
+from ..base.files import atomic_path, check_name
 from ..base.remote import is_address, local_copy, origin
 from ..episodes import Episode, list_episodes
 
@@ -148,7 +148,7 @@ def _relative(p):
     if is_address(address := origin(p)): return address
     return p.relative_to(data_dir()).as_posix() if p.is_relative_to(data_dir()) else str(p)
 
-def _sampling_paths(name): return tuple(data_dir('samplings', f'{name}_{k}.txt') for k in ('train','val'))
+def _files(name): return f'{name}_train.txt', f'{name}_val.txt'
 
 def make_sampling(
     name:str,             # What a training run will call it
@@ -159,10 +159,11 @@ def make_sampling(
     **kw,                 # `train_frames`, `val_frames`, `mix`, `upstream`, see `split_episodes`
 ) -> tuple: # Paths of the two files
     "Split whole episodes of some datasets into a training and a validation list"
-    paths, lists = _sampling_paths(name), split_episodes(datasets, val_share, seed, **kw)
+    check_name(name, 'sampling', 'samplings')
+    lists, paths = split_episodes(datasets, val_share, seed, **kw), [data_dir('samplings', f) for f in _files(name)]
     for path,episodes in zip(paths, () if dry_run else lists):
         with atomic_path(path) as p: p.write_text(''.join(_relative(e)+'\n' for e in episodes))
-    return paths
+    return tuple(paths)
 
 # %% ../../nbs/data/sampling.ipynb #c019
 def _read_list(path, name):
@@ -172,7 +173,7 @@ def _read_list(path, name):
         raise FileNotFoundError(f"no sampling {name!r} ({path}); known: {', '.join(known) or 'none'}; "
             f"`make_sampling({name!r}, datasets)` makes it")
     lines = [l.strip() for l in path.read_text().splitlines() if l.strip()]
-    found = {l:local_copy(l) if is_address(l) else data_dir(l) for l in dict.fromkeys(lines)}
+    found = {l:local_copy(l) if is_address(l) else find_data(l) for l in dict.fromkeys(lines)}
     missing = [p for p in found.values() if not p.is_dir()]
     if missing:
         raise FileNotFoundError(f"{path.name} names {len(missing)} episodes that are not there, such as {missing[0]}; "
@@ -183,7 +184,7 @@ def read_sampling(
     name:str, # As given to `make_sampling`
 ) -> tuple: # (train, val): lists of episode folders; in a mixture a folder may be listed several times
     "The two lists of a sampling"
-    train, val = (_read_list(p, name) for p in _sampling_paths(name))
+    train, val = (_read_list(find_data('samplings', f), name) for f in _files(name))
     trained = {os.path.realpath(p) for p in train}
     if both := {p for p in val if os.path.realpath(p) in trained}:
         names = ', '.join(sorted(p.name for p in both)[:3])

@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ..base.actions import to_rows
 from ..base.files import sha256
 from ..episodes import Episode, write_meta
 from .contractor import RecordingError
@@ -55,9 +54,9 @@ def label_recording(
     idm,           # An `IDM`
 ) -> tuple: # `ActionLines`, one a step; float32 (n,), the model's probability of each
     "What was done at each step, as a model sees it"
-    from steve1.models.idm import to_actions
-    cols, confidence = to_actions(idm.label(_StepFrames(rec, idm.cfg.image_size), dtype='auto'))
-    return ActionLines(to_rows(cols), 'labelled', None, None), confidence
+    from steve1.models.idm import label_rows
+    rows, confidence = label_rows(idm.label(_StepFrames(rec, idm.cfg.image_size), dtype='auto'))
+    return ActionLines(rows, 'labelled', None, None), confidence
 
 # %% ../../nbs/data/silent.ipynb #c008
 def low_confidence(

@@ -17,8 +17,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from fastcore.basics import patch
 from ..base.actions import ACTION_DTYPE, KEYS, check_action
-from ..base.video import short_error
-from .contractor import RecordingError, json_lines, parse_steps, read_steps
+from ..base.video import resize_frames, short_error
+from .contractor import RecordingError, json_lines, open_recording, parse_steps, read_steps
 
 # %% ../../nbs/data/tracks.ipynb #c005
 def _check_keys(line, where, all_keys):
@@ -174,15 +174,6 @@ def _read_picture(path):
     return cv2.cvtColor(x, cv2.COLOR_BGR2RGB)
 
 # %% ../../nbs/data/tracks.ipynb #c019
-def _open(path):
-    "(file, video stream) of a video"
-    try: file = av.open(str(path))
-    except (av.error.FFmpegError, ValueError) as e:
-        raise RecordingError(f"{path.name}: no readable video ({short_error(e)})") from None
-    if file.streams.video: return file, file.streams.video[0]
-    file.close()
-    raise RecordingError(f"{path.name}: a file without a video in it")
-
 def _times_of(pts, rate, base):
     "Times of frames shown at `pts`, in units of `base` seconds; without them at an even rate"
     if None in pts: return Times.even(len(pts), rate or 20)
@@ -192,7 +183,7 @@ def _times_of(pts, rate, base):
 
 def _video_times(path):
     "Times of a video's frames from its index, and their height and width"
-    file, stream = _open(path)
+    file, stream = open_recording(path)
     with file:
         try: packets = [(p.pts, p.is_discard) for p in file.demux(stream) if p.size]
         except av.error.FFmpegError as e:
@@ -245,8 +236,8 @@ def frames(self:Recording): # Yields uint8 RGB (h,w,3)
 @patch
 def _decode(self:Recording):
     "Yields the frames of the video"
-    file, stream = _open(self.video)
-    stream.codec_context.thread_count, convert, i = 1, VideoReformatter(), 0
+    file, stream = open_recording(self.video)
+    convert, i = VideoReformatter(), 0
     with file:
         try:
             for i,f in enumerate(file.decode(stream), 1): yield convert.reformat(f, format='rgb24').to_ndarray()
@@ -264,5 +255,5 @@ def fit_frame(
     (h,w), (to_h,to_w) = x.shape[:2], size
     if (h,w) == (to_h,to_w): return x
     if (h > _RENDERED[0] or w > _RENDERED[1]) and to_h <= _RENDERED[0] and to_w <= _RENDERED[1]:
-        x = cv2.resize(x, _RENDERED[::-1], interpolation=cv2.INTER_AREA)
-    return cv2.resize(x, (to_w,to_h), interpolation=cv2.INTER_LINEAR)
+        x = resize_frames(x, _RENDERED, cv2.INTER_AREA)
+    return resize_frames(x, size)
