@@ -7,7 +7,7 @@ __all__ = ['PARTS', 'FREE', 'TrainConfig', 'cut_lanes', 'freeze', 'Mixture', 'ac
            'Trainer', 'frame_sums', 'train', 'parse_args', 'usage', 'main', 'clear_params', 'read_params']
 
 # %% ../nbs/05_train.ipynb #c002
-import contextlib, json, os, platform, shutil, signal, sys, time
+import contextlib, json, math, os, platform, shutil, signal, sys, time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -20,16 +20,17 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_structure, tree_unf
 from safetensors import SafetensorError
 from fastcore.basics import patch
 from fastcore.docments import docments
-from .config import Config, data_dir, get_device, get_dtype, set_seed
+from .config import Config, data_dir, find_data, get_device, get_dtype, set_seed
+from .base.files import check_name
 from .base.untrusted import safe_torch_load
 from .base.checkpoints import load_strict
 from .base.actions import N_BUTTONS, N_CAMERA
 from .policy import Policy, PolicyConfig
-from .models.idm import IDMConfig, Learner
+from .models.idm import IDMConfig, TrainableIDM
 from .episodes import Episode
 from .data.sampling import read_sampling
 from .dataset import ChunkStream, DataConfig, joint_actions
-from .training.optim import Averaged, lr_at, param_groups, shard, share_of, whole
+from .training.optim import AveragedWeights, full_tensor, param_groups, shard, shard_like, warmup_cosine
 from .training.runs import KEPT, RunLog, StopRequest, Stopped, find_state, machine, no_room, read_metrics, rng_state, set_rng_state, swap_in, write
 from .training.features import FeatureStream, FromFeatures, cache_features
 
@@ -105,7 +106,7 @@ def check(self:TrainConfig):
     if self.shard and self.ema: raise ValueError(f'ema={self.ema}: averaged weights are kept whole on each process; with shard=True use ema=0')
     if self.mix and not 0 < round(self.batch*self.mix_share) < self.batch: raise ValueError(f'mix_share={self.mix_share} of batch={self.batch} lanes leaves one of both samplings without a lane')
     if self.patience < 0: raise ValueError(f'patience={self.patience} must not be negative')
-    if not self.name or Path(self.name).is_absolute() or '..' in Path(self.name).parts: raise ValueError(f'name={self.name!r} must be a folder below data/runs')
+    check_name(self.name)
 
 # %% ../nbs/05_train.ipynb #c012
 def cut_lanes(
@@ -182,10 +183,10 @@ def make_policy(
     "The policy to start from: a checkpoint below data/, or random weights"
     kind, _, preset = cfg.policy.rpartition('/')
     if kind not in ('', 'idm'): raise ValueError(f"policy={cfg.policy!r} is neither a PolicyConfig preset nor 'idm/' and an IDMConfig preset")
-    new = (lambda: Learner(IDMConfig.preset(preset, **cfg.policy_set))) if kind else lambda: Policy(PolicyConfig.preset(preset, **cfg.policy_set))
-    if not cfg.init: return new().start_at(*action_counts(read_sampling(cfg.sampling)[0]))
+    new = (lambda: TrainableIDM(IDMConfig.preset(preset, **cfg.policy_set))) if kind else lambda: Policy(PolicyConfig.preset(preset, **cfg.policy_set))
+    if not cfg.init: return new().init_head_bias(*action_counts(read_sampling(cfg.sampling)[0]))
     if cfg.policy_set: raise ValueError(f'init={cfg.init!r} brings its own configuration; policy_set={cfg.policy_set} cannot change it')
-    return (Learner if kind else Policy).load(data_dir(cfg.init))
+    return (TrainableIDM if kind else Policy).load(find_data(cfg.init))
 
 # %% ../nbs/05_train.ipynb #c024
 class Trainer:
@@ -239,7 +240,7 @@ def prepare(self:Trainer):
     if cfg.compile: self.net.compile()
     self.model = self.net if cfg.shard else self.acc.prepare(self.net)         # what is called in training
     self.opt = torch.optim.AdamW(param_groups(self.policy, cfg.weight_decay), lr=cfg.lr, fused=True)
-    self.avg = Averaged(self.policy.parameters(), cfg.ema)
+    self.avg = AveragedWeights(self.policy.parameters(), cfg.ema)
 
 @patch
 def make_streams(self:Trainer):
@@ -254,7 +255,7 @@ def make_streams(self:Trainer):
 def make_stream(self:Trainer, episodes, lanes, rank=0, world=1, **kw):
     "Chunks of these episodes for the lanes of one process"
     cfg = self.cfg
-    data = DataConfig.preset(cfg.data, T=cfg.T, min_gap=cfg.min_gap, max_gap=cfg.max_gap, goals=cfg.goals, all_steps=isinstance(self.policy, Learner), **kw)
+    data = DataConfig.preset(cfg.data, T=cfg.T, min_gap=cfg.min_gap, max_gap=cfg.max_gap, goals=cfg.goals, all_steps=isinstance(self.policy, TrainableIDM), **kw)
     stream = (FeatureStream if self.features else ChunkStream)(episodes, data, lanes, rank, world, d_goal=self.policy.cfg.d_goal)
     if self.features: stream.folder = self.folder
     return stream
@@ -276,8 +277,16 @@ def frame_sums(
 ) -> torch.Tensor: # (6,) sums over kept frames: nll of buttons and camera, count; hits of buttons and camera, count of those
     "What the logs need from a batch"
     n,keep = logs['kept'].float(),batch['keep']
-    right = [(x & keep).sum() for x in out.right(batch['buttons'], batch['camera'])] if hits else [0*n]*2
+    right = [(x & keep).sum() for x in out.correct(batch['buttons'], batch['camera'])] if hits else [0*n]*2
     return torch.stack([logs['nll_buttons']*n, logs['nll_camera']*n, n, *right, n*hits])
+
+def _learning_rate(
+    frames:int,      # Frames trained on before this step
+    cfg:TrainConfig, # Uses lr, warmup_frames, n_frames and schedule
+) -> float:
+    "The published schedule: by frames; its cosine would reach zero at 1.1 n_frames"
+    end = int(1.1*cfg.n_frames) if cfg.schedule == 'cosine' else math.inf
+    return warmup_cosine(frames, cfg.lr, cfg.warmup_frames, end)
 
 @patch
 def train_step(self:Trainer,
@@ -285,7 +294,7 @@ def train_step(self:Trainer,
 ) -> torch.Tensor: # frame_sums of this process, and the gradient norm
     "One optimizer step"
     cfg,total = self.cfg,0
-    for g in self.opt.param_groups: g['lr'] = lr_at(self.frames, cfg)
+    for g in self.opt.param_groups: g['lr'] = _learning_rate(self.frames, cfg)
     for j,part in enumerate(cut_lanes(batch, cfg.accumulate)):
         with self.exchange(j == cfg.accumulate-1):
             with self.autocast(): out,mem = self.model(part['img'], part['goal'], part['first'], self.mem[j])
@@ -294,7 +303,7 @@ def train_step(self:Trainer,
             self.acc.backward(loss / cfg.accumulate)
         self.mem[j] = tree_map(lambda x: x.detach() if torch.is_tensor(x) else x, mem)
         total = total + frame_sums(out, part, logs, hits=(self.step+1) % cfg.log_every == 0)
-    norm = whole(torch.nn.utils.clip_grad_norm_([p for g in self.opt.param_groups for p in g['params']], cfg.clip))
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_([p for g in self.opt.param_groups for p in g['params']], cfg.clip))
     if not norm <= cfg.grad_limit: self.broken(f'the gradient norm {norm:.4g} is not below grad_limit={cfg.grad_limit:g}', batch)
     self.opt.step(); self.opt.zero_grad()
     self.avg.update()
@@ -374,7 +383,7 @@ def note(self:Trainer,
     self.seconds += took
     if self.step % cfg.log_every: return
     self.sums = {}
-    weights = whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.detach() for p in self.policy.parameters()]))))
+    weights = full_tensor(torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.detach() for p in self.policy.parameters()]))))
     if not self.is_main: return
     (nb,nc,n,hb,hc,m),k = s['frame'].tolist(),s['n']
     self.log.add({'step':self.step, 'frames':self.frames, 'kind':'train', 'loss/train':(nb+nc)/n, 'loss/train_buttons':nb/n, 'loss/train_camera':nc/n,
@@ -399,7 +408,7 @@ def save(self:Trainer,
     "Write a checkpoint into the run's folder"
     cfg,path = self.policy.cfg,self.run/f'{name}.safetensors'
     if self.cfg.shard: # every process brings its share
-        weights = {k:whole(v).cpu() for k,v in self.policy.state_dict().items()}
+        weights = {k:full_tensor(v).cpu() for k,v in self.policy.state_dict().items()}
         if self.is_main: load_strict(type(self.policy)(cfg), weights).save(path, record=self.record())
     elif self.is_main:
         with self.avg.applied(): self.policy.save(path, record=self.record())
@@ -412,7 +421,7 @@ def save_state(self:Trainer):
     if self.is_main:
         shutil.rmtree(new, ignore_errors=True); new.mkdir(parents=True)
     acc.wait_for_everyone()
-    model,opt = tree_map(whole, (dict(self.policy.state_dict()), self.opt.state_dict()))
+    model,opt = tree_map(full_tensor, (dict(self.policy.state_dict()), self.opt.state_dict()))
     write(dict(mem=tree_flatten(self.mem)[0], rng=rng_state(), sums=self.sums), new/f'rank{acc.process_index}.pt')
     if self.is_main:
         write(dict(cfg=self.cfg.to_dict(), world=acc.num_processes, model=model, opt=opt, mean=self.avg.mean, mean_n=self.avg.n,
@@ -433,9 +442,9 @@ def load_state(self:Trainer,
         f"start as many, or begin a new run with init=runs/{self.cfg.name}/latest.safetensors")
     own = safe_torch_load(folder/f'rank{acc.process_index}.pt', dev)
     params = [p for g in self.opt.param_groups for p in g['params']]
-    for i,state in main['opt']['state'].items(): main['opt']['state'][i] = {k:share_of(v, params[i]) for k,v in state.items()}
+    for i,state in main['opt']['state'].items(): main['opt']['state'][i] = {k:shard_like(v, params[i]) for k,v in state.items()}
     now = self.policy.state_dict()
-    self.policy.load_state_dict({k:share_of(v, now[k]) for k,v in main['model'].items()})
+    self.policy.load_state_dict({k:shard_like(v, now[k]) for k,v in main['model'].items()})
     self.opt.load_state_dict(main['opt'])
     self.avg.mean,self.avg.n = main['mean'],main['mean_n']
     for k in KEPT: setattr(self, k, main[k])

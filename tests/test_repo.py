@@ -141,6 +141,11 @@ def test_readme_is_in_step_with_index():
     assert (ROOT/'README.md').read_text() == text, '`make readme` mends this'
     for name,data in images.items(): assert (ROOT/'nbs'/'images'/name).read_bytes() == data
 
+def test_folder_pages_are_in_step_with_index():
+    pages = repo.folder_pages()
+    assert {p.parent for p in pages} == {p.parent for p in ROWS} - {ROOT/'nbs'}
+    for path,text in pages.items(): assert path.read_text() == text, '`make readme` writes them'
+
 def test_readme_links_and_commands():
     text = (ROOT/'README.md').read_text()
     commands = set(re.findall(r'\bmake (\w+)', '\n'.join(re.findall(r'```.*?```|`[^`\n]+`', text, re.S))))

@@ -17,6 +17,17 @@ def rows(root=ROOT):
     found = re.findall(r'^\| (?:\*\*|· )\[([\w/]+)\]\(\1\.ipynb\)', text, re.M)
     return [root/'nbs'/f'{p}.ipynb' for p in found]
 
+def folder_pages(root=ROOT):
+    "{README.md of a folder of side rooms: its text}, from the index's list of folders and its table"
+    text = '\n'.join(''.join(c['source']) for c in json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells'])
+    pages = {}
+    for folder,about in re.findall(r'^- \*\*(\w+)/\*\*: (.+)$', text, re.M):
+        table = re.findall(rf'^\| · \[{folder}/(\w+)\]\([\w/]+\.ipynb\) \| (.+) \|$', text, re.M)
+        lines = [f'| [{name}]({name}.ipynb) | {what} |' for name,what in table]
+        pages[root/'nbs'/folder/'README.md'] = '\n'.join([HEADER.strip(), '', f'# {folder}', '', about[0].upper()+about[1:], '',
+            f'Exported as `steve1.{folder}`. [All notebooks](../index.ipynb) in reading order.', '', '| notebook | what you find there |', '|---|---|', *lines, ''])
+    return pages
+
 def out_of_step():
     "Paths that a fresh export and clean would change, found in a copy: nothing here is touched"
     env = {k:v for k,v in os.environ.items() if k != 'IN_TEST'} # with it nbdev_export does nothing
@@ -60,6 +71,7 @@ def readme():
 def write_readme():
     text, images = readme()
     (ROOT/'README.md').write_text(text)
+    for path,page in folder_pages().items(): path.write_text(page)
     if images: IMAGES.mkdir(exist_ok=True)
     for name,data in images.items(): (IMAGES/name).write_bytes(data)
 

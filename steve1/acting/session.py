@@ -20,22 +20,24 @@ from ..config import data_dir
 from ..base.files import atomic_path
 from ..world.blocks import ARENAS
 from ..world.tasks import METRICS, TASKS
-from ..models.tokenizers import Words, split_words
+from ..models.tokenizers import WordTokenizer, split_words
 from ..data.embed import embed_pieces
-from .goals import Goal, PAPER, System, UNCONDITIONAL, as_plan, load_system, make_case
-from ..rollout import Film, Rollout, overlay
+from .goals import Goal, PAPER_PROMPTS, System, UNCONDITIONAL, load_system
+from .schedules import parse_schedule, make_case
+from ..base.video import FILM, VideoWriter
+from ..rollout import Rollout, overlay
 
 # %% ../../nbs/acting/session.ipynb #c005
-OWN_PROMPTS = {k:t.prompt for k,t in TASKS.items() if t.prompt not in PAPER.values()}   # BlockWorld's, where the paper says it otherwise
+OWN_PROMPTS = {k:t.prompt for k,t in TASKS.items() if t.prompt not in PAPER_PROMPTS.values()}   # BlockWorld's, where the paper says it otherwise
 
 def unknown_words(
     system:System, # Whose MineCLIP
     prompt:str,    # Any prompt
 ) -> list: # Empty for a MineCLIP whose vocabulary has every word, and for what is no text
     "The words of a prompt that the system never learned"
-    words = system.clip.words
-    if prompt.strip().lower()==UNCONDITIONAL or '@' in prompt or '.npy' in prompt or not isinstance(words, Words): return []
-    said = (w for stage in as_plan(system, prompt) for w in re.findall(r"[a-z0-9']+", stage.goal.name.lower()))
+    words = system.clip.tokenizer
+    if prompt.strip().lower()==UNCONDITIONAL or '@' in prompt or '.npy' in prompt or not isinstance(words, WordTokenizer): return []
+    said = (w for stage in parse_schedule(system, prompt) for w in re.findall(r"[a-z0-9']+", stage.goal.name.lower()))
     return [w for w in dict.fromkeys(said) if not all(s in words.id for s in split_words(w))]
 
 # %% ../../nbs/acting/session.ipynb #c008
@@ -83,8 +85,8 @@ def say(self:Session,
 @patch
 def _plan(self:Session, prompt):
     "The stages of a prompt, with the tasks that the paper's prompts are about"
-    known = {p:TASKS[k] for k,p in PAPER.items()}
-    return tuple(replace(s, goal=replace(s.goal, task=s.goal.task or known.get(s.goal.name))) for s in as_plan(self.system, prompt, self.seed))
+    known = {p:TASKS[k] for k,p in PAPER_PROMPTS.items()}
+    return tuple(replace(s, goal=replace(s.goal, task=s.goal.task or known.get(s.goal.name))) for s in parse_schedule(self.system, prompt, self.seed))
 
 @patch
 def guide(self:Session,
@@ -150,8 +152,8 @@ def _unseen(self:Session):
 @patch
 def _watch(self:Session):
     "Show MineCLIP the present moment"
-    pov, size = self.game.obs[0]['pov'], self.system.clip.image_size
-    self.fresh.append(pov if pov.shape[:2]==size else cv2.resize(self.game.envs[0].render(self.size), size[::-1]))
+    pov, size = self.game.obs['pov'][0], self.system.clip.image_size
+    self.fresh.append(pov if pov.shape[:2]==size else cv2.resize(self.game.envs.picture(0, self.size), size[::-1]))
     if len(self.fresh)<self.score_every: return
     e = next(self.embeds)[-1]
     self.embed = None if np.isnan(e[0]) else e
@@ -171,7 +173,7 @@ def picture(self:Session,
     row=None,  # What was done in it, a row of `ACTION_DTYPE`
 ): # uint8 (h,w,3)
     "The present moment, with prompt and keys where `keys` is set"
-    view = self.game.envs[0].render(self.size)
+    view = self.game.envs.picture(0, self.size)
     return overlay(view, case, self.t, row, self.values) if self.keys and case else view
 
 @patch
@@ -227,7 +229,7 @@ def record(self:Session,
     path = Path(path or data_dir('runs', 'play', f'{datetime.now():%Y%m%d_%H%M%S_%f}'[:-3]+'.mp4'))
     if path.suffix!='.mp4': raise ValueError(f'a film is an .mp4, not {path.name!r}')
     with ExitStack() as stack:                                             # the file goes away again if the film cannot begin
-        film = Film(stack.enter_context(atomic_path(path)), self.size)
+        film = VideoWriter(stack.enter_context(atomic_path(path)), self.size, settings=FILM)
         self.path, self.film, self._reel = path, film, stack.pop_all()
     self.script = dict(fps=FPS, size=list(self.size), weights=self.system.weights, seed=self.seed, arena=self.arena, prompt=[], step=[], cond_scale=[], similarity=[], events=[])
     return path
