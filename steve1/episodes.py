@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Span', 'Event', 'EMBED_HINT', 'RowWriter', 'write_meta', 'EpisodeWriter', 'toy_episode', 'Episode', 'clip_id',
-           'episode_faults', 'validate_episode', 'dataset_dir', 'list_episodes']
+           'episode_faults', 'validate_episode', 'dataset_dir', 'list_episodes', 'find_episodes']
 
 # %% ../nbs/03_episodes.ipynb #c002
 import json, math, os, shutil
@@ -20,7 +20,7 @@ from .config import data_dir, find_data, restore_hint
 from .base.actions import ACTION_DTYPE, KEYS, to_row, to_rows
 from .base.files import atomic_path, check_name, sha256
 from .base.remote import MEND, has_file, is_address, list_remote, local_copy, read_json
-from .base.upstream import check_file, episode_file, is_published, map_published, map_rows
+from .base.upstream import EPISODE_FILES, check_file, episode_file, is_published, map_published, map_rows
 from .base.upstream import published_actions, published_embeds, published_meta
 from .base.video import EpisodeError, GOP, VideoReader, VideoSettings, VideoWriter, toy_play
 from .base.views import EpisodeViews
@@ -410,3 +410,18 @@ def list_episodes(
     eps = sorted(p.parent for p in d.glob('*/metadata.json') if not p.parent.name.startswith('.'))
     if not eps: raise FileNotFoundError(f"no episodes in {d}; `steve1.data.generate.generate({str(dataset)!r}, 100)` makes some")
     return eps
+
+# %% ../nbs/03_episodes.ipynb #e4find
+def find_episodes(
+    path:str|Path,     # An episode, or a dataset: folder, name or address
+    damaged:bool=True, # With folders that lack a part; False: only those with a `metadata.json`
+) -> list: # Folders
+    "The episodes that a path stands for: itself, or those in it"
+    if is_address(path):
+        try: return list_episodes(path)
+        except FileNotFoundError: return [local_copy(path)]
+    d = dataset_dir(path)
+    if any((d/f).is_file() for f in EPISODE_FILES): return [d]
+    if not damaged: return list_episodes(path)
+    found = {p.parent for f in EPISODE_FILES for p in d.glob(f'*/{f}')}
+    return sorted(p for p in found if not p.name.startswith('.')) or list_episodes(path)

@@ -25,7 +25,6 @@ from ..world.envs import ENVS, make_env
 from ..world.tasks import EventFinder, TASKS
 from ..world.experts import Expert, START_ITEMS, runs_of, settle_action, watched
 from ..episodes import Episode
-import steve1.data.inspect
 
 # %% ../../nbs/data/players.ipynb #c005
 def schedule(
