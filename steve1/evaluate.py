@@ -25,7 +25,8 @@ from .world.experts import expert_score
 from .mineclip import MineCLIP, resize_for_clip
 from .policy import Policy
 from .episodes import Episode, list_episodes
-from .acting.goals import Goal, System, UNCONDITIONAL, load_system, make_case, no_goal, text_goal, video_goal
+from .acting.goals import Goal, System, UNCONDITIONAL, load_system, no_goal, text_goal, visual_goal
+from .acting.schedules import make_case
 from .rollout import rollout
 
 # %% ../nbs/08_evaluate.ipynb #c005
@@ -91,7 +92,7 @@ def random_goal(
     "What some moment of recorded play looks like"
     rng, eps = np.random.default_rng((seed, 17)), list_episodes(_find(moments))
     ep = Episode(eps[rng.integers(len(eps))])
-    return replace(video_goal(system, ep.path/'frames.mp4', int(rng.integers(15, ep.n))), name='random goal')
+    return visual_goal(system, f"{ep.path/'frames.mp4'}@{rng.integers(15, ep.n)}", name='random goal')
 
 def other_task(
     task:str, # A name
@@ -130,7 +131,7 @@ class Closest:
         self.best, self.frames, self.tail = torch.full((worlds, len(goals)), torch.nan), [], None
 
     def __call__(self, r, rows):
-        self.frames.append(np.stack([o['pov'] for o in r.obs]))
+        self.frames.append(r.obs['pov'])
         if len(self.frames)==self.piece: self.scores()
 
     def scores(self): # (worlds,k) cosines so far; NaN before 16 frames
