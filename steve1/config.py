@@ -7,7 +7,7 @@ __all__ = ['repo_root', 'data_dir', 'in_test', 'get_device', 'get_dtype', 'set_s
 
 # %% ../nbs/00_config.ipynb #c002
 import difflib, math, numbers, os, random, types, typing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 import numpy as np
@@ -108,6 +108,7 @@ class Config:
             try: object.__setattr__(self, name, _fit(value, kind))
             except TypeError as e:
                 hint = '; YAML reads 1e-5 as text, write 1.0e-5' if isinstance(value, str) and _is_number(value) else ''
+                if kind is bool and str(value).lower() in ('true','false'): hint = f'; write {str(value).capitalize()}'
                 raise TypeError(f"{type(self).__name__}.{name}: {e}{hint}") from None
         self.check()
 
@@ -117,6 +118,33 @@ def _is_number(text):
     try: float(text); return True
     except ValueError: return False
 
+# %% ../nbs/00_config.ipynb #n901
+def _nested(cls): # Field -> class, of the configs in a config
+    hints = typing.get_type_hints(cls)
+    return {f.name:hints[f.name] for f in fields(cls) if isinstance(hints[f.name], type) and issubclass(hints[f.name], Config)}
+
+def _as_config(value, cls, changes):
+    "A nested config from a config, a dictionary, the name of a preset or a field's default"
+    if isinstance(value, Field): value = value.default_factory() if value.default is MISSING else value.default
+    if isinstance(value, str): value = cls.preset(value)
+    if isinstance(value, dict): value = cls.from_dict(value)
+    return value.replace(**changes) if changes else value
+
+@patch(cls_method=True)
+def flat_names(cls:Config) -> list: # Of all settings, those of nested configs included
+    "The names of all settings"
+    nested = _nested(cls)
+    return [name for f in fields(cls) for name in (nested[f.name].flat_names() if f.name in nested else [f.name])]
+
+@patch
+def flat(self:Config) -> dict: # One level: settings of nested configs stand beside the others
+    "All settings by name; `from_dict` is the way back"
+    out = {}
+    for f in fields(self):
+        v = getattr(self, f.name)
+        out |= v.flat() if isinstance(v, Config) else {f.name:v}
+    return out
+
 # %% ../nbs/00_config.ipynb #c025
 def _unknown(what, name, known, owner):
     near = difflib.get_close_matches(str(name), list(map(str, known)), 1)
@@ -124,14 +152,17 @@ def _unknown(what, name, known, owner):
 
 @patch(cls_method=True)
 def from_dict(cls:Config,
-    d:dict, # Field names to values; what is left out keeps its default
+    d:dict, # Names to values, those of nested configs in a dictionary of their own or among the others; the rest keep their defaults
 ) -> Config:
-    "A config from a dictionary, such as a checkpoint's header; nested configs may be dictionaries"
-    known, hints = [f.name for f in fields(cls)], typing.get_type_hints(cls)
+    "A config from a dictionary, such as a checkpoint's header; settings of nested configs may stand beside their own"
+    own, home = {f.name:f for f in fields(cls)}, {name:k for k,sub in _nested(cls).items() for name in sub.flat_names()}
     for k in d:
-        if k not in known: raise _unknown('setting', k, known, cls.__name__)
-    def nested(v, kind): return kind.from_dict(v) if isinstance(v, dict) and isinstance(kind, type) and issubclass(kind, Config) else v
-    return cls(**{k:nested(v, hints[k]) for k,v in d.items()})
+        if k not in own and k not in home: raise _unknown('setting', k, [k for k in [*own, *home] if k not in _nested(cls)], cls.__name__)
+    kw = {k:v for k,v in d.items() if k in own}
+    for k,sub in _nested(cls).items():
+        flat = {name:v for name,v in d.items() if home.get(name) == k}
+        if k in kw or flat: kw[k] = _as_config(kw.get(k, own[k]), sub, flat)
+    return cls(**kw)
 
 @patch(cls_method=True)
 def preset(cls:Config,

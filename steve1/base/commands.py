@@ -56,12 +56,13 @@ def _take(argv, name):
     return value, rest
 
 def _switches(cls, argv):
-    "`--compile true` as `--compile`, `--compile false` as `--no_compile`"
+    "`--compile true` as `--compile`, `--compile false` as `--no_compile`; `true` as `True` where a switch has further values"
     kinds, out = config_fields(cls), []
     for w in (p for w in argv for p in (w.split('=', 1) if w.startswith('--') else [w])):
         last = out[-1][2:].replace('-', '_') if out and out[-1].startswith('--') else ''
         if kinds.get(last) is bool and w.lower() in ('true', 'false', '1', '0', 'yes', 'no'):
             if w.lower() in ('false', '0', 'no'): out[-1] = f'--no_{last}'
+        elif bool in typing.get_args(kinds.get(last)) and w.lower() in ('true', 'false'): out.append(w.capitalize())
         else: out.append(w)
     return out
 
@@ -72,7 +73,11 @@ def _start(cls, preset, file):
     except yaml.YAMLError as e: raise UsageError(f"{file} is not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(settings or {}, dict): raise UsageError(f'{file} holds {type(settings).__name__}, not settings by name')
     settings = dict(settings or {})
-    preset = settings.pop('preset', None) if preset is None else preset
+    own = settings.pop('preset', None)
+    preset = own if preset is None else preset
+    for k,kind in config_fields(cls).items():
+        if kind is float and isinstance(settings.get(k), str): # YAML reads 1e-5 as text
+            with contextlib.suppress(ValueError): settings[k] = float(settings[k])
     if preset is None and not settings: return None
     return (cls.preset(preset) if preset else cls()).replace(**settings)
 
