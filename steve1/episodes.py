@@ -16,11 +16,11 @@ from hashlib import sha256 as new_hash
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .config import data_dir
-from .base.files import atomic_path, sha256
+from .config import data_dir, find_data, restore_hint
+from .base.files import atomic_path, check_name, sha256
 from .base.untrusted import safe_pickle_load
 from .base.actions import ACTION_DTYPE, KEYS, to_row, to_rows
-from .base.video import EpisodeError, GOP, VideoReader, VideoWriter, short_error
+from .base.video import EpisodeError, GOP, VideoReader, VideoSettings, VideoWriter, short_error
 from .base.remote import MEND, fetch, has_file, is_address, list_remote, local_copy, read_json
 
 # %% ../nbs/03_episodes.ipynb #c007
@@ -72,7 +72,7 @@ class EpisodeWriter:
         self.stack = ExitStack()
         self.dir = self.stack.enter_context(atomic_path(self.path))
         self.dir.mkdir()
-        self.video = VideoWriter(self.dir/'frames.mp4', self.size, self.fps, self.crf)
+        self.video = VideoWriter(self.dir/'frames.mp4', self.size, self.fps, VideoSettings(crf=self.crf))
         self.rows = RowWriter(self.dir/'actions.npy', ACTION_DTYPE)
         return self
 
@@ -146,7 +146,7 @@ class Episode:
         path:str|Path, # The episode's folder, ours or the published code's, or its address
     ):
         self.path = local_copy(path) if is_address(path) else Path(path)
-        if not self.path.is_dir(): raise EpisodeError(f"no episode at {self.path}; `steve1.data.generate` makes episodes, `git restore data/episodes` brings back those that ship")
+        if not self.path.is_dir(): raise EpisodeError(f"no episode at {self.path}; {restore_hint(self.path) or '`steve1_generate` makes episodes'}")
         self.published = is_published(self.path)
         self.meta = published_meta(self.path) if self.published else _read_meta(episode_file(self.path, 'metadata.json'))
         for f in ('frames.mp4', 'actions.pkl' if self.published else 'actions.npy'): _there(self.path, f)
@@ -363,7 +363,8 @@ def dataset_dir(
     if is_address(dataset): raise ValueError(f"{dataset} is an address, from which episodes are only read; name a folder")
     p = Path(str(dataset).removeprefix('file://'))
     if p.is_absolute() or len(p.parts) > 1: return Path(os.path.abspath(p))
-    made, ships = data_dir('datasets', p.name), data_dir('episodes', p.name)
+    check_name(str(dataset), 'dataset', 'datasets')
+    made, ships = data_dir('datasets', p.name), find_data('episodes', p.name)
     return ships if ships.is_dir() and not made.is_dir() else made
 
 def list_episodes(

@@ -17,12 +17,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
-from .config import Config, data_dir, get_device, get_dtype, repo_root
-from .base.files import atomic_path, sha256
+from .config import Config, data_dir, find_data, get_device, get_dtype, repo_root, restore_hint
+from .base.files import atomic_path, check_name, sha256
 from .base.jobs import run_jobs
 from .world.tasks import METRICS, TASKS
 from .world.experts import expert_score
-from .mineclip import MineCLIP, resize_frames
+from .mineclip import MineCLIP, resize_for_clip
 from .policy import Policy
 from .episodes import Episode, list_episodes
 from .acting.goals import Goal, System, UNCONDITIONAL, load_system, make_case, no_goal, text_goal, video_goal
@@ -30,10 +30,9 @@ from .rollout import rollout
 
 # %% ../nbs/08_evaluate.ipynb #c005
 def _find(name):
-    "A file or folder below data/; what ships is also found where a data root elsewhere lacks it"
-    paths = data_dir(name), repo_root()/'data'/name
-    path = next((p for p in paths if p.exists()), None)
-    if path is None: raise FileNotFoundError(f'no {name} at {paths[0]}: `git restore data` brings back what ships')
+    "A file or folder below data/, or among what ships"
+    path = find_data(name)
+    if not path.exists(): raise FileNotFoundError(f'no {name} at {path}: {restore_hint(name) or "give the name of a file below the data folder"}')
     return path
 
 def read_seeds(
@@ -77,7 +76,7 @@ class EvalConfig(Config):
         if not self.tasks: raise ValueError('no tasks to evaluate')
         for k in ('n_seeds','n_steps','batch'):
             if getattr(self, k)<1: raise ValueError(f'{k}={getattr(self, k)} must be positive')
-        if not self.name or Path(self.name).is_absolute() or '..' in Path(self.name).parts: raise ValueError(f'name={self.name!r} must be a folder below data/runs')
+        check_name(self.name)
     @property
     def id(self): # what changes the numbers, as 8 digits
         d = {k:v for k,v in self.to_dict().items() if k not in ('name','batch','workers','device','weights','policy','experts','baselines','clip','process')}
@@ -138,7 +137,7 @@ class Closest:
         "Embed what is waiting"
         if not self.frames: return self.best.numpy()
         x = np.stack(self.frames, 1); b,n = x.shape[:2]; self.frames = []
-        feats = self.clip.embed_frames(resize_frames(x.reshape(-1, *x.shape[2:]), self.clip.image_size), rgb=True).cpu().view(b, n, -1)
+        feats = self.clip.embed_frames(resize_for_clip(x.reshape(-1, *x.shape[2:]), self.clip.image_size), rgb=True).cpu().view(b, n, -1)
         feats = feats if self.tail is None else torch.cat([self.tail, feats], 1); self.tail = feats[:, -15:]
         if feats.shape[1]>=16:
             cos = torch.stack([F.normalize(self.clip.embed_windows(f).float().cpu(), dim=-1) @ self.goals.T for f in feats])
@@ -168,7 +167,7 @@ def load_player(
     "A system, with a policy put in its place"
     system = load_system(weights or None, device)
     if not policy: return system
-    path = data_dir(policy); new = Policy.load(path, get_device(device)).eval()
+    path = find_data(policy); new = Policy.load(path, get_device(device)).eval()
     if new.cfg.d_goal!=system.clip.d: raise ValueError(f'{path} takes goals of width {new.cfg.d_goal}, MineCLIP makes {system.clip.d}: train it on episodes that this MineCLIP embedded')
     return replace(system, policy=new, weights=system.weights | dict(policy=sha256(path)[:16]))
 

@@ -20,12 +20,13 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_structure, tree_unf
 from safetensors import SafetensorError
 from fastcore.basics import patch
 from fastcore.docments import docments
-from .config import Config, data_dir, get_device, get_dtype, set_seed
+from .config import Config, data_dir, find_data, get_device, get_dtype, set_seed
+from .base.files import check_name
 from .base.untrusted import safe_torch_load
 from .base.checkpoints import load_strict
 from .base.actions import N_BUTTONS, N_CAMERA
 from .policy import Policy, PolicyConfig
-from .models.idm import IDMConfig, Learner
+from .models.idm import IDMConfig, TrainableIDM
 from .episodes import Episode
 from .data.sampling import read_sampling
 from .dataset import ChunkStream, DataConfig, joint_actions
@@ -105,7 +106,7 @@ def check(self:TrainConfig):
     if self.shard and self.ema: raise ValueError(f'ema={self.ema}: averaged weights are kept whole on each process; with shard=True use ema=0')
     if self.mix and not 0 < round(self.batch*self.mix_share) < self.batch: raise ValueError(f'mix_share={self.mix_share} of batch={self.batch} lanes leaves one of both samplings without a lane')
     if self.patience < 0: raise ValueError(f'patience={self.patience} must not be negative')
-    if not self.name or Path(self.name).is_absolute() or '..' in Path(self.name).parts: raise ValueError(f'name={self.name!r} must be a folder below data/runs')
+    check_name(self.name)
 
 # %% ../nbs/05_train.ipynb #c012
 def cut_lanes(
@@ -182,10 +183,10 @@ def make_policy(
     "The policy to start from: a checkpoint below data/, or random weights"
     kind, _, preset = cfg.policy.rpartition('/')
     if kind not in ('', 'idm'): raise ValueError(f"policy={cfg.policy!r} is neither a PolicyConfig preset nor 'idm/' and an IDMConfig preset")
-    new = (lambda: Learner(IDMConfig.preset(preset, **cfg.policy_set))) if kind else lambda: Policy(PolicyConfig.preset(preset, **cfg.policy_set))
-    if not cfg.init: return new().start_at(*action_counts(read_sampling(cfg.sampling)[0]))
+    new = (lambda: TrainableIDM(IDMConfig.preset(preset, **cfg.policy_set))) if kind else lambda: Policy(PolicyConfig.preset(preset, **cfg.policy_set))
+    if not cfg.init: return new().init_head_bias(*action_counts(read_sampling(cfg.sampling)[0]))
     if cfg.policy_set: raise ValueError(f'init={cfg.init!r} brings its own configuration; policy_set={cfg.policy_set} cannot change it')
-    return (Learner if kind else Policy).load(data_dir(cfg.init))
+    return (TrainableIDM if kind else Policy).load(find_data(cfg.init))
 
 # %% ../nbs/05_train.ipynb #c024
 class Trainer:
@@ -254,7 +255,7 @@ def make_streams(self:Trainer):
 def make_stream(self:Trainer, episodes, lanes, rank=0, world=1, **kw):
     "Chunks of these episodes for the lanes of one process"
     cfg = self.cfg
-    data = DataConfig.preset(cfg.data, T=cfg.T, min_gap=cfg.min_gap, max_gap=cfg.max_gap, goals=cfg.goals, all_steps=isinstance(self.policy, Learner), **kw)
+    data = DataConfig.preset(cfg.data, T=cfg.T, min_gap=cfg.min_gap, max_gap=cfg.max_gap, goals=cfg.goals, all_steps=isinstance(self.policy, TrainableIDM), **kw)
     stream = (FeatureStream if self.features else ChunkStream)(episodes, data, lanes, rank, world, d_goal=self.policy.cfg.d_goal)
     if self.features: stream.folder = self.folder
     return stream
@@ -276,7 +277,7 @@ def frame_sums(
 ) -> torch.Tensor: # (6,) sums over kept frames: nll of buttons and camera, count; hits of buttons and camera, count of those
     "What the logs need from a batch"
     n,keep = logs['kept'].float(),batch['keep']
-    right = [(x & keep).sum() for x in out.right(batch['buttons'], batch['camera'])] if hits else [0*n]*2
+    right = [(x & keep).sum() for x in out.correct(batch['buttons'], batch['camera'])] if hits else [0*n]*2
     return torch.stack([logs['nll_buttons']*n, logs['nll_camera']*n, n, *right, n*hits])
 
 def _learning_rate(

@@ -16,7 +16,7 @@ import importlib.metadata as metadata
 import numpy as np
 from packaging.requirements import Requirement
 from fastcore.script import call_parse
-from .config import data_dir, get_device, get_dtype, repo_root
+from .config import data_dir, find_data, get_device, get_dtype, repo_root, restore_hint
 from .base.checkpoints import load_tensors
 from .world.games import RECIPES
 
@@ -105,21 +105,21 @@ def check_video() -> list: # One check
 def check_weights() -> list: # One check a file
     "The weights that ship are there and can be read"
     def look(name):
-        path = data_dir('weights', f'{name}.safetensors')
+        path = find_data('weights', f'{name}.safetensors')
         def read():
             if not path.exists(): return [Check(name, False, 'not there', mend)]
             tensors, _ = load_tensors(path)
             return [Check(name, True, f'{sum(t.numel() for t in tensors.values())/1e6:.1f}M numbers, {path.stat().st_size/1e6:.1f} MB')]
-        mend = f'git restore data/weights/{path.name}   (or make mini)'
+        mend = restore_hint('weights', path.name)
         return _guarded(read, name, mend)
     return [c for name in ('mineclip', 'foundation', 'policy', 'prior', 'idm') for c in look(name)]
 
 def check_episodes() -> list: # One check
     "The episodes that the sample list names are there"
-    lists = [data_dir('samplings', f'sample_{part}.txt') for part in ('train', 'val')]
+    lists = [find_data('samplings', f'sample_{part}.txt') for part in ('train', 'val')]
     lines = [l for p in lists if p.exists() for l in p.read_text().split()]
-    there = [l for l in lines if data_dir(l).is_dir()]
-    return [Check('episodes', bool(lines) and len(there) == len(lines), f'{len(there)} of {len(lines)} sample episodes', 'git restore data/episodes data/samplings')]
+    there = [l for l in lines if find_data(l).is_dir()]
+    return [Check('episodes', bool(lines) and len(there) == len(lines), f'{len(there)} of {len(lines)} sample episodes', restore_hint('episodes', 'sample'))]
 
 def check_disk(
     need:float=5., # Free gigabytes wanted where runs and data sets are written
@@ -135,10 +135,10 @@ def check_weights_published(
     folder:Path=None, # None: `data/weights/published`
 ) -> list: # One check, and one a file that is here
     "Published files that are here are whole"
-    from steve1.models.published import GROUPS, check_published
+    from steve1.models.published import PUBLISHED_GROUPS, check_published
     here = check_published(folder)
     rows = [Check(name, ok, said, f'steve1_download {name}   (with --accept, if the change was meant)') for name,ok,said in here]
-    missing = [n for n in GROUPS['steve1'] if n not in [name for name,*_ in here]]
+    missing = [n for n in PUBLISHED_GROUPS['steve1'] if n not in [name for name,*_ in here]]
     if not missing: return [Check('published', True, 'all that STEVE-1 needs'), *rows]
     return [Check('published', True, f"not here: {' '.join(missing)}", 'steve1_download steve1', optional=True), *rows]
 
@@ -149,19 +149,19 @@ def check_tokenizer(
     "CLIP's tokenizer is in the cache, whole, or not at all"
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
-    from steve1.models.tokenizers import SubWords
+    from steve1.models.tokenizers import ClipTokenizer
     cache = Path(cache or constants.HF_HUB_CACHE)
-    get = f"hf download {SubWords.name} {' '.join(SubWords.files)} tokenizer_config.json"
+    get = f"hf download {ClipTokenizer.name} {' '.join(ClipTokenizer.files)} tokenizer_config.json"
     if constants.HF_HUB_OFFLINE: get = f'HF_HUB_OFFLINE=0 {get}'
     def say(ok, what, optional=False): return [Check('tokenizer', ok, what, get, optional)]
     try: found = scan_cache_dir(cache)
     except CacheNotFound: return say(True, 'of the published MineCLIP: not here', optional=True)
-    bent = [w for w in found.warnings if SubWords.name.replace('/', '--') in str(w)]
-    files = {f.file_name:f.size_on_disk for r in found.repos if r.repo_id == SubWords.name for v in r.revisions for f in v.files}
+    bent = [w for w in found.warnings if ClipTokenizer.name.replace('/', '--') in str(w)]
+    files = {f.file_name:f.size_on_disk for r in found.repos if r.repo_id == ClipTokenizer.name for v in r.revisions for f in v.files}
     if not files and not bent: return say(True, 'of the published MineCLIP: not here', optional=True)
-    if missing := [f for f in SubWords.files if not files.get(f)]: return say(False, f"{SubWords.name} in the cache lacks {' and '.join(missing)}{': ' + str(bent[0]) if bent else ''}")
-    SubWords(cache=cache)
-    return say(True, f'{SubWords.name}, {sum(files.values())/1e6:.1f} MB')
+    if missing := [f for f in ClipTokenizer.files if not files.get(f)]: return say(False, f"{ClipTokenizer.name} in the cache lacks {' and '.join(missing)}{': ' + str(bent[0]) if bent else ''}")
+    ClipTokenizer(cache=cache)
+    return say(True, f'{ClipTokenizer.name}, {sum(files.values())/1e6:.1f} MB')
 
 # %% ../nbs/10_verify.ipynb #c031
 def check_hub(

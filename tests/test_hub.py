@@ -132,7 +132,7 @@ for kind,m in models.items():
     out['urls'][kind] = m.push_to_hub(f'us/{kind}')
     back = type(m).from_pretrained(f'us/{kind}')
     out['same'][kind] = same(m, back) and not back.training
-    if kind == 'mineclip': out['words'] = back.words.words
+    if kind == 'mineclip': out['words'] = back.tokenizer.words
 x = (torch.zeros(1, 3, 64, 64, 3, dtype=torch.uint8), torch.randn(1, 3, 128), torch.zeros(1, 3, dtype=torch.bool))
 with torch.no_grad(): out['logits'] = torch.equal(models['policy'].eval()(*x)[0].button_logits, Policy.from_pretrained('us/policy')(*x)[0].button_logits)
 p = models['policy']; p.record = dict(frames=2000)

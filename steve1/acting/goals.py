@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ..config import data_dir, get_device
+from ..config import data_dir, find_data, get_device, restore_hint
 from ..base.files import atomic_path, sha256
 from ..base.video import EpisodeError, VideoReader
 from ..world.tasks import METRICS, TASKS
-from ..models.tokenizers import Words
-from ..mineclip import MineCLIP, MineCLIPConfig, resize_frames
+from ..models.tokenizers import WordTokenizer
+from ..mineclip import MineCLIP, MineCLIPConfig, resize_for_clip
 from ..policy import Policy, PolicyConfig
 from ..episodes import Episode, clip_id
 from ..prior import Prior, PriorConfig
@@ -37,14 +37,15 @@ class System:
     weights:dict    # Part -> first 16 digits of its file's SHA-256
 
 def load_system(
-    weights_dir=None, # Folder of mineclip, prior and policy .safetensors; None: data/weights, which ships
+    weights_dir=None, # Folder of mineclip, prior and policy .safetensors; None: those in data/weights, or that ship
     device='cpu',     # Where the networks go; 'auto' takes the best there is
 ) -> System:
     "Load the three parts, and check that they fit each other"
     folder, device = Path(weights_dir or data_dir('weights')), get_device(device)
-    paths = {k:folder/f'{k}.safetensors' for k in PARTS}
+    paths = {k:folder/f'{k}.safetensors' if weights_dir else find_data('weights', f'{k}.safetensors') for k in PARTS}
     missing = [p.name for p in paths.values() if not p.is_file()]
-    if missing: raise FileNotFoundError(f"no {', '.join(missing)} in {folder}: `git restore data/weights` brings back what ships, `make mini` makes it anew")
+    hint = restore_hint('weights') if not weights_dir else f"a folder of weights holds {', '.join(p.name for p in paths.values())}, as `make mini` makes them"
+    if missing: raise FileNotFoundError(f"no {', '.join(missing)} in {folder}: {hint}")
     parts = {k:cls.load(paths[k], device).eval() for k,cls in PARTS.items()}
     d = dict(mineclip=parts['mineclip'].d, prior=parts['prior'].d, policy=parts['policy'].cfg.d_goal)
     if len(set(d.values()))>1: raise ValueError(f'the parts in {folder} speak of goals of different width: {d}; take all three from one training')
@@ -58,7 +59,7 @@ def random_system(
     "Save an untrained system of size tiny"
     torch.manual_seed(seed)
     cfg = MineCLIPConfig.preset('tiny', vocab=512)
-    words = Words.fit([p for t in TASKS.values() for p in (t.prompt, *t.phrases)], cfg.vocab, cfg.context).words
+    words = WordTokenizer.fit([p for t in TASKS.values() for p in (t.prompt, *t.phrases)], cfg.vocab, cfg.context).words
     MineCLIP(cfg, words).save(Path(folder)/'mineclip.safetensors')
     Prior(PriorConfig.preset('tiny', d=cfg.d)).save(Path(folder)/'prior.safetensors')
     Policy(PolicyConfig.preset('tiny', d_goal=cfg.d)).save(Path(folder)/'policy.safetensors')
@@ -119,7 +120,7 @@ def visual_goal(
     name:str=None, # What the video says; None: folder@step
 ) -> Goal:
     "A goal from a moment of a recording"
-    if not isinstance(episode, Episode): episode = Episode(data_dir(episode) if not Path(episode).is_absolute() else episode)
+    if not isinstance(episode, Episode): episode = Episode(find_data(episode))
     by, mine = (episode.meta.get('mineclip') or {}).get('id'), clip_id(system.clip)
     if by!=mine: raise EpisodeError(f'{episode.path.name} was embedded by MineCLIP {by}, not by {mine}: `steve1_embed` embeds a dataset anew')
     if not 15<=step<episode.n: raise ValueError(f'no 16 frames end at step {step} of {episode.path.name}: give a step from 15 to {episode.n-1}')
@@ -135,7 +136,7 @@ def video_goal(
 ) -> Goal:
     "A goal from a moment of a video file"
     if frame<15: raise ValueError(f'no 16 frames end at frame {frame} of {path}: give a frame from 15 on')
-    frames = resize_frames(VideoReader(path).read(frame-15, frame+1), system.clip.image_size)
+    frames = resize_for_clip(VideoReader(path).read(frame-15, frame+1), system.clip.image_size)
     return Goal(name or f'{Path(path).name}@{frame}', system.clip.embed_video(frames)[0].float().cpu().numpy())
 
 def saved_goal(

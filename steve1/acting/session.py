@@ -20,10 +20,11 @@ from ..config import data_dir
 from ..base.files import atomic_path
 from ..world.blocks import ARENAS
 from ..world.tasks import METRICS, TASKS
-from ..models.tokenizers import Words, split_words
+from ..models.tokenizers import WordTokenizer, split_words
 from ..data.embed import embed_pieces
 from .goals import Goal, PAPER, System, UNCONDITIONAL, as_plan, load_system, make_case
-from ..rollout import Film, Rollout, overlay
+from ..base.video import FILM, VideoWriter
+from ..rollout import Rollout, overlay
 
 # %% ../../nbs/acting/session.ipynb #c005
 OWN_PROMPTS = {k:t.prompt for k,t in TASKS.items() if t.prompt not in PAPER.values()}   # BlockWorld's, where the paper says it otherwise
@@ -33,8 +34,8 @@ def unknown_words(
     prompt:str,    # Any prompt
 ) -> list: # Empty for a MineCLIP whose vocabulary has every word, and for what is no text
     "The words of a prompt that the system never learned"
-    words = system.clip.words
-    if prompt.strip().lower()==UNCONDITIONAL or '@' in prompt or '.npy' in prompt or not isinstance(words, Words): return []
+    words = system.clip.tokenizer
+    if prompt.strip().lower()==UNCONDITIONAL or '@' in prompt or '.npy' in prompt or not isinstance(words, WordTokenizer): return []
     said = (w for stage in as_plan(system, prompt) for w in re.findall(r"[a-z0-9']+", stage.goal.name.lower()))
     return [w for w in dict.fromkeys(said) if not all(s in words.id for s in split_words(w))]
 
@@ -227,7 +228,7 @@ def record(self:Session,
     path = Path(path or data_dir('runs', 'play', f'{datetime.now():%Y%m%d_%H%M%S_%f}'[:-3]+'.mp4'))
     if path.suffix!='.mp4': raise ValueError(f'a film is an .mp4, not {path.name!r}')
     with ExitStack() as stack:                                             # the file goes away again if the film cannot begin
-        film = Film(stack.enter_context(atomic_path(path)), self.size)
+        film = VideoWriter(stack.enter_context(atomic_path(path)), self.size, settings=FILM)
         self.path, self.film, self._reel = path, film, stack.pop_all()
     self.script = dict(fps=FPS, size=list(self.size), weights=self.system.weights, seed=self.seed, arena=self.arena, prompt=[], step=[], cond_scale=[], similarity=[], events=[])
     return path

@@ -8,7 +8,7 @@ __all__ = ['sweep', 'task_gains', 'gains', 'answer', 'plot_gains', 'study_data',
 # %% ../../nbs/acting/studies.ipynb #c002
 from pathlib import Path
 import pandas as pd
-from ..config import data_dir
+from ..config import find_data
 from ..world.tasks import TASKS
 from ..episodes import list_episodes
 from ..data.embed import embed_episodes
@@ -104,7 +104,7 @@ def study_data(
     name = f'study_{episodes}'
     report = generate(name, episodes, n_steps, workers=workers)
     if report.failed: raise RuntimeError(f'{len(report.failed)} of {episodes} episodes could not be played: {next(iter(report.failed.values()))}')
-    embed_episodes(list_episodes(name), Path(weights or data_dir('weights'))/'mineclip.safetensors', workers)
+    embed_episodes(list_episodes(name), Path(weights)/'mineclip.safetensors' if weights else find_data('weights', 'mineclip.safetensors'), workers)
     make_sampling(name, name, .1)
     return name
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 from fastcore.basics import patch
 from fastcore.script import call_parse, store_true
-from ..config import data_dir
+from ..config import find_data
 from ..base.files import atomic_path, sha256
 from ..base.jobs import run_jobs
 from ..base.video import EpisodeError, GOP
@@ -112,7 +112,7 @@ def embed_cli(
     dry_run:store_true=False, # Only count what there is to do
 ):
     "Write the MineCLIP embeddings of a dataset, where they are missing or another MineCLIP's"
-    paths, clip = list_episodes(dataset), clip or str(data_dir('weights', 'mineclip.safetensors'))
+    paths, clip = list_episodes(dataset), clip or str(find_data('weights', 'mineclip.safetensors'))
     if dry_run: i = clip_id(load_clip(clip)); print(f'{sum(not is_embedded(p, i) for p in paths)} of {len(paths)} episodes would be embedded'); return
     made = embed_episodes(paths, clip, workers, engine)
     print(f'{made} of {len(paths)} episodes embedded')

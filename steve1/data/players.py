@@ -16,7 +16,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 from fastcore.basics import patch
-from ..config import Config, data_dir
+from ..config import Config, find_data
 from ..base.files import sha256
 from ..base.actions import is_null, noop
 from ..base.video import GOP
@@ -109,7 +109,7 @@ def parse_player(
         if only and only not in TASKS: raise ValueError(f"{word!r}: no task {only!r}; known: {', '.join(TASKS)}")
         return Who(head, None, None, only or None)
     if not head: raise ValueError(f"{word!r} names no player; give 'expert', 'foundation', 'policy' or the path of a checkpoint")
-    path = data_dir('weights', f'{head}.safetensors') if Path(head).name == head and not Path(head).suffix else Path(head)
+    path = find_data('weights', f'{head}.safetensors') if Path(head).name == head and not Path(head).suffix else Path(head)
     if not path.is_file(): raise FileNotFoundError(f"{word!r}: no checkpoint at {path}; give 'expert', a name in data/weights, or the path of a .safetensors or .weights file")
     return Who(path.stem, path, goal or None, None)
 
@@ -129,7 +129,7 @@ def load_goal(
     folder, _, step = text.rpartition('@')
     if text.endswith('.npy'): goal = np.load(text, allow_pickle=False)
     elif folder and step.isdigit():
-        ep = Episode(data_dir(folder))
+        ep = Episode(find_data(folder))
         if not GOP-1 <= int(step) < ep.n: raise ValueError(f"no {GOP} frames end at step {step} of {ep.path.name}: give a step from {GOP-1} to {ep.n-1}")
         goal = ep.embeds[int(step)]
     else: raise ValueError(f"goal {text!r} is neither a .npy file nor EPISODE@STEP; a text becomes a file by `np.save(path, text_goal(system, text).embed)` (07_rollout)")

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.script import Param, call_parse, store_true
-from ..config import data_dir
-from ..base.files import atomic_path
+from ..config import data_dir, find_data
+from ..base.files import atomic_path, check_name
 from ..base.remote import is_address, local_copy, origin
 from ..episodes import Episode, list_episodes
 
@@ -150,6 +150,7 @@ def make_sampling(
     **kw,                 # `train_frames`, `val_frames`, `mix`, `upstream`, see `split_episodes`
 ) -> tuple: # Paths of the two files
     "Split whole episodes of some datasets into a training and a validation list"
+    check_name(name, 'sampling', 'samplings')
     lists = split_episodes(datasets, val_share, seed, **kw)
     paths = tuple(data_dir('samplings', f'{name}_{k}.txt') for k in ('train','val'))
     for p,l in zip(paths, lists):
@@ -162,7 +163,7 @@ def read_sampling(
     name:str, # As given to `make_sampling`
 ) -> tuple: # (train, val): lists of episode folders; in a mixture a folder may stand there several times
     "The two lists of a sampling"
-    train, val = (_read_list(data_dir('samplings', f'{name}_{k}.txt'), name) for k in ('train','val'))
+    train, val = (_read_list(find_data('samplings', f'{name}_{k}.txt'), name) for k in ('train','val'))
     there = {os.path.realpath(p) for p in train}
     if both := {p for p in val if os.path.realpath(p) in there}: raise ValueError(f"sampling {name!r} trains on what it validates with: {', '.join(sorted(p.name for p in both)[:3])}")
     return train, val
@@ -172,7 +173,7 @@ def _read_list(path, name):
         known = sorted(p.name[:-10] for p in path.parent.glob('*_train.txt'))
         raise FileNotFoundError(f"no sampling {name!r} ({path}); known: {', '.join(known) or 'none'}; `make_sampling({name!r}, datasets)` makes it")
     lines = [l.strip() for l in path.read_text().splitlines() if l.strip()]
-    known = {l:local_copy(l) if is_address(l) else data_dir(l) for l in dict.fromkeys(lines)}
+    known = {l:local_copy(l) if is_address(l) else find_data(l) for l in dict.fromkeys(lines)}
     gone, eps = [p for p in known.values() if not p.is_dir()], [known[l] for l in lines]
     if gone: raise FileNotFoundError(f"{path.name} names {len(gone)} episodes that are not there, such as {gone[0]}; make the dataset or the sampling again")
     return eps

@@ -55,9 +55,9 @@ def label_lines(
     idm,           # An `IDM`
 ) -> tuple: # `Lines`, one a step, and how sure the model is of each: float32 (n,), a probability
     "What was done at each step, as a model sees it"
-    from steve1.models.idm import to_actions
-    cols, sure = to_actions(idm.label(Steps(rec, idm.cfg.image_size), dtype='auto'))
-    return Lines(to_rows(cols), 'labelled', None, None), sure
+    from steve1.models.idm import label_rows
+    rows, sure = label_rows(idm.label(Steps(rec, idm.cfg.image_size), dtype='auto'))
+    return Lines(rows, 'labelled', None, None), sure
 
 # %% ../../nbs/data/silent.ipynb #c008
 def unsure(
