@@ -20,11 +20,10 @@ def clear_params(
     return dict(names)
 
 # %% ../../nbs/base/parameters.ipynb #c006
-def _checked(values, annotations):
-    "Values that fit the annotations of the parameters cell; None means that a default is taken"
-    kinds = {k:annotations[k] for k in values if k in annotations}
-    Parameters = make_dataclass('parameter', [(k, kind) for k,kind in kinds.items()], bases=(Config,), frozen=True)
-    return values | Parameters(**{k:values[k] for k in kinds}).flat()
+def _checked(name, value, kind):
+    "The value, if it fits the annotation of the parameters cell"
+    try: return make_dataclass('parameter', [('value', kind)], bases=(Config,), frozen=True)(value).value
+    except TypeError as e: raise TypeError(str(e).replace('parameter.value', f'parameter {name}')) from None
 
 def read_params(
     before:dict,     # From `clear_params`
@@ -39,5 +38,5 @@ def read_params(
     for k in new:
         if k not in known: raise ValueError(f"unknown parameter {k!r}; known: {', '.join(known)}")
     given = {k:v for k,v in new.items() if v is not None}
-    own = {k:v for k,v in given.items() if k in extra}
-    return given | _checked(own, now.get('__annotations__', {}))
+    kinds = now.get('__annotations__', {})
+    return given | {k:_checked(k, v, kinds[k]) for k,v in given.items() if k in extra and k in kinds}
