@@ -240,6 +240,7 @@ def check(self:RolloutConfig):
         if not isinstance(p, str) or not p.strip(): raise ValueError(f'prompts must be texts, not {p!r}')
     for k in ('n_steps','height'):
         if getattr(self, k)<1: raise ValueError(f'{k}={getattr(self, k)} must be positive')
+    if math.isinf(self.cond_scale): raise ValueError(f'cond_scale={self.cond_scale} must be a finite number')
     check_name(self.name)
 
 # %% ../nbs/07_rollout.ipynb #c035
