@@ -135,7 +135,7 @@ class Visit:
         self.dropped = np.broadcast_to(rng.random(1 if cfg.piece else len(self.starts)) < cfg.p_uncond, len(self.starts))
         self.changes = draw_changes(cfg, rng)
         self.buttons, self.camera = joint_actions(self.ep)
-        self.keep = np.ones(n, bool) if cfg.all_steps and 'labelled_by' not in self.ep.meta else self.ep.keep
+        self.keep = np.ones(n, bool) if cfg.all_steps and 'labelled_by' not in self.ep.meta else self.ep.loss_mask
         self.table = goal_table(self.ep, self.goal_idx) if goals and cfg.goals != 'chunk' else None
 
 def _generator(seed): return seed if hasattr(seed, 'integers') else np.random.default_rng(seed)

@@ -24,7 +24,6 @@ from ..world.envs import ENVS, make_env
 from ..world.tasks import EventFinder, TASKS
 from ..world.experts import Expert, START_ITEMS, runs_of, settle_action, watched
 from .moments import load_moment
-import steve1.data.inspect
 
 # %% ../../nbs/data/players.ipynb #c005
 def schedule(
