@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from fastcore.basics import patch
 from ..base.actions import ActionMap, is_null
-from .blocks import AIR, DANDELION, DIRT, GRASS, ITEMS, LEAVES, LOG, POPPY, SAND, SEA, SOLID, SY, TALLGRASS, WATER, WRAP, jit
+from .blocks import BLOCK_TABLE, HEIGHT, ITEMS, Kind, SEA_LEVEL, WRAP, jit
 from .envs import BlockWorldEnv
 from .tasks import EventFinder, MetricTracker, TASKS
 
@@ -25,7 +25,7 @@ def _sees(blocks, ox, oy, oz, x, y, z):
     for i in range(n):
         t = i/n; ix,iy,iz = int(math.floor(ox+dx*t)), int(math.floor(oy+dy*t)), int(math.floor(oz+dz*t))
         if ix==x and iy==y and iz==z: return True
-        if iy>=0 and iy<SY and SOLID[blocks[ix&WRAP,iy,iz&WRAP]]: return False
+        if iy>=0 and iy<HEIGHT and BLOCK_TABLE[blocks[ix&WRAP,iy,iz&WRAP]]['solid']: return False
     return True
 
 @jit
@@ -38,8 +38,8 @@ def _nearest_seen(blocks, wanted, ox, oy, oz, yaw, r, lo, hi, jitter, seed):
     for i in range(-r,r+1):
         for j in range(-r,r+1):
             if i==0 and j==0: continue                                      # not the column we stand in
-            for y in range(max(1,py+lo), min(SY-1,py+hi+1)):
-                if wanted[blocks[(px+i)&WRAP,y,(pz+j)&WRAP]] and blocks[(px+i)&WRAP,y+1,(pz+j)&WRAP]!=WATER:
+            for y in range(max(1,py+lo), min(HEIGHT-1,py+hi+1)):
+                if wanted[blocks[(px+i)&WRAP,y,(pz+j)&WRAP]] and blocks[(px+i)&WRAP,y+1,(pz+j)&WRAP]!=Kind.WATER:
                     flat = math.sqrt(i*i+j*j)
                     d = math.sqrt(i*i+j*j+2.*(y-oy)**2) + np.random.random()*jitter
                     if i*fx+j*fz<.5*flat: d = d*1.3+3
@@ -56,11 +56,11 @@ def _nearest_water(blocks, px, pz, yaw, r, deep, jitter, seed):
     for i in range(-r,r+1):
         for j in range(-r,r+1):
             x,z = (px+i)&WRAP, (pz+j)&WRAP
-            if blocks[x,SEA,z]!=WATER or (deep and blocks[x,SEA-2,z]!=WATER): continue
-            if blocks[(x+2)&WRAP,SEA,z]!=WATER or blocks[(x-2)&WRAP,SEA,z]!=WATER or blocks[x,SEA,(z+2)&WRAP]!=WATER or blocks[x,SEA,(z-2)&WRAP]!=WATER: continue
+            if blocks[x,SEA_LEVEL,z]!=Kind.WATER or (deep and blocks[x,SEA_LEVEL-2,z]!=Kind.WATER): continue
+            if blocks[(x+2)&WRAP,SEA_LEVEL,z]!=Kind.WATER or blocks[(x-2)&WRAP,SEA_LEVEL,z]!=Kind.WATER or blocks[x,SEA_LEVEL,(z+2)&WRAP]!=Kind.WATER or blocks[x,SEA_LEVEL,(z-2)&WRAP]!=Kind.WATER: continue
             d = math.sqrt(i*i+j*j) + np.random.random()*jitter
             if i*fx+j*fz<.5*math.sqrt(i*i+j*j): d = d*1.3+3
-            if d<best: best,bx,by,bz = d,px+i,SEA,pz+j
+            if d<best: best,bx,by,bz = d,px+i,SEA_LEVEL,pz+j
     return best,bx,by,bz
 
 # %% ../../nbs/world/experts.ipynb #c008
@@ -127,13 +127,13 @@ def sidestep(self:Expert, yaw):
         for k in range(24): yield dict(camera=self.turn(yaw, 0 if k<12 else 30)[0], attack=1, forward=1, jump=int(k>12 and self.p.bump))
 
 @patch
-def block(self:Expert, x, y, z): return self.w.blocks[x&WRAP,y,z&WRAP] if 0<=y<SY else AIR
+def block(self:Expert, x, y, z): return self.w.blocks[x&WRAP,y,z&WRAP] if 0<=y<HEIGHT else Kind.AIR
 
 @patch
 def mine(self:Expert, x, y, z, near, most=60):
     "Aim at a block and hold attack until it is gone"
     kind, off = self.block(x,y,z), self.rng.uniform(-.12,.12,3)
-    plant = TALLGRASS<=kind<=DANDELION
+    plant = Kind.TALL_GRASS<=kind<=Kind.DANDELION
     for _ in range(most):
         if self.block(x,y,z)!=kind: return
         tx,ty,tz = x+.5+off[0], y+(.3 if plant else .5)+off[1], z+.5+off[2]
@@ -163,17 +163,17 @@ def wander(self:Expert, most):
 
 # %% ../../nbs/world/experts.ipynb #c012
 @patch
-def wood(self:Expert): yield from self.gather((LOG,), 2.0, -2, 3)
+def wood(self:Expert): yield from self.gather((Kind.LOG,), 2.0, -2, 3)
 @patch
-def leaves(self:Expert): yield from self.gather((LEAVES,), 2.0, -1, 3)
+def leaves(self:Expert): yield from self.gather((Kind.LEAVES,), 2.0, -1, 3)
 @patch
-def seeds(self:Expert): yield from self.gather((TALLGRASS,), 1.9, -4, 1, jitter=.8)
+def seeds(self:Expert): yield from self.gather((Kind.TALL_GRASS,), 1.9, -4, 1, jitter=.8)
 @patch
-def flower(self:Expert): yield from self.gather((POPPY,DANDELION), 1.9, -4, 1, jitter=.8)
+def flower(self:Expert): yield from self.gather((Kind.POPPY,Kind.DANDELION), 1.9, -4, 1, jitter=.8)
 @patch
-def sand(self:Expert): yield from self.gather((SAND,), 1.9, -3, 0, r=12, jitter=1.)
+def sand(self:Expert): yield from self.gather((Kind.SAND,), 1.9, -3, 0, r=12, jitter=1.)
 @patch
-def dirt(self:Expert): yield from self.gather((DIRT,GRASS), 1.9, -3, 0, r=5, jitter=1.)
+def dirt(self:Expert): yield from self.gather((Kind.DIRT,Kind.GRASS), 1.9, -3, 0, r=5, jitter=1.)
 
 @patch
 def dig(self:Expert):
@@ -223,7 +223,7 @@ def land_ahead(self:Expert, h, far=7):
     "Is there land, and no cliff, where heading h leads?"
     for d in (2,4,far):
         x,z = int(np.floor(self.p.x-d*math.sin(math.radians(h))))&WRAP, int(np.floor(self.p.z+d*math.cos(math.radians(h))))&WRAP
-        if self.w.blocks[x,SEA,z]==WATER or self.w.tops[0,x,z]>self.p.y+3*d/2+3: return False
+        if self.w.blocks[x,SEA_LEVEL,z]==Kind.WATER or self.w.tops[0,x,z]>self.p.y+3*d/2+3: return False
     return True
 
 @patch
@@ -245,7 +245,7 @@ def explore(self:Expert):
 @patch
 def to_water(self:Expert, deep):
     "Walk and swim to the nearest open water"
-    while not self.p.in_water or deep and self.w.blocks[int(np.floor(self.p.x))&WRAP,SEA-2,int(np.floor(self.p.z))&WRAP]!=WATER:
+    while not self.p.in_water or deep and self.w.blocks[int(np.floor(self.p.x))&WRAP,SEA_LEVEL-2,int(np.floor(self.p.z))&WRAP]!=Kind.WATER:
         p = self.p
         _,x,y,z = _nearest_water(self.w.blocks, int(np.floor(p.x)), int(np.floor(p.z)), p.yaw, 40, deep, 3., self.look())
         if y<0: yield from self.wander(60); continue
@@ -253,9 +253,9 @@ def to_water(self:Expert, deep):
         yield dict(camera=self.turn(p.yaw,8)[0], forward=1)
 
 @patch
-def water_ahead(self:Expert, h, far, level=SEA):
+def water_ahead(self:Expert, h, far, level=SEA_LEVEL):
     "Share of four points on heading h that are water"
-    at = lambda d: self.w.blocks[int(np.floor(self.p.x-d*math.sin(math.radians(h))))&WRAP,level,int(np.floor(self.p.z+d*math.cos(math.radians(h))))&WRAP]==WATER
+    at = lambda d: self.w.blocks[int(np.floor(self.p.x-d*math.sin(math.radians(h))))&WRAP,level,int(np.floor(self.p.z+d*math.cos(math.radians(h))))&WRAP]==Kind.WATER
     return np.mean([at(far*f) for f in (.3,.6,1.,1.2)])
 
 @patch
@@ -274,7 +274,7 @@ def underwater(self:Expert):
     "Dive to the bottom and stay there"
     while True:
         yield from self.to_water(True)
-        h = max((self.p.yaw+self.rng.uniform(-90,90) for _ in range(10)), key=lambda h: self.water_ahead(h,6,SEA-2)+self.rng.random()*.1)
+        h = max((self.p.yaw+self.rng.uniform(-90,90) for _ in range(10)), key=lambda h: self.water_ahead(h,6,SEA_LEVEL-2)+self.rng.random()*.1)
         pitch = self.rng.uniform(20,55); self.look()
         for k in range(self.rng.integers(15,35)):
             ahead = self.water_ahead(h,2.,max(1,int(self.p.y)))>.4
@@ -295,8 +295,8 @@ def tower(self:Expert):
     while True:
         self.look()
         key = self.hotbar('dirt')
-        if key is None or self.p.y>SY-8:
-            if self.p.y>SY-8: yield from self.sky()
+        if key is None or self.p.y>HEIGHT-8:
+            if self.p.y>HEIGHT-8: yield from self.sky()
             for _ in range(14): yield dict(camera=self.turn(yaw,50)[0], attack=1)
             continue
         if key-1!=self.p.slot: yield {f'hotbar.{key}':1}
@@ -330,7 +330,7 @@ def settle_action(act):
     return _MAP.to_env(*_MAP.to_joint(cols))[0]
 
 # %% ../../nbs/world/experts.ipynb #c020
-OFFERS = dict(wood=(LOG,), leaves=(LEAVES,), seeds=(TALLGRASS,), flower=(POPPY,DANDELION), sand=(SAND,))
+OFFERS = dict(wood=(Kind.LOG,), leaves=(Kind.LEAVES,), seeds=(Kind.TALL_GRASS,), flower=(Kind.POPPY,Kind.DANDELION), sand=(Kind.SAND,))
 WEIGHTS = dict(dig=1., dirt=1., sky=.7, leaves=1.2, wood=1.6, seeds=1.3, flower=1.5, explore=.9, swim=1.2, underwater=1.2, inventory=.6, tower=.7, sand=1.2)
 
 @patch
