@@ -175,7 +175,7 @@ class EpisodePass:
         self.changes = draw_changes(cfg.augment, cfg.grey, rng)
         self.buttons, self.camera = joint_actions(self.ep)
         recorded = 'labelled_by' not in self.ep.meta
-        self.loss_mask = np.ones(n, bool) if cfg.all_steps and recorded else self.ep.keep
+        self.loss_mask = np.ones(n, bool) if cfg.all_steps and recorded else self.ep.loss_mask
         self.table = _goal_table(self.ep, self.goal_idx) if read_goals and cfg.goals != 'chunk' else None
 
 # %% ../nbs/04_dataset.ipynb #c025
