@@ -44,9 +44,10 @@ def looks_like(
     head = _head(path)
     if not head: return 'it is empty'
     if not head.strip(b'\0'): return 'it begins with zeros, as an interrupted download may'
-    if head.startswith(b'version https://git-lfs'): return "it is a pointer of Git LFS, and `git lfs pull` fetches the file"
+    if head.startswith(b'version https://git-lfs'): return 'it is a pointer of Git LFS: `git lfs pull` fetches the file'
     if head.lstrip()[:1] == b'<': return 'it is a web page, which a server sent in place of the file'
-    seems = 'torch' if is_torch_file(path) else 'safetensors' if _is_safetensors(head) else 'pickle' if _is_pickle(head) else meant
+    signs = dict(torch=is_torch_file(path), safetensors=_is_safetensors(head), pickle=_is_pickle(head))
+    seems = next((kind for kind,yes in signs.items() if yes), meant)
     names = dict(torch='a file of torch.save', safetensors='a safetensors file', pickle='a plain pickle')
     return '' if seems == meant else f'it is {names[seems]}'
 
@@ -54,14 +55,15 @@ def _is_safetensors(head): return head[8:9] == b'{' and struct.unpack('<Q', head
 def _is_pickle(head): return b'\x80\2' <= head[:2] <= bytes([128, pickle.HIGHEST_PROTOCOL])
 
 # %% ../../nbs/base/untrusted.ipynb #c011
-_GET, _PUT, _TUPLE, _MARK, _DUP, _STOP, _POP, _KEYS, _UNMARK, _NOTHING, _PUSH, _CALL, _NO = range(13) # effects on the stack
-_EFFECTS = {_GET:'GET BINGET LONG_BINGET', _PUT:'PUT BINPUT LONG_BINPUT MEMOIZE', _TUPLE:'EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE',
-    _MARK:'MARK', _DUP:'DUP', _STOP:'STOP', _POP:'POP', _KEYS:'SETITEM SETITEMS DICT ADDITEMS FROZENSET',
+_GET, _PUT, _TUPLE, _MARK, _DUP, _STOP, _POP, _KEYS, _UNMARK, _NOTHING, _PUSH, _CALL, _NO = range(13)
+_EFFECTS = {_GET:'GET BINGET LONG_BINGET', _PUT:'PUT BINPUT LONG_BINPUT MEMOIZE',
+    _TUPLE:'EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE', _MARK:'MARK', _DUP:'DUP', _STOP:'STOP', _POP:'POP', _KEYS:'SETITEM SETITEMS DICT ADDITEMS FROZENSET',
     _UNMARK:'APPENDS POP_MARK LIST', _NOTHING:'PROTO FRAME',
     _NO:'NEWOBJ_EX OBJ INST EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER PERSID'}   # what data never uses
 _EFFECT = {name:effect for effect,names in _EFFECTS.items() for name in names.split()}
 _TUPLE_SIZE = dict(EMPTY_TUPLE=0, TUPLE1=1, TUPLE2=2, TUPLE3=3, TUPLE=-1)
-_COUNTED = 'EMPTY_LIST EMPTY_DICT EMPTY_SET MARK MEMOIZE PUT BINPUT LONG_BINPUT'.split() # one byte in the file, many in memory
+# one byte in the file, many in memory
+_COUNTED = 'EMPTY_LIST EMPTY_DICT EMPTY_SET MARK MEMOIZE PUT BINPUT LONG_BINPUT'.split()
 
 # %% ../../nbs/base/untrusted.ipynb #n001
 def _instruction(op):
@@ -187,8 +189,8 @@ def _encode(budget, text, encoding='utf-8'):
 
 # %% ../../nbs/base/untrusted.ipynb #n008
 def _check_keys(keys):
-    for k in keys:
-        if isinstance(k, tuple) and any(isinstance(x, tuple) for x in k): raise UnpicklingError('it has tuples within tuples as keys')
+    inner = (x for k in keys if isinstance(k, tuple) for x in k)
+    if any(isinstance(x, tuple) for x in inner): raise UnpicklingError('it has tuples within tuples as keys')
 
 def _collect(kind):
     "A stand-in for `list`, `dict` and their like, called with a list of items"
@@ -217,11 +219,12 @@ class _Format:
     "Stands for a number format"
     def __init__(self, budget, name, align=False, copy=False):
         if not isinstance(name, str) or not re.fullmatch(r'[<>|=]?[biufcSU]\d{1,6}', name):
-            raise UnpicklingError(f'it asks for arrays of {reprlib.repr(name)}, and only plain numbers and text are read')
+            raise UnpicklingError(f'it asks for arrays of {reprlib.repr(name)}, not of plain numbers or text')
         self.dtype = np.dtype(name)
     def __setstate__(self, state):
-        d = self.dtype
-        if not isinstance(state, tuple) or state[2:] not in ((None,)*3 + (-1,-1,0), (None,)*3 + (d.itemsize, d.alignment, d.flags)):
+        d, simple = self.dtype, (None, None, None)
+        real = simple + (-1, -1, 0), simple + (d.itemsize, d.alignment, d.flags)
+        if not isinstance(state, tuple) or state[2:] not in real:
             raise UnpicklingError(f'its number format is {reprlib.repr(state)}')
 
 def _check_size(form, shape, data):
@@ -229,8 +232,8 @@ def _check_size(form, shape, data):
     ok = isinstance(form, _Format) and isinstance(shape, tuple) and isinstance(data, (bytes, bytearray))
     ok = ok and all(type(n) is int and n >= 0 for n in shape) and form.dtype.itemsize
     if not ok or form.dtype.itemsize*math.prod(shape) != len(data):
-        form = getattr(form, 'dtype', form)
-        raise UnpicklingError(f'it holds an array of {reprlib.repr(form)}, shape {reprlib.repr(shape)}, whose bytes do not agree')
+        what = f'{reprlib.repr(getattr(form, "dtype", form))}, shape {reprlib.repr(shape)}'
+        raise UnpicklingError(f'it holds an array of {what}, whose bytes do not agree')
 
 # %% ../../nbs/base/untrusted.ipynb #n009
 class _Array:
@@ -258,11 +261,12 @@ def _frombuffer(budget, data, form, shape, order, axes=None):
 
 # %% ../../nbs/base/untrusted.ipynb #n010
 _CONTAINERS, _NUMBERS = (list, tuple, set, frozenset, dict), (bool, int, float, complex)
-_KNOWN = {('builtins', k.__name__):(_collect(k), k) for k in _CONTAINERS} | {('builtins', k.__name__):(_number_of(k), k) for k in _NUMBERS}
+_KNOWN = {('builtins', k.__name__):(_collect(k), k) for k in _CONTAINERS}
+_KNOWN |= {('builtins', k.__name__):(_number_of(k), k) for k in _NUMBERS}
 _KNOWN |= {('builtins', 'bytes'):(_bytes, bytes), ('builtins', 'bytearray'):(_bytearray, bytearray)}
 _KNOWN |= {('__builtin__', n):v for (_,n),v in list(_KNOWN.items())} # protocol 2, written by Python 2 or for it
-_KNOWN |= {('collections', 'OrderedDict'):(_collect(_FixedDict), collections.OrderedDict), ('_codecs', 'encode'):(_encode, codecs.encode),
-    ('numpy', 'ndarray'):(_ndarray, np.ndarray), ('numpy', 'dtype'):(_Format, np.dtype)}
+_KNOWN |= {('collections', 'OrderedDict'):(_collect(_FixedDict), collections.OrderedDict),
+    ('_codecs', 'encode'):(_encode, codecs.encode), ('numpy', 'ndarray'):(_ndarray, np.ndarray), ('numpy', 'dtype'):(_Format, np.dtype)}
 for _core in ('numpy.core', 'numpy._core'):
     _KNOWN |= {(f'{_core}.multiarray', '_reconstruct'):(_Array, np._core.multiarray._reconstruct),
         (f'{_core}.multiarray', 'scalar'):(_scalar, np._core.multiarray.scalar),
@@ -326,7 +330,9 @@ def safe_pickle_load(
     "Unpickle data without letting it run code"
     path = present_file(path)
     size = path.stat().st_size
-    if size > most: raise ValueError(f'{path} has {size:,} bytes, more than {most:,}, which no pickle of data has; raise `most` if this one does')
+    if size > most:
+        raise ValueError(f'{path} has {size:,} bytes, more than {most:,}, which no pickle of data has; '
+            'raise `most` if this one does')
     try:
         with open(path, 'rb') as f:
             f.seek(max(size - 1, 0))
@@ -339,7 +345,8 @@ def safe_pickle_load(
     except Exception as e: raise unreadable(path, 'data', e) from None
 
 # %% ../../nbs/base/untrusted.ipynb #c030
-_ITEM_SIZES = dict(Double=8, Float=4, Half=2, BFloat16=2, Long=8, Int=4, Short=2, Char=1, Byte=1, Bool=1, ComplexFloat=8, ComplexDouble=16)
+_ITEM_SIZES = dict(Double=8, Float=4, Half=2, BFloat16=2, Long=8, Int=4, Short=2, Char=1, Byte=1, Bool=1,
+    ComplexFloat=8, ComplexDouble=16)
 
 class _Storage(typing.NamedTuple):
     "Stands for a storage, or for the kind of one (`n` is None)"
@@ -368,11 +375,13 @@ class _StateDict(collections.OrderedDict):
 def _nothing(budget, *args): return None
 def _first(budget, data, *more): return data
 
-_BASICS = [('_codecs', 'encode'), *((m, n) for m in ('builtins', '__builtin__') for n in ('set', 'complex', 'bytearray'))]
+_BASICS = [(m, n) for m in ('builtins', '__builtin__') for n in ('set', 'complex', 'bytearray')] + [('_codecs', 'encode')]
 _TORCH = {k:_KNOWN[k][0] for k in _BASICS} | {('collections', 'OrderedDict'):_collect(_StateDict)}
 _TORCH |= {('torch._utils', n):_tensor for n in ('_rebuild_tensor', '_rebuild_tensor_v2')}
-_TORCH |= {('torch._utils', '_rebuild_parameter'):_first, ('torch', 'Size'):_collect(tuple), ('torch', 'device'):_nothing}
-_KINDS = {('torch', f'{k}Storage'):_Storage(n, None) for k,n in _ITEM_SIZES.items()} | {('torch.storage', 'UntypedStorage'):_Storage(1, None)}
+_TORCH[('torch._utils', '_rebuild_parameter')] = _first
+_TORCH |= {('torch', 'Size'):_collect(tuple), ('torch', 'device'):_nothing}
+_KINDS = {('torch', f'{k}Storage'):_Storage(n, None) for k,n in _ITEM_SIZES.items()}
+_KINDS[('torch.storage', 'UntypedStorage')] = _Storage(1, None)
 
 # %% ../../nbs/base/untrusted.ipynb #n012
 class _TorchRehearsal(_Unpickler):
@@ -394,7 +403,8 @@ class _TorchRehearsal(_Unpickler):
         if not isinstance(kind, _Storage) or type(n) is not int or n < 0:
             raise UnpicklingError(f'its storage {reprlib.repr(key)} is described as {reprlib.repr(pid)}')
         want, have = n*kind.itemsize, None if self.sizes is None else self.sizes.get(str(key), 0)
-        if have not in (None, want): raise UnpicklingError(f'its storage {reprlib.repr(key)} should have {want:,} bytes and has {have:,}')
+        if have not in (None, want):
+            raise UnpicklingError(f'its storage {reprlib.repr(key)} should have {want:,} bytes and has {have:,}')
         self.left -= want
         if self.left < 0: raise UnpicklingError('its storages are larger than the file')
         self.seen[key] = _Storage(kind.itemsize, n)
@@ -405,24 +415,32 @@ class _SmallReads(io.BufferedReader):
     "A file of which no more than 64 MB are read at once"
     def read(self, n=-1):
         left = os.fstat(self.fileno()).st_size - self.tell()
-        if (left if n is None or n < 0 else min(n, left)) > 1 << 26: raise zipfile.BadZipFile('its list of contents is too long')
+        wanted = left if n is None or n < 0 else min(n, left)
+        if wanted > 1 << 26: raise zipfile.BadZipFile('its list of contents is too long')
         return super().read(n)
 
 def _rehearse(data, size, sizes=None):
     end = _walk(data, 0, len(data), _room(size))
     return _TorchRehearsal(data[:end], size, sizes).load(), end
 
+# %% ../../nbs/base/untrusted.ipynb #n021
+def _check_records(z, size):
+    "The records of a zip of `torch.save`; compressed or too large ones raise"
+    infos = z.infolist()
+    if any(i.compress_type != zipfile.ZIP_STORED for i in infos):
+        raise UnpicklingError('its contents are compressed, which torch.save never does')
+    if sum(i.file_size for i in infos) > size: raise UnpicklingError('its contents are larger than the file')
+    return infos
+
 def _scan_zip(path, crc):
     "What the description in a zip of `torch.save` comes to, once its records are found sound"
     size = path.stat().st_size
     with zipfile.ZipFile(_SmallReads(io.FileIO(path))) as z:
-        infos = z.infolist()
-        if any(i.compress_type != zipfile.ZIP_STORED for i in infos): raise UnpicklingError('its contents are compressed, which torch.save never does')
-        if sum(i.file_size for i in infos) > size: raise UnpicklingError('its contents are larger than the file')
+        infos = _check_records(z, size)
         main = [i for i in infos if i.filename.count('/') == 1 and i.filename.endswith('/data.pkl')]
         if len(main) != 1: raise UnpicklingError('it is a zip archive that torch.save did not write')
         if crc and (bad := z.testzip()): raise UnpicklingError(f'{bad} in it is damaged')
-        root = main[0].filename[:-len('data.pkl')] + 'data/'
+        root = main[0].filename.removesuffix('data.pkl') + 'data/'
         sizes = {i.filename[len(root):]:i.file_size for i in infos if i.filename.startswith(root)}
         return _rehearse(z.read(main[0]), size, sizes)[0]
 
