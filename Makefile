@@ -15,7 +15,7 @@ demo: export PYTHONWARNINGS ?= ignore
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help setup demo test lab mini readme export
+.PHONY: help setup demo test lab mini readme export docs
 help: ; @head -2 Makefile
 
 $(READY): constraints.txt settings.ini setup.py tools/setup.sh
@@ -64,3 +64,6 @@ export: $(READY) # notebooks -> modules and README.md
 	@$(PY) tools/repo.py readme
 readme: $(READY)
 	@$(PY) tools/repo.py readme
+docs: $(READY) # the site, in _docs: every notebook with its saved outputs, and a reference page for each module
+	@$(PY) tools/site.py _docs
+	@echo; echo "Open _docs/index.html, or: $(PY) -m http.server -d _docs"

@@ -16,7 +16,7 @@ from fastcore.script import call_parse
 from .world.blocks import ARENAS
 from .world.tasks import METRICS
 from .world.play import jpeg, play_human
-from .acting.goals import PAPER, UNCONDITIONAL, load_system
+from .acting.goals import PAPER_PROMPTS, UNCONDITIONAL, load_system
 from .acting.session import FPS, OWN_PROMPTS, Session, unknown_words
 
 # %% ../nbs/09_demo.ipynb #c005
@@ -67,7 +67,7 @@ class Demo:
 
     def _labels(self):
         "Prompt -> what its button says"
-        return {p:p.split(',')[0]+(' …' if ',' in p else '') for p in (*PAPER.values(), *OWN_PROMPTS.values(), UNCONDITIONAL)}
+        return {p:p.split(',')[0]+(' …' if ',' in p else '') for p in (*PAPER_PROMPTS.values(), *OWN_PROMPTS.values(), UNCONDITIONAL)}
 
 # %% ../nbs/09_demo.ipynb #c008
 @patch
@@ -86,7 +86,7 @@ def _build(self:Demo, W):
     self.arena.observe(lambda c: self._try(self.new_world), 'value')
     for x,c in ((self.text,'s1-say'), (self.tell,'s1-go'), (self.tell,'s1-tell'), (b['keys'],'s1-keys'), (b['play'],'s1-go'), (b['record'],'s1-rec'), (self.note,'s1-note')): x.add_class(c)
     b['keys'].value = s.keys
-    paper = set(PAPER.values())
+    paper = set(PAPER_PROMPTS.values())
     left = box(W.VBox, 's1-left', self.image, box(W.HBox, 's1-bar', *b.values()), box(W.HBox, 's1-bar', self.text, self.tell),
         *[box(W.HBox, 's1-row2', W.HTML(f'<div class="s1-label">{name}</div>'), box(W.HBox, 's1-chips', *[c for p,c in self.chips.items() if (p in paper)==yes])) for name,yes in (('the paper',True),('BlockWorld',False))], self.note)
     side = box(W.VBox, 's1-side', self.side, box(W.VBox, 's1-set', self.scale, box(W.HBox, 's1-two', self.seed, self.arena)))

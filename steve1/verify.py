@@ -236,7 +236,8 @@ def check_rollout(
     n:int=20, # Steps
 ) -> list: # One check
     "From a sentence to play"
-    from steve1.acting.goals import load_system, make_case, text_goal
+    from steve1.acting.goals import load_system, text_goal
+    from steve1.acting.schedules import make_case
     from steve1.rollout import rollout
     t0 = time.perf_counter()
     system = load_system()
@@ -244,7 +245,7 @@ def check_rollout(
     case = make_case(goal, seed=1_000_000)
     rollout(system.policy, [case], 1)                    # the first step compiles the world, where nobody has yet
     t1 = time.perf_counter()
-    played = rollout(system.policy, [case], n, lambda r,_: frames.append(r.obs[0]['pov'].copy()))
+    played = rollout(system.policy, [case], n, lambda r,_: frames.append(r.obs['pov'][0]))
     t2 = time.perf_counter()
     ok = bool(np.isfinite(goal.embed).all() and goal.embed.any() and not played.failed and np.isfinite(played.values).all() and any((f != frames[0]).any() for f in frames))
     return [Check('rollout', ok, f"{n} steps of {goal.name!r} in {t2-t1:.1f} s, after {t1-t0:.1f} s of loading and compiling" + ('' if ok else ': nothing moved, or numbers that are none'), 'git restore data/weights && make setup')]

@@ -51,11 +51,12 @@ def run_pytest(path, limit=None):
     if status != 0: failed = max(failed, 1)
     return total['tests'] - total['failures'] - total['errors'] - total['skipped'], failed, text, secs
 
-LONG = 'test_train', 'test_data_faults', 'test_contractor', 'test_env_faults' # these first, so that nobody waits for them at the end
+LONG = 'test_train', 'test_wheel', '05_train', 'test_data_faults', 'test_contractor', 'test_env_faults', 'test_site', 'bench' # these first, so that nobody waits for them at the end
 
 def main(names):
-    files = sorted((ROOT/'tests').glob('test_*.py'), key=lambda p: LONG.index(p.stem) if p.stem in LONG else len(LONG))
-    jobs = {f'tests/{p.name}':(run_pytest, p) for p in files} | {f'nbs/{p.relative_to(ROOT/"nbs")}':(run_notebook, p) for p in notebooks()}
+    found = [(run_pytest, p) for p in (ROOT/'tests').glob('test_*.py')] + [(run_notebook, p) for p in notebooks()]
+    found.sort(key=lambda j: (LONG.index(j[1].stem) if j[1].stem in LONG else len(LONG), j[1]))
+    jobs = {p.relative_to(ROOT).as_posix():(f, p) for f,p in found}
     jobs = {n:j for n,j in jobs.items() if not names or Path(n).stem in names}
     passed = failed = 0
     start = time.time()

@@ -2,17 +2,24 @@
 import json, os, random, select, shutil, signal, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 import numpy as np, pytest
-from steve1.base.actions import KEYS, noop
+from steve1.base.actions import ACTION_DTYPE, KEYS, noop
 from steve1.config import repo_root
 from steve1.world.process import EnvFailed, ProcessEnv
-from steve1.world.supervised import Supervised
-from steve1.world.envs import check_env, make_env
+from steve1.world.supervised import ProcessVectorEnv, Supervised
+from steve1.world.envs import check_env, make_env, make_vec
 from steve1.world.worker import family
 
 FAKES = repo_root()/'tests'/'fake_games'
 linux = pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='needs /proc to find processes')
 
 def faulty(**kw): return ProcessEnv('faulty:Faulty', path=[FAKES], **{**dict(step_timeout=5., wait=False), **kw})
+
+def several(make, n): return ProcessVectorEnv(make, n, (64,64), patience=100, autoreset_mode='Disabled')
+
+def jump(n):
+    rows = np.zeros(n, ACTION_DTYPE)
+    rows['jump'] = 1
+    return rows
 
 def alive(pid):
     "Does it run? (a zombie does not)"
@@ -53,17 +60,19 @@ class Vandal(threading.Thread):
 def test_thirty_episodes_under_fire():
     "Worlds killed, stopped and made to leak at random: every episode is accounted for, no process and no folder is left"
     before, n_steps, running = folders(), 20, []
-    vandal = Vandal(lambda: running[0].envs[:] if running else [], 12)
+    vandal = Vandal(lambda: running[0].env.envs[:] if running else [], 12)
     make = lambda: faulty(step_timeout=2., memory_limit=180, child=True, pause=.02)
-    with Supervised([dict(seed=s) for s in range(30)], lanes=3, name=make, patience=100) as w:
+    with Supervised(several(make, 3), [dict(seed=s) for s in range(30)]) as w:
         running.append(w)
+        w.reset()
         vandal.start()
-        while w.obs:
-            infos = w.step({l:dict(jump=1) for l in w.obs})
-            for l,info in infos.items():
-                if info is None: continue
-                assert w.obs[l]['inventory']['dirt'] == w.playing[l].steps      # nobody sees another world's step, or a step twice
-                if w.playing[l].steps == n_steps: w.end(l)
+        while w.playing:
+            playing = list(w.playing)
+            obs, _, lost, _, _ = w.step(jump(3))
+            for i in playing:
+                if lost[i]: continue
+                assert obs['inventory']['dirt'][i] == w.playing[i].steps        # no world sees another world's step, or a step twice
+                if w.playing[i].steps == n_steps: w.end(i)
         vandal.over.set(); vandal.join()
     rows = w.table()
     print({c or 'played out':sum(r['cause'] == c for r in rows) for c in ('','crash','hang','memory')}, vandal.deeds)
@@ -126,15 +135,17 @@ def test_a_slow_caller_is_not_a_slow_world():
 
 def test_a_mistake_is_never_retried():
     "Wrong calls are errors at once, cost no episode and no world"
-    with Supervised([dict(seed=1), dict(seed=2)], name=faulty) as w:
-        pids = [e.pid for e in w.envs]
-        for bad in ({'fly':1}, {'attack':2}, {'camera':(1.,)}, {'camera':(0, float('nan'))}):
-            with pytest.raises(ValueError): w.step({0:{}, 1:bad})
-        w.step({0:{}, 1:{}})
-        assert [e.pid for e in w.envs] == pids and [o.steps for o in w.playing.values()] == [1,1] and not w.outcomes
-    with pytest.raises(ValueError, match='moon'): Supervised([dict(seed=1, arena='moon')])
-    with pytest.raises(TypeError, match='colour'): Supervised([dict(seed=1)], colour='red')
-    with pytest.raises(ValueError, match='no episodes'): Supervised([])
+    with Supervised(several(faulty, 2), [dict(seed=1), dict(seed=2)]) as w:
+        w.reset()
+        pids = [e.pid for e in w.env.envs]
+        for bad in (dict(fly=[0,1]), dict(attack=[0,2]), dict(camera=np.zeros((2,1))), dict(camera=np.array([[0,0],[0,np.nan]]))):
+            with pytest.raises(ValueError): w.step(bad)
+        w.step(jump(2))
+        assert [e.pid for e in w.env.envs] == pids and [o.steps for o in w.playing.values()] == [1,1] and not w.outcomes
+    kw = dict(process=True, vector=dict(autoreset_mode='Disabled'))
+    with pytest.raises(ValueError, match='moon'): Supervised(make_vec('blockworld', **kw), [dict(seed=1, arena='moon')]).reset()
+    with pytest.raises(TypeError, match='colour'): Supervised(make_vec('blockworld', colour='red', **kw), [dict(seed=1)]).reset()
+    with pytest.raises(ValueError, match='no episodes'): Supervised(several(faulty, 1), [])
 
 # --- other interpreters
 

@@ -21,13 +21,14 @@ from ..base.files import atomic_path
 from ..world.blocks import ARENAS
 from ..world.tasks import METRICS, TASKS
 from ..models.tokenizers import WordTokenizer, split_words
-from ..data.embed import embed_pieces
-from .goals import Goal, PAPER, System, UNCONDITIONAL, as_plan, load_system, make_case
+from ..data.embed import embed_segments
+from .goals import Goal, PAPER_PROMPTS, System, UNCONDITIONAL, load_system
+from .schedules import parse_schedule, make_case
 from ..base.video import FILM, VideoWriter
 from ..rollout import Rollout, overlay
 
 # %% ../../nbs/acting/session.ipynb #c005
-OWN_PROMPTS = {k:t.prompt for k,t in TASKS.items() if t.prompt not in PAPER.values()}   # BlockWorld's, where the paper says it otherwise
+OWN_PROMPTS = {k:t.prompt for k,t in TASKS.items() if t.prompt not in PAPER_PROMPTS.values()}   # BlockWorld's, where the paper says it otherwise
 
 def unknown_words(
     system:System, # Whose MineCLIP
@@ -36,7 +37,7 @@ def unknown_words(
     "The words of a prompt that the system never learned"
     words = system.clip.tokenizer
     if prompt.strip().lower()==UNCONDITIONAL or '@' in prompt or '.npy' in prompt or not isinstance(words, WordTokenizer): return []
-    said = (w for stage in as_plan(system, prompt) for w in re.findall(r"[a-z0-9']+", stage.goal.name.lower()))
+    said = (w for stage in parse_schedule(system, prompt) for w in re.findall(r"[a-z0-9']+", stage.goal.name.lower()))
     return [w for w in dict.fromkeys(said) if not all(s in words.id for s in split_words(w))]
 
 # %% ../../nbs/acting/session.ipynb #c008
@@ -84,8 +85,8 @@ def say(self:Session,
 @patch
 def _plan(self:Session, prompt):
     "The stages of a prompt, with the tasks that the paper's prompts are about"
-    known = {p:TASKS[k] for k,p in PAPER.items()}
-    return tuple(replace(s, goal=replace(s.goal, task=s.goal.task or known.get(s.goal.name))) for s in as_plan(self.system, prompt, self.seed))
+    known = {p:TASKS[k] for k,p in PAPER_PROMPTS.items()}
+    return tuple(replace(s, goal=replace(s.goal, task=s.goal.task or known.get(s.goal.name))) for s in parse_schedule(self.system, prompt, self.seed))
 
 @patch
 def guide(self:Session,
@@ -125,7 +126,7 @@ def new_world(self:Session,
     self.game = Rollout(self.system.policy, [make_case(self.plan, self.seed, self.scale, arena)], **self.kw)
     self._tune()                                                           # guided from the first step, whatever the scale
     self.cuts, self.sims, self.rows, self.embed, self.similarity = [(0, self.prompt)], [], [], None, math.nan
-    self.fresh, self.embeds = [], embed_pieces((self._unseen() for _ in repeat(None)), self.system.clip)
+    self.fresh, self.embeds = [], embed_segments((self._unseen() for _ in repeat(None)), self.system.clip)
     self._watch(); self.frame = self.picture()
     self._note('new world', seed=self.seed, arena=arena)
 
@@ -151,8 +152,8 @@ def _unseen(self:Session):
 @patch
 def _watch(self:Session):
     "Show MineCLIP the present moment"
-    pov, size = self.game.obs[0]['pov'], self.system.clip.image_size
-    self.fresh.append(pov if pov.shape[:2]==size else cv2.resize(self.game.envs[0].render(self.size), size[::-1]))
+    pov, size = self.game.obs['pov'][0], self.system.clip.image_size
+    self.fresh.append(pov if pov.shape[:2]==size else cv2.resize(self.game.envs.picture(0, self.size), size[::-1]))
     if len(self.fresh)<self.score_every: return
     e = next(self.embeds)[-1]
     self.embed = None if np.isnan(e[0]) else e
@@ -172,7 +173,7 @@ def picture(self:Session,
     row=None,  # What was done in it, a row of `ACTION_DTYPE`
 ): # uint8 (h,w,3)
     "The present moment, with prompt and keys where `keys` is set"
-    view = self.game.envs[0].render(self.size)
+    view = self.game.envs.picture(0, self.size)
     return overlay(view, case, self.t, row, self.values) if self.keys and case else view
 
 @patch

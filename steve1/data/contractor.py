@@ -23,7 +23,7 @@ from ..base.files import atomic_path, sha256
 from ..base.actions import HOTBAR, KEYS, to_rows
 from ..base.video import VideoWriter
 from ..episodes import Episode, EpisodeWriter, RowWriter, clip_id, write_meta
-from .embed import embed_pieces
+from .embed import embed_segments
 
 # %% ../../nbs/data/contractor.ipynb #c007
 class RecordingError(ValueError):
@@ -231,7 +231,7 @@ def write_recording(w, frames, actions, clip):
             yield xs[-1]
     if clip is None: return sum(map(len, pieces()))
     rows = RowWriter(w.dir/'embeds.npy', np.float16, (clip.d,))
-    for emb in embed_pieces(pieces(), clip): rows.add(emb)
+    for emb in embed_segments(pieces(), clip): rows.add(emb)
     rows.close()
 
 def version_of(

@@ -20,7 +20,7 @@ from ..config import data_dir
 from ..base.files import atomic_path
 from ..base.video import EpisodeError
 from ..episodes import Episode, dataset_dir, list_episodes
-from .inspect import FILES
+from ..base.upstream import EPISODE_FILES
 from .collect import Ledger
 from .basalt import basalt_index, collect_basalt, demonstrations
 from .lerobot import export_lerobot, step_tasks
@@ -66,7 +66,7 @@ Entry = namedtuple('Entry', 'name format n fps size source bytes stamp fault') #
 
 def _look(path):
     "Files of a folder: name -> (bytes, time of change)"
-    with os.scandir(path) as it: found = [(e.name, e.stat()) for e in it if e.name in FILES]
+    with os.scandir(path) as it: found = [(e.name, e.stat()) for e in it if e.name in EPISODE_FILES]
     return {name:(s.st_size, s.st_mtime_ns) for name,s in sorted(found) if s}
 
 def _stamp(files): return new_hash(repr(files).encode()).hexdigest()[:16]
@@ -161,7 +161,7 @@ def index_folder(
         return None if not files else known[name] if name in known and known[name].stamp == _stamp(files) else inspect_episode(folder/name, files)
     with ThreadPoolExecutor(threads) as pool: found = list(tqdm(pool.map(one, names, chunksize=64), total=len(names), disable=None, desc='index'))
     index = EpisodeIndex(folder, [e for e in found if e])
-    if not len(index): raise FileNotFoundError(f"no episode in {folder}: none of its {len(names)} folders has one of {', '.join(FILES)}")
+    if not len(index): raise FileNotFoundError(f"no episode in {folder}: none of its {len(names)} folders has one of {', '.join(EPISODE_FILES)}")
     if save and index.entries != known: index.save()
     return index
 

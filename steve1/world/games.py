@@ -7,16 +7,23 @@ __all__ = ['RECIPES', 'GameEnv', 'MineRLEnv', 'MineStudioEnv']
 
 # %% ../../nbs/world/games.ipynb #c002
 import os
+import cv2
 import numpy as np
 from .blockworld import check_size
 from .process import ProcessEnv
 
 # %% ../../nbs/world/games.ipynb #c005
-RECIPES = dict(
+RECIPES = dict(   # game -> two lines that install it
     minerl="""python3.10 -m venv ~/minerl && ~/minerl/bin/pip install 'setuptools<66' wheel 'numpy<1.24' 'gym<=0.23.1'
 ~/minerl/bin/pip install git+https://github.com/minerllabs/minerl@v1.0.2 && export STEVE1_MINERL_PYTHON=~/minerl/bin/python""",
     minestudio="""python3.10 -m venv ~/minestudio && ~/minestudio/bin/pip install minestudio 'numpy<2'
 ~/minestudio/bin/python -m minestudio.simulator.entry -y && export STEVE1_MINESTUDIO_PYTHON=~/minestudio/bin/python""")
+
+# %% ../../nbs/world/games.ipynb #c007
+def _resize(frame, size):
+    "The picture at another size, as VPT's agent resizes it"
+    if frame.shape[:2]==tuple(size): return frame
+    return cv2.resize(frame, tuple(size)[::-1], interpolation=cv2.INTER_LINEAR)
 
 # %% ../../nbs/world/games.ipynb #c006
 class GameEnv(ProcessEnv):
@@ -27,30 +34,31 @@ class GameEnv(ProcessEnv):
         python:str=None,        # Interpreter that has the game; None: STEVE1_MINERL_PYTHON or STEVE1_MINESTUDIO_PYTHON, else this one
         **kwargs,               # For `ProcessEnv`: `step_timeout`, `reset_timeout`, `memory_limit`, ...
     ):
-        self.size,self.frame = check_size(size),None
-        name = self.game.lower()
-        super().__init__(self.game, python=python or os.environ.get(f'STEVE1_{name.upper()}_PYTHON'), seed=seed, **kwargs)
+        self.size, self.frame = check_size(size), None
+        python = python or os.environ.get(f'STEVE1_{self.game.upper()}_PYTHON')
+        super().__init__(self.game, python=python, seed=seed, **kwargs)
 
     def finish(self):
         try: out = super().finish()
         except ImportError as e:
-            raise ImportError(f'{self.python} has no {self.game} ({e}). Two lines make an environment that has:\n{RECIPES[self.game.lower()]}') from None
-        for obs in (out[:1] if isinstance(out, tuple) else [out] if out else []):
-            self.frame,obs['pov'] = obs['pov'],_resize(obs['pov'], self.size)
+            recipe = RECIPES[self.game.lower()]
+            raise ImportError(f'{self.python} has no {self.game} ({e}). These two lines install it:\n{recipe}') from None
+        obs = out[0] if isinstance(out, tuple) else out
+        if obs: self.frame, obs['pov'] = obs['pov'], _resize(obs['pov'], self.size)
         return out
 
     def render(self,
         size:tuple=(360,640), # (height, width) in pixels
-    ) -> np.ndarray:          # `(h,w,3)` uint8 RGB
+    ) -> np.ndarray:          # uint8 (h,w,3) RGB
         "The last picture at another size"
-        if self.frame is None: raise RuntimeError('nothing has been seen yet: `reset` first')
+        if self.frame is None: raise RuntimeError('there is no picture yet: call `reset` first')
         return _resize(self.frame, check_size(size))
 
-# %% ../../nbs/world/games.ipynb #c007
-def _resize(frame, size):
-    "As VPT's agent does it"
-    import cv2
-    return frame if frame.shape[:2]==tuple(size) else cv2.resize(frame, tuple(size)[::-1], interpolation=cv2.INTER_LINEAR)
+# %% ../../nbs/world/games.ipynb #c012
+class MineRLEnv(GameEnv):
+    "MineRL 1.0.2"
+    game = 'MineRL'
 
-class MineRLEnv(GameEnv): game = 'MineRL'
-class MineStudioEnv(GameEnv): game = 'MineStudio'
+class MineStudioEnv(GameEnv):
+    "MineStudio 1.1"
+    game = 'MineStudio'
