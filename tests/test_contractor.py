@@ -10,7 +10,7 @@ from steve1.base.files import sha256
 from steve1.data.collect import CollectConfig, Ledger, RecordingIndex, collect, collection_faults, collection_report, fetch_recordings, plan_collection
 from steve1.data.contractor import ContractorConfig, ContractorFrames, RecordingError, convert_contractor, parse_steps, read_steps, write_contractor
 from steve1.episodes import Episode, list_episodes, validate_episode
-from steve1.data.embed import embed_pieces, is_embedded
+from steve1.data.embed import embed_segments, is_embedded
 
 GOOD = ['6.13/plain-0', '6.13/plain-1', '7.6/plain-2', '8.0/plain-3', '9.1/plain-4', '10.0/plain-5', '8.0/breaks-twice', '8.0/more-lines', '8.0/stuck']
 GONE, SHORT, N = ['8.0/gone-0', '10.0/gone-1'], '8.0/cut-short', 48
@@ -202,6 +202,6 @@ def test_embeddings_are_of_the_recording(site, tmp_path):
     mp4, jsonl = site.folder/'8.0/plain-3.mp4', site.folder/'8.0/plain-3.jsonl'
     ep = validate_episode(convert_contractor(mp4, jsonl, tmp_path/'e', ContractorConfig(size=(32,32)), clip=Mean()), Mean())
     frames = np.concatenate([x[0] for _,x in ContractorFrames(mp4, parse_steps(read_steps(jsonl)), [(16,24)], step=7)])
-    want = np.concatenate(list(embed_pieces([frames], Mean())))
+    want = np.concatenate(list(embed_segments([frames], Mean())))
     np.testing.assert_allclose(ep.embeds[15:], want[15:], atol=.1) and np.isnan(ep.embeds[:15]).all()
     assert is_embedded(tmp_path/'e', Mean())

@@ -13,12 +13,13 @@ PLAYER = '''
 import time
 from types import SimpleNamespace
 import numpy as np
+from steve1.base.actions import to_rows
 
 def slow(seed, n_steps, size, only=None):
     time.sleep(.05)
     rng = np.random.default_rng(seed)
     frames = np.repeat(rng.integers(0, 255, (n_steps//20+1,*size,3), dtype=np.uint8), 20, 0)[:n_steps]
-    return SimpleNamespace(frames=frames, cols=dict(jump=rng.integers(0, 2, n_steps)), spans=[], events=[], masked=[], arena='nowhere')
+    return SimpleNamespace(frames=frames, rows=to_rows(dict(jump=rng.integers(0, 2, n_steps))), spans=[], events=[], masked=[], arena='nowhere')
 '''
 RUN = "from steve1.data.generate import generate\nif __name__ == '__main__': generate({folder!r}, 24, n_steps=120, size=(32,32), play='slow_player:slow')\n"
 
@@ -134,7 +135,7 @@ def test_random_damage_to_pickles_never_runs_or_crashes(tmp_path):
         try: assert len(Episode(tmp_path/'e').actions) == 96
         except EpisodeError: pass
 
-CONVERT = "from steve1.data.inspect import episode_cli\nimport sys\nif __name__ == '__main__': episode_cli('convert', sys.argv[1:3])\n"
+CONVERT = "from steve1.data.inspect import episode_cli\nimport sys\nif __name__ == '__main__': episode_cli(['convert', *sys.argv[1:3]])\n"
 
 def test_killed_conversion_resumes(tmp_path, env):
     "Killed at random moments, a conversion shows whole episodes only and ends up as if undisturbed"

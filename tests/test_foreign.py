@@ -107,7 +107,7 @@ def test_links(tmp_path):
     assert [p.name for p in list_episodes(link_episodes(index_folder(folder), 'some'))] == ['00000','00001','00003']
     p = command(tmp_path, 'index', folder, '--link', 'mine')
     assert p.returncode == 0 and '1 broken' in p.stdout and '3 episodes linked' in p.stdout, p.stdout+p.stderr
-    p = subprocess.run([sys.executable, '-c', 'from steve1.data.inspect import episode_cli; episode_cli("convert", ["mine", "made"])'], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(repo_root())), timeout=60)
+    p = subprocess.run([sys.executable, '-c', 'from steve1.data.inspect import episode_cli; episode_cli(["convert", "mine", "made"])'], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(repo_root())), timeout=60)
     assert p.returncode == 0, p.stderr
     assert [validate_episode(e).n for e in list_episodes('made')] == [96]*3
     with pytest.raises(FileExistsError, match='no link'): link_episodes(index_folder(folder), 'made')
@@ -164,7 +164,7 @@ def check_export(root, episodes, default='play'):
     for e,row in zip(episodes, rows):
         a, b = row['dataset_from_index'], row['dataset_to_index']
         part = steps.slice(a, b-a)
-        assert np.array_equal(np.array(part['action'].to_pylist(), np.float32), action_vectors(e.actions)) and part['imitate'].to_pylist() == e.keep.tolist()
+        assert np.array_equal(np.array(part['action'].to_pylist(), np.float32), action_vectors(e.actions)) and part['imitate'].to_pylist() == e.loss_mask.tolist()
         assert [tasks.index[i] for i in part['task_index'].to_pylist()] == step_tasks(e, default) and part['next.done'].to_pylist() == [False]*(e.n-1)+[True]
         at = round(row[f'videos/{POV}/from_timestamp']*info['fps'])
         video = VideoReader(root/VIDEO_PATH.format(video_key=POV, chunk_index=row[f'videos/{POV}/chunk_index'], file_index=row[f'videos/{POV}/file_index']))

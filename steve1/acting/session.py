@@ -21,7 +21,7 @@ from ..base.files import atomic_path
 from ..world.blocks import ARENAS
 from ..world.tasks import METRICS, TASKS
 from ..models.tokenizers import WordTokenizer, split_words
-from ..data.embed import embed_pieces
+from ..data.embed import embed_segments
 from .goals import Goal, PAPER_PROMPTS, System, UNCONDITIONAL, load_system
 from .schedules import parse_schedule, make_case
 from ..base.video import FILM, VideoWriter
@@ -126,7 +126,7 @@ def new_world(self:Session,
     self.game = Rollout(self.system.policy, [make_case(self.plan, self.seed, self.scale, arena)], **self.kw)
     self._tune()                                                           # guided from the first step, whatever the scale
     self.cuts, self.sims, self.rows, self.embed, self.similarity = [(0, self.prompt)], [], [], None, math.nan
-    self.fresh, self.embeds = [], embed_pieces((self._unseen() for _ in repeat(None)), self.system.clip)
+    self.fresh, self.embeds = [], embed_segments((self._unseen() for _ in repeat(None)), self.system.clip)
     self._watch(); self.frame = self.picture()
     self._note('new world', seed=self.seed, arena=arena)
 

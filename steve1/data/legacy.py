@@ -7,48 +7,52 @@ __all__ = ['convert_published', 'convert_all']
 
 # %% ../../nbs/data/legacy.ipynb #c002
 from pathlib import Path
-import av
 import numpy as np
 from tqdm import tqdm
-from ..base.actions import KEYS
 from ..base.jobs import run_jobs
-from ..base.video import EpisodeError, GOP
-from ..episodes import Episode, EpisodeWriter, PUBLISHED_CLIP, episode_file
+from ..base.upstream import PUBLISHED_CLIP, episode_file
+from ..base.video import EpisodeError, GOP, open_video
+from ..episodes import Episode, EpisodeWriter
 
 # %% ../../nbs/data/legacy.ipynb #c013
 def _key_frames(video):
     "(frames, greatest distance from one key frame to the next)"
-    with av.open(str(video)) as f:
-        keys = [p.is_keyframe for p in f.demux(video=0) if p.size]
+    file, stream = open_video(video)
+    with file: keys = [p.is_keyframe for p in file.demux(stream) if p.size]
     at = np.flatnonzero(np.append(keys, True))
     return len(keys), int(np.diff(at, prepend=0).max())
 
 def convert_published(
     src:str|Path,  # A folder of the published code
     dst:str|Path,  # Where the episode goes; must not exist
-    crf:float=18., # x264's quality, where the video must be encoded anew
+    crf:float=18., # x264's quality, 0 to 51, where the video must be encoded anew
 ) -> Path: # `dst`
     "A published folder as an episode of ours"
     ep = Episode(src)
     if not ep.published: raise EpisodeError(f"{ep.path} is not in the published code's format (no actions.pkl)")
-    n, gap = _key_frames(episode_file(ep.path, 'frames.mp4'))
-    cols, made = {k:ep.actions[k] for k in (*KEYS, 'camera')}, dict(published=ep.meta['published'], source=ep.meta['source'])
+    video, made = episode_file(ep.path, 'frames.mp4'), dict(published=ep.meta['published'], source=ep.meta['source'])
+    n, gap = _key_frames(video)
     with EpisodeWriter(dst, ep.size, ep.fps, crf=crf, **made) as w:
-        if n == ep.n and gap <= GOP: w.add_video(ep.path/'frames.mp4', cols)
+        if n == ep.n and gap <= GOP: w.add_video(video, ep.actions)
         else:
-            for a in range(0, ep.n, 256): w.add_many(ep.frames(a, b := min(a+256, ep.n)), {k:v[a:b] for k,v in cols.items()})
+            for a in range(0, ep.n, 256): w.add_many(ep.frames(a, b := min(a+256, ep.n)), ep.actions[a:b])
         w.add_embeds(ep.embeds, PUBLISHED_CLIP)
     return Path(dst)
 
-# %% ../../nbs/data/legacy.ipynb #c015
+# %% ../../nbs/data/legacy.ipynb #c016
 def _convert(job): return str(convert_published(*job))
 
-# %% ../../nbs/data/legacy.ipynb #c016
-def convert_all(eps, dst, single, workers, dry_run):
-    "Convert the published folders that dst does not hold; how many could not be"
-    jobs = [(str(p), str(dst if single else dst/p.name)) for p in eps]
-    todo, bad = [j for j in jobs if not Path(j[1]).exists()], 0
-    print(f"{len(todo)} of {len(jobs)} episodes {'would be' if dry_run else 'are to be'} converted, {len(jobs)-len(todo)} are there")
-    for (p,_),_,error in tqdm(run_jobs(_convert, [] if dry_run else todo, workers), total=len(todo), disable=None, desc='convert'):
-        if error: bad += 1; print(f'{Path(p).name}: {error}')
+def convert_all(
+    jobs,               # (folder of the published code, folder of the new episode), for each
+    workers:int=0,      # Processes; 0: one episode after the other, in this process
+    dry_run:bool=False, # Only say what there is to do
+) -> int: # Episodes that could not be converted
+    "Convert the published folders that are not converted yet, and print what happens"
+    todo = [(str(src), str(dst)) for src,dst in jobs if not Path(dst).exists()]
+    what = 'would be' if dry_run else 'are to be'
+    print(f"{len(todo)} of {len(jobs)} episodes {what} converted, {len(jobs)-len(todo)} are there")
+    if dry_run: return 0
+    bad = 0
+    for (src,_),_,error in tqdm(run_jobs(_convert, todo, workers), total=len(todo), disable=None, desc='convert'):
+        if error: bad += 1; print(f'{Path(src).name}: {error}')
     return bad
