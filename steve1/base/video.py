@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['GOP', 'FILM', 'CONTAINERS', 'toy_play', 'contact_sheet', 'resize_frames', 'VideoOutput', 'VideoSettings',
-           'VideoWriter', 'VideoError', 'EpisodeError', 'short_error', 'open_video', 'VideoReader', 'count_frames']
+           'VideoWriter', 'VideoError', 'EpisodeError', 'short_error', 'open_video', 'VideoReader', 'FrameTimes',
+           'frame_times', 'iter_frames', 'count_frames']
 
 # %% ../../nbs/base/video.ipynb #c002
 import os
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 import av
 import cv2
 import numpy as np
@@ -291,21 +294,22 @@ def read(self:VideoReader,
     out=None,  # uint8 (stop-start,h,w,3), contiguous: where to put them; None: a new array
 ) -> np.ndarray: # uint8 RGB (stop-start,h,w,3)
     "Decode the frames start..stop-1"
-    n, got, fault = max(stop-start, 0), 0, 'the video ends there'
+    n, got, fault, stated = max(stop-start, 0), 0, '', self.stream.frames or stop
+    if stop > stated: self._fail(max(start, stated), start, stop, f'the video has {stated}') # before memory is asked for
     out = np.empty((n,*self.size,3), np.uint8) if out is None else out
+    if out.shape != (n,*self.size,3): raise ValueError(f"{self.path}: {n} frames of {self.size} do not fit in {out.shape}")
     if not n: return out
     try:
         for i,f in self._from(start):
-            if i != start+got: fault = f'the next frame in the file is {i}'; break
-            if f.is_corrupt: fault = 'its data are damaged'; break
+            if fault := _frame_fault(f, self.size, i-start-got): break
             _to_rgb(f, self._convert, out[got])
             if (got := got+1) == n: break
+        else: fault = 'the video ends there'
     except av.error.FFmpegError as e:
         if isinstance(e, OSError): raise
         fault = short_error(e)
     self._at = stop if got == n else None
-    if got < n:
-        raise EpisodeError(f"{self.path}: frame {start+got} of {start}..{stop-1} cannot be decoded ({fault}); make the episode again")
+    if got < n: self._fail(start+got, start, stop, fault)
     return out
 
 # %% ../../nbs/base/video.ipynb #e0read1
@@ -318,6 +322,18 @@ def _from(self:VideoReader, start):
     for f in self._decoded:
         i = round((f.pts-self._zero)/self._tick)
         if i >= start: yield i, f # before it comes the run-up from the key frame
+
+@patch
+def _fail(self:VideoReader, i, start, stop, fault):
+    raise EpisodeError(f"{self.path}: frame {i} of {start}..{stop-1} cannot be decoded ({fault}); make the episode again")
+
+def _frame_fault(f, size, gap=0):
+    "What is wrong with a decoded frame, `gap` frames after the one expected; '' if nothing is"
+    if gap: return f'it is missing: the next one in the file is {gap} later'
+    if f.is_corrupt: return 'its data are damaged'
+    if (f.height, f.width) != size: return f'it is {f.height}×{f.width}, the first one {size[0]}×{size[1]}'
+    if f.rotation % 360: return f'players turn it by {f.rotation}°; write it upright: ffmpeg -i OLD NEW'
+    return ''
 
 # %% ../../nbs/base/video.ipynb #c019
 _ONE = dict(threads=1) if 'threads' in (VideoReformatter.reformat.__doc__ or '') else {} # older PyAV starts none
@@ -334,36 +350,75 @@ def _to_rgb(f, convert, out):
     if _is_full(f): _planes_to_rgb(*map(_plane, f.planes), out)
     else: out[:] = convert.reformat(f, format='rgb24', **(_ONE if out.size < 2**18 else {})).to_ndarray()
 
-# %% ../../nbs/base/video.ipynb #e0count2
+# %% ../../nbs/base/video.ipynb #e0all2
 def _said_duration(file, stream):
     "Seconds of the video stream, as its container states them; None where it does not"
-    if stream.duration: return float(stream.duration*stream.time_base)
     if text := stream.metadata.get('DURATION'): # Matroska: '00:00:03.050000000'
         h,m,s = text.split(':')
         return int(h)*3600 + int(m)*60 + float(s)
     return file.duration/1e6 if file.duration and len(file.streams) == 1 else None
 
+def _packets(path, file, stream):
+    "The packets of a stream; VideoError at the end if the container states more"
+    n, end = 0, 0.
+    try:
+        for p in file.demux(stream):
+            if p.is_corrupt: raise VideoError(f"{path} is cut short or damaged: frame {n} is not whole")
+            if p.size:
+                n += 1
+                if p.pts is not None: end = max(end, float((p.pts+(p.duration or 0))*p.time_base))
+            yield p
+    except av.error.FFmpegError as e: _raise_video_error(path, f'cannot be read after frame {n}', e)
+    if n < stream.frames: raise VideoError(f"{path} is cut short: {n} of {stream.frames} frames")
+    said = 0 if stream.frames else _said_duration(file, stream)
+    if said and end < said-1: raise VideoError(f"{path} is cut short: {end:.1f} of {said:.1f} seconds")
+    if not n: raise VideoError(f"{path} is a video of 0 frames")
+
+# %% ../../nbs/base/video.ipynb #e0all3
+class FrameTimes(NamedTuple):
+    "When the frames of a video are shown"
+    times: np.ndarray # int64 (n,), ascending, in units of `base`; None where the file states none
+    base: Fraction    # Seconds a unit
+    rate: Fraction    # Frames a second on average; None where the file states none
+    size: tuple       # Height and width of a frame, in pixels
+
+def frame_times(
+    path:str|Path, # A video file
+) -> FrameTimes:
+    "The times of all frames, from the index; VideoError if the file is cut short"
+    file, stream = open_video(path)
+    with file:
+        times = [p.pts for p in _packets(path, file, stream) if p.size and not p.is_discard]
+        times = None if None in times else np.sort(np.array(times, np.int64))
+        ctx = stream.codec_context
+        return FrameTimes(times, stream.time_base, stream.average_rate, (ctx.height, ctx.width))
+
+# %% ../../nbs/base/video.ipynb #e0all4
+def iter_frames(
+    path:str|Path, # A video file
+): # Yields uint8 RGB (h,w,3)
+    "All frames in order, converted by FFmpeg; VideoError names a frame that cannot be used, and a file that is cut short"
+    file, stream = open_video(path)
+    size, convert, i = (stream.codec_context.height, stream.codec_context.width), VideoReformatter(), 0
+    with file:
+        packets = _packets(path, file, stream)
+        for p in packets:
+            try: frames = p.decode()
+            except av.error.FFmpegError as e: _raise_video_error(path, f'has a frame {i} that cannot be decoded', e)
+            for i,f in enumerate(frames, i):
+                if fault := _frame_fault(f, size): raise VideoError(f"{path} has a frame {i} that cannot be used: {fault}")
+                yield convert.reformat(f, format='rgb24', **_ONE).to_ndarray()
+            i += bool(frames)
+
+# %% ../../nbs/base/video.ipynb #e0count2
 def count_frames(
     path:str|Path, # A video file
 ) -> int:
     "The number of frames of a video, by its index alone where it has one; VideoError if the file is cut short"
     file, stream = open_video(path)
     with file:
-        if stream.frames and stream.frames == len(stream.index_entries): # mp4
-            last = max(e.pos+e.size for e in stream.index_entries)
-            if last > file.size: raise VideoError(f"{path} is cut short: {file.size:,} bytes of at least {last:,}")
-            return stream.frames
-        try: packets = [p for p in file.demux(stream) if p.size]
-        except av.error.FFmpegError as e: _raise_video_error(path, 'cannot be read', e)
-        return len(_check_length(path, file, stream, packets))
-
-# %% ../../nbs/base/video.ipynb #e0count3
-def _check_length(path, file, stream, packets):
-    "The packets of a stream, or a VideoError if the container states more"
-    if len(packets) < stream.frames: raise VideoError(f"{path} is cut short: {len(packets)} of {stream.frames} frames")
-    said = _said_duration(file, stream)
-    ends = [p.pts+(p.duration or 0) for p in packets if p.pts is not None]
-    if not said or not ends: return packets
-    end = float((max(ends)-(stream.start_time or 0))*stream.time_base)
-    if end < said-max(.5, .02*said): raise VideoError(f"{path} is cut short: {end:.2f} of {said:.2f} seconds")
-    return packets
+        if not stream.frames or stream.frames != len(stream.index_entries): # no mp4
+            return sum(p.size > 0 for p in _packets(path, file, stream))
+        last = max(e.pos+e.size for e in stream.index_entries)
+        if last > file.size: raise VideoError(f"{path} is cut short: {file.size:,} bytes of at least {last:,}")
+        return stream.frames

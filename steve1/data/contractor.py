@@ -26,7 +26,7 @@ from ..base.commands import FrameSize
 from ..base.files import sha256
 from ..base.video import VideoError, VideoWriter, open_video, resize_frames, short_error
 from ..episodes import EpisodeWriter, RowWriter, clip_id
-from .embed import embed_pieces
+from .embed import embed_segments
 
 # %% ../../nbs/data/contractor.ipynb #d000
 class RecordingError(ValueError):
@@ -294,7 +294,7 @@ def write_recording(
         for _ in segments(): pass
         return
     embeds = RowWriter(w.dir/'embeds.npy', np.float16, (clip.d,))
-    for e in embed_pieces(segments(), clip): embeds.add(e)
+    for e in embed_segments(segments(), clip): embeds.add(e)
     embeds.close()
     w.meta['mineclip'] = dict(id=clip_id(clip), d=clip.d)
 

@@ -21,9 +21,9 @@ from fastcore.basics import patch
 from ..config import Config, data_dir
 from ..base.commands import FrameSize, command
 from ..base.files import atomic_path
+from ..base.upstream import EPISODE_FILES
 from ..base.video import EpisodeError, VideoError, count_frames
 from ..episodes import Episode, dataset_dir, list_episodes
-from .inspect import FILES
 from .collect import Ledger
 from .basalt import BasaltConfig, basalt_recordings, collect_basalt, demonstrations
 from .lerobot import export_lerobot, step_tasks
@@ -37,7 +37,7 @@ class IndexedEpisode(namedtuple('IndexedEpisode', 'name format n fps size source
 
 def _scan(path):
     "Files of a folder: name -> (bytes, time of change)"
-    with os.scandir(path) as it: found = [(e.name, e.stat()) for e in it if e.name in FILES]
+    with os.scandir(path) as it: found = [(e.name, e.stat()) for e in it if e.name in EPISODE_FILES]
     return {name:(s.st_size, s.st_mtime_ns) for name,s in sorted(found) if s}
 
 def _stamp(files): return new_hash(repr(files).encode()).hexdigest()[:16]
@@ -154,7 +154,7 @@ def index_folder(
     with os.scandir(folder) as it: names = sorted(e.name for e in it if not e.name.startswith('.') and e.is_dir())
     index = EpisodeIndex(folder, _inspect_all(folder, names, known, threads))
     if not len(index):
-        raise FileNotFoundError(f"no episode in {folder}: none of its {len(names)} folders has one of {', '.join(FILES)}")
+        raise FileNotFoundError(f"no episode in {folder}: none of its {len(names)} folders has one of {', '.join(EPISODE_FILES)}")
     if save and index.entries != known: index.save()
     return index
 
