@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from fastcore.script import call_parse
 from .config import Config, data_dir, get_device, get_dtype
 from .base.files import atomic_path, check_name
-from .base.video import FILM, VideoWriter
+from .base.video import FILM, VideoWriter, save_image
 from .base.overlay import DARK, LIT, PALE, draw_box, draw_keys, put_text, video_sheet
 from .world.envs import make_vec
 from .world.vector import one_world
@@ -271,7 +271,7 @@ def _gather(folder, cfg, cases):
     if cfg.video and whole:
         titles = [f"{c.name or c.goal.name}   ·   world {c.seed}, {c.arena}   ·   {note_of(c.at(len(c.stages)-1), d['metrics'])}" for c,d in whole]
         img = video_sheet([folder/f'{c.stem}.mp4' for c,_ in whole], titles)
-        with atomic_path(folder/'contact_sheet.png') as p: cv2.imwrite(str(p), img[...,::-1])
+        save_image(folder/'contact_sheet.png', img)
     return table
 
 # %% ../nbs/07_rollout.ipynb #c044
