@@ -51,10 +51,12 @@ def batch_rows(
     "One checked action a world; raises ValueError for anything else"
     rows = to_rows(actions)
     if len(rows)!=n: raise ValueError(f'{len(rows)} actions for {n} worlds: give one a world')
-    columns = actions if hasattr(actions, 'items') else {k:rows[k] for k in KEYS}
-    for k in KEYS:
-        wrong = np.flatnonzero(~np.isin(columns.get(k, 0), (0,1)))
-        if len(wrong): raise ValueError(f'world {wrong[0]}: key {k!r} must be 0 or 1, got {columns[k][wrong[0]]!r}')
+    is_rows = not hasattr(actions, 'items')
+    keys = np.ascontiguousarray(rows).view('u1').reshape(n, -1)[:,:len(KEYS)]        # the keys come first, a byte each
+    for k in (KEYS if not is_rows or keys.max()>1 else ()):
+        column = rows[k] if is_rows else np.asarray(actions.get(k, rows[k]))
+        wrong = np.flatnonzero((column!=0) & (column!=1))
+        if len(wrong): raise ValueError(f'world {wrong[0]}: key {k!r} must be 0 or 1, got {column[wrong[0]]!r}')
     wrong = np.flatnonzero(~np.isfinite(rows['camera']).all(1))
     if len(wrong): raise ValueError(f"world {wrong[0]}: camera must be finite degrees, got {rows['camera'][wrong[0]].tolist()}")
     return rows
