@@ -22,7 +22,7 @@ from ..base.actions import is_null, noop
 from ..world.blocks import ARENAS
 from ..world.envs import ENVS, make_env
 from ..world.tasks import EventFinder, TASKS
-from ..world.experts import Expert, START_ITEMS, runs_of, settle_action, watched
+from ..world.experts import Expert, START_ITEMS, equal_spans, policy_row
 from .moments import load_moment
 
 # %% ../../nbs/data/players.ipynb #c005
@@ -82,14 +82,14 @@ class ExpertPlayer:
         if (act := next(self.moves, None)) is None:
             self.begin(obs)
             act = next(self.moves)
-        return settle_action(act)
+        return policy_row(act)
 
     def begin(self, obs):
         "The next task"
         ex = Expert(self.env.world, self.rng)
         self.task = self.only or ex.choose(self.task)
         close = [dict(inventory=1)]*bool(obs['isGuiOpen'] and self.task != 'inventory')
-        self.moves = chain(close, watched(ex, self.task, int(self.rng.integers(*TASKS[self.task].steps))))
+        self.moves = chain(close, ex.wishes(self.task, int(self.rng.integers(*TASKS[self.task].steps))))
 
     def saw(self, obs, info): return self.finder.update(self.task, obs, info)
 
@@ -242,7 +242,7 @@ def _turn(degrees):
 
 # %% ../../nbs/data/players.ipynb #c025
 @patch(as_prop=True)
-def spans(self:MixedPlay): return [(a,b,task) for a,b,task in runs_of([l[2] for l in self.log]) if task]
+def spans(self:MixedPlay): return [(a,b,task) for a,b,task in equal_spans([l[2] for l in self.log]) if task]
 
 @patch(as_prop=True)
 def events(self:MixedPlay): return [(s,task) for s,task in self.seen if s < len(self.log)]
@@ -252,7 +252,7 @@ def meta(self:MixedPlay) -> dict: # For `metadata.json`: players, switches, spin
     "What happened, in plain values"
     who, spin = ([l[k] for l in self.log] for k in (0,1))
     players = [dict(name=w.name, goal=w.goal, weights=self.mix.policy_of(w)[1] if w.path else None) for w in self.pair]
-    return dict(players=players, switches=[[a,w] for a,_,w in runs_of(who)], spins=[[a,b,self.turns[i-1][2]] for a,b,i in runs_of(spin) if i],
+    return dict(players=players, switches=[[a,w] for a,_,w in equal_spans(who)], spins=[[a,b,self.turns[i-1][2]] for a,b,i in equal_spans(spin) if i],
         ended=self.ended, mix=self.mix.to_dict())
 
 # %% ../../nbs/data/players.ipynb #c028
