@@ -7,7 +7,7 @@ __all__ = ['repo_root', 'data_dir', 'find_data', 'restore_hint', 'in_test', 'get
 
 # %% ../nbs/00_config.ipynb #c002
 import difflib, math, numbers, os, random, types, typing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 import numpy as np
@@ -155,6 +155,7 @@ class Config:
             try: object.__setattr__(self, name, _fit(value, kind))
             except TypeError as e:
                 hint = '; YAML reads 1e-5 as text, write 1.0e-5' if isinstance(value, str) and _is_number(value) else ''
+                if kind is bool and str(value).lower() in ('true','false'): hint = f'; write {str(value).capitalize()}'
                 raise TypeError(f"{type(self).__name__}.{name}: {e}{hint}") from None
         self.check()
 
@@ -170,20 +171,49 @@ def _unknown(what, name, known, owner):
     hint = f' (did you mean {near[0]!r}?)' if near else ''
     return ValueError(f"{owner} has no {what} {name!r}{hint}; known: {', '.join(map(str, known)) or 'none'}")
 
-def _nested(value, kind):
-    "A dictionary becomes a config where one is expected"
-    is_config = isinstance(kind, type) and issubclass(kind, Config)
-    return kind.from_dict(value) if is_config and isinstance(value, dict) else value
+# %% ../nbs/00_config.ipynb #n901
+def _nested(cls): # Field -> class, of the configs in a config
+    hints = typing.get_type_hints(cls)
+    is_config = lambda kind: isinstance(kind, type) and issubclass(kind, Config)
+    return {f.name:hints[f.name] for f in fields(cls) if is_config(hints[f.name])}
+
+def _as_config(value, cls, changes):
+    "A nested config from a config, a dictionary, the name of a preset or a field's default"
+    if isinstance(value, Field): value = value.default_factory() if value.default is MISSING else value.default
+    if isinstance(value, str): value = cls.preset(value)
+    if isinstance(value, dict): value = cls.from_dict(value)
+    return value.replace(**changes) if changes else value
 
 @patch(cls_method=True)
+def flat_names(cls:Config) -> list: # Of all settings, those of nested configs included
+    "The names of all settings"
+    nested = _nested(cls)
+    return [name for f in fields(cls) for name in (nested[f.name].flat_names() if f.name in nested else [f.name])]
+
+@patch
+def flat(self:Config) -> dict: # One level: settings of nested configs stand beside the others
+    "All settings by name; `from_dict` is the inverse"
+    out = {}
+    for f in fields(self):
+        value = getattr(self, f.name)
+        out |= value.flat() if isinstance(value, Config) else {f.name:value}
+    return out
+
+# %% ../nbs/00_config.ipynb #n902
+@patch(cls_method=True)
 def from_dict(cls:Config,
-    d:dict, # Field names to values; what is left out keeps its default
+    d:dict, # Names to values; those of nested configs may stand in a dictionary of their own or among the others
 ) -> Config:
-    "A config from a dictionary, such as a checkpoint's header; nested configs may be dictionaries"
-    known, hints = [f.name for f in fields(cls)], typing.get_type_hints(cls)
+    "A config from a dictionary, such as a checkpoint's header; what is left out keeps its default"
+    own, nested = {f.name:f for f in fields(cls)}, _nested(cls)
+    home = {name:k for k,sub in nested.items() for name in sub.flat_names()}
     for k in d:
-        if k not in known: raise _unknown('setting', k, known, cls.__name__)
-    return cls(**{k:_nested(v, hints[k]) for k,v in d.items()})
+        if k not in own and k not in home: raise _unknown('setting', k, cls.flat_names(), cls.__name__)
+    kw = {k:v for k,v in d.items() if k in own}
+    for k,sub in nested.items():
+        changes = {name:v for name,v in d.items() if home.get(name) == k}
+        if k in kw or changes: kw[k] = _as_config(kw.get(k, own[k]), sub, changes)
+    return cls(**kw)
 
 # %% ../nbs/00_config.ipynb #n015
 @patch(cls_method=True)

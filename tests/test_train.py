@@ -15,11 +15,11 @@ TINY = TrainConfig.preset('tiny', log_every=3, ema=.9, augment=True, val_every=2
 CHILD = """
 import os, resource
 import torch.utils.tensorboard
-from steve1.train import TrainConfig, main, train
+from steve1.train import TrainConfig, train, train_cli
 
 def run(env, argv): # what a process of its own does
     os.environ.update(env)
-    main(argv)
+    train_cli(argv)
 
 def run_on_a_full_disk(env, cfg, step, limit):
     os.environ.update(env)
@@ -132,7 +132,7 @@ def test_stop_button(data):
         km.interrupt_kernel()
         while (m := kc.get_shell_msg(timeout=60))['parent_header'].get('msg_id') != asked: pass
         reply = m['content']
-        assert reply.get('ename') == 'Stopped' and 'the state is saved' in reply['evalue'], reply
+        assert reply.get('ename') == 'TrainingStopped' and 'the state is saved' in reply['evalue'], reply
         step = safe_torch_load(data_dir('runs', 'button', 'state', 'main.pt'))['step']
         assert step >= read_metrics('button')[-1]['step'] > 0
     finally: kc.stop_channels(); km.shutdown_kernel(now=True)
@@ -197,7 +197,7 @@ def test_commands(one):
         assert r.returncode == 0, r.stderr
         assert read_meta(data_dir('runs', name, 'latest.safetensors'))['record']['processes'] == n
     r = subprocess.run([sys.executable, '-m', 'steve1.train', *cfg, '--learnrate', '1'], env=env, cwd=repo_root(), capture_output=True, text=True)
-    assert r.returncode == 1 and 'learnrate' in r.stderr and 'Traceback' not in r.stderr
+    assert r.returncode == 2 and 'learnrate' in r.stderr and 'Traceback' not in r.stderr
 
 def logits(policy):
     g = torch.Generator().manual_seed(0); c = policy.cfg

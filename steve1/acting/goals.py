@@ -34,21 +34,27 @@ class System:
 
 # %% ../../nbs/acting/goals.ipynb #a001
 def load_system(
-    weights_dir=None, # Folder of mineclip, prior and policy .safetensors; None: those in data/weights, or that ship
+    weights_dir=None, # Folder of mineclip, prior and policy .safetensors; None or '': those in data/weights, or that ship
     device='cpu',     # Where the networks compute; 'auto' takes the best there is
+    policy:str='',    # Policy file that replaces the folder's, below data/ or a whole path; '': none
 ) -> System:
     "Load the three networks, and check that they fit each other"
-    folder, device = Path(weights_dir or data_dir('weights')), get_device(device)
-    files = [f'{k}.safetensors' for k in _NETWORKS]
+    device, paths = get_device(device), _find_networks(weights_dir)
+    if policy: paths['policy'] = find_data(policy)
+    nets = {k:cls.load(paths[k], device).eval() for k,cls in _NETWORKS.items()}
+    widths = dict(mineclip=nets['mineclip'].d, prior=nets['prior'].d, policy=nets['policy'].cfg.d_goal)
+    if len(set(widths.values()))>1:
+        raise ValueError(f"the networks {', '.join(map(str, paths.values()))} use goals of different width: {widths}; take all three from one training")
+    return System(nets['mineclip'], nets['prior'], nets['policy'], {k:sha256(p)[:16] for k,p in paths.items()})
+
+def _find_networks(weights_dir):
+    "Network -> its file; all are there"
+    folder, files = Path(weights_dir or data_dir('weights')), [f'{k}.safetensors' for k in _NETWORKS]
     paths = {k:folder/f if weights_dir else find_data('weights', f) for k,f in zip(_NETWORKS, files)}
     if missing := [p.name for p in paths.values() if not p.is_file()]:
         hint = f"a folder of weights holds {', '.join(files)}, as `make mini` makes them" if weights_dir else restore_hint('weights')
         raise FileNotFoundError(f"no {', '.join(missing)} in {folder}: {hint}")
-    nets = {k:cls.load(paths[k], device).eval() for k,cls in _NETWORKS.items()}
-    widths = dict(mineclip=nets['mineclip'].d, prior=nets['prior'].d, policy=nets['policy'].cfg.d_goal)
-    if len(set(widths.values()))>1:
-        raise ValueError(f'the networks in {folder} use goals of different width: {widths}; take all three from one training')
-    return System(nets['mineclip'], nets['prior'], nets['policy'], {k:sha256(p)[:16] for k,p in paths.items()})
+    return paths
 
 # %% ../../nbs/acting/goals.ipynb #c007
 def random_system(

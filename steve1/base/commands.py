@@ -71,13 +71,15 @@ def _take(argv, name):
     return value, rest
 
 def _switches(cls, argv):
-    "`--compile true` as `--compile`, `--compile false` as `--no_compile`"
-    switches, out = {k for k,kind in config_fields(cls).items() if kind is bool}, []
+    "`--compile true` as `--compile`, `--compile false` as `--no_compile`; `true` as `True` for a switch with further values"
+    kinds, out = config_fields(cls), []
+    switches = {k for k,kind in kinds.items() if kind is bool}
     for w in argv:
         name, _, value = w.removeprefix('--').replace('-', '_').partition('=')
         if w.startswith('--') and name in switches and value: out.append(f'--{name}'); w = value
         last = out[-1][2:].replace('-', '_') if out and out[-1].startswith('--') else ''
         if last in switches and w.lower() in _NO: out[-1] = f'--no_{last}'
+        elif bool in typing.get_args(kinds.get(last)) and w.lower() in ('true','false'): out.append(w.capitalize())
         elif last not in switches or w.lower() not in _YES: out.append(w)
     return out
 
@@ -95,6 +97,9 @@ def _start(cls, preset, file):
     settings = _read_settings(file) if file else {}
     in_file = settings.pop('preset', None)
     preset = in_file if preset is None else preset
+    for k,kind in config_fields(cls).items():
+        if kind is float and isinstance(settings.get(k), str): # YAML reads 1e-5 as text
+            with contextlib.suppress(ValueError): settings[k] = float(settings[k])
     if preset is None and not settings: return None
     return (cls.preset(preset) if preset else cls()).replace(**settings)
 
@@ -195,7 +200,7 @@ def _help(cls, name, about):
     return '\n'.join(lines)
 
 # %% ../../nbs/base/commands.ipynb #c019
-_USERS = ValueError, TypeError, OSError, ImportError, RuntimeError, OverflowError # raised for mistakes and for faults of the machine
+_USERS = ValueError, TypeError, OSError, ImportError, RuntimeError, OverflowError, FloatingPointError # raised for mistakes and for faults of the machine
 
 def _ended(name, e):
     "(message, exit status) of an exception that ends a command; None: a defect, which keeps its traceback"
