@@ -22,7 +22,7 @@ from ..world.blocks import ARENAS
 from ..world.envs import ENVS, make_vec
 from ..world.vector import one_world
 from ..world.tasks import EventFinder, TASKS
-from ..world.experts import Expert, START_ITEMS, runs_of, settle_action, watched
+from ..world.experts import Expert, START_ITEMS, equal_spans, policy_row
 from .moments import load_moment
 
 # %% ../../nbs/data/players.ipynb #c005
@@ -84,14 +84,14 @@ class _ExpertPlayer:
         if (act := next(self.moves, None)) is None:
             self.begin(obs)
             act = next(self.moves)
-        return settle_action(act)
+        return policy_row(act)
 
     def begin(self, obs):
         "The next task"
         ex = Expert(self.world, self.rng)
         self.task = self.only or ex.choose(self.task)
         close = [dict(inventory=1)]*bool(obs['isGuiOpen'] and self.task != 'inventory')
-        self.moves = chain(close, watched(ex, self.task, int(self.rng.integers(*TASKS[self.task].steps))))
+        self.moves = chain(close, ex.wishes(self.task, int(self.rng.integers(*TASKS[self.task].steps))))
 
     def saw(self, obs, info): return self.finder.update(self.task, obs, info)
 
@@ -285,7 +285,7 @@ def __iter__(self:MixedPlay): # Yields (frames uint8 (k,h,w,3), action rows (k,)
 @patch(as_prop=True)
 def spans(self:MixedPlay) -> list: # (start, stop, task)
     "What the experts were doing"
-    return [(a,b,task) for a,b,task in runs_of([l[2] for l in self.log]) if task]
+    return [(a,b,task) for a,b,task in equal_spans([l[2] for l in self.log]) if task]
 
 @patch(as_prop=True)
 def events(self:MixedPlay) -> list: # (step, task)
@@ -297,8 +297,8 @@ def meta(self:MixedPlay) -> dict: # For `metadata.json`: players, switches, spin
     "What happened, in plain values"
     player, spin = ([l[k] for l in self.log] for k in (0,1))
     players = [dict(name=w.name, goal=w.goal, weights=self.mix.policy_of(w)[1] if w.path else None) for w in self.pair]
-    switches = [[a,w] for a,_,w in runs_of(player)]
-    spins = [[a,b,self.turns[i-1][2]] for a,b,i in runs_of(spin) if i]
+    switches = [[a,w] for a,_,w in equal_spans(player)]
+    spins = [[a,b,self.turns[i-1][2]] for a,b,i in equal_spans(spin) if i]
     return dict(players=players, switches=switches, spins=spins, ended=self.ended, mix=self.mix.to_dict())
 
 # %% ../../nbs/data/players.ipynb #c028
