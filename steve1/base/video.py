@@ -253,12 +253,12 @@ def open_video(
     with open(path, 'rb') as f: head = f.read(12) # a missing file is an OSError, not a bad video
     if not head: raise VideoError(f"{path} is no readable video (it is empty)")
     options = dict(format_whitelist=CONTAINERS, protocol_whitelist='file')
-    try: file = av.open(os.path.abspath(path), options=options)
+    try: file = av.open(os.path.abspath(path), options=options, metadata_errors='replace')
     except av.error.ArgumentError: raise VideoError(f"{path} is no readable video (none of mp4, mov, mkv, webm, avi)") from None
     except av.error.FFmpegError as e:
         if isinstance(e, av.error.InvalidDataError) and head[4:8] == b'ftyp': e = _NO_INDEX
         _raise_video_error(path, 'is no readable video', e)
-    streams = [s for s in file.streams.video if not s.disposition & Disposition.attached_pic]
+    streams = [s for s in file.streams.video if s.codec_context and not s.disposition & Disposition.attached_pic]
     if streams:
         streams[0].codec_context.thread_count = 1
         return file, streams[0]
