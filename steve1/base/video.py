@@ -269,7 +269,7 @@ def _raise_video_error(path, what, e):
 def _open_container(path, is_mp4):
     "FFmpeg's container, if it is one of those that are allowed"
     options = dict(format_whitelist=CONTAINERS, protocol_whitelist='file')
-    try: return av.open(os.path.abspath(path), options=options)
+    try: return av.open(os.path.abspath(path), options=options, metadata_errors='replace')
     except av.error.ArgumentError:
         raise VideoError(f"{path} is no readable video (none of mp4, mov, mkv, webm, avi)") from None
     except av.error.FFmpegError as e:
@@ -284,7 +284,7 @@ def open_video(
     with open(path, 'rb') as f: head = f.read(12) # a missing file is an OSError, not a bad video
     if not head: raise VideoError(f"{path} is no readable video (it is empty)")
     file = _open_container(path, head[4:8] == b'ftyp')
-    streams = [s for s in file.streams.video if not s.disposition & Disposition.attached_pic]
+    streams = [s for s in file.streams.video if s.codec_context and not s.disposition & Disposition.attached_pic]
     if not streams:
         file.close()
         fault = _NO_INDEX if head[4:8] == b'ftyp' and not file.streams else 'a file without a video in it'
