@@ -66,7 +66,7 @@ def check_fixed(
 def _read_model_file(path):
     "The settings of network and heads in a `.model` file"
     try:
-        args = safe_pickle_load(path, inert=('gym3',))['model']['args']
+        args = safe_pickle_load(path, stubs=('gym3',))['model']['args']
         net, head = args['net']['args'], args['pi_head_opts']
     except (KeyError, TypeError, IndexError) as e:
         raise ValueError(f"{path} is no VPT model file: it has no {e} where model/args/net/args and model/args/pi_head_opts should be") from None
