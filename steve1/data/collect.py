@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 import pandas as pd
 import tyro
+from filelock import FileLock
 from tqdm import tqdm
 from fastcore.basics import patch
 from ..config import Config, data_dir
@@ -136,7 +137,9 @@ def add(self:Ledger,
     "Append an event"
     self.path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(dict(name=name, what=what, reason=reason)).encode()
-    with open_plain(self.path, 'ab+') as f: # refuses a link
+    lock = self.path.with_name(f'.{self.path.name}.lock')
+    open_plain(lock, 'a').close() # refuses a link
+    with FileLock(lock), open_plain(self.path, 'ab+') as f:
         f.seek(-min(1, f.tell()), os.SEEK_END)
         start = b'' if f.read(1) in (b'', b'\n') else b'\n'
         os.write(f.fileno(), start+line+b'\n')

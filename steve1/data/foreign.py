@@ -127,7 +127,7 @@ def load(cls:EpisodeIndex,
     try:
         d = json.loads(index_path(folder).read_text())
         entries = [IndexedEpisode(*e) for e in d['entries']]
-        plain = all(e.name == Path(e.name).name != '..' for e in entries) # no name leads out of the folder
+        plain = all(e.name and e.name == Path(e.name).name != '..' for e in entries) # no name leads out of the folder
         usable = plain and d['version'] == cls.VERSION and d['folder'] == str(Path(folder).resolve())
         return cls(folder, entries if usable else [])
     except (OSError, ValueError, TypeError, KeyError): return cls(folder, []) # it is only a cache
