@@ -102,7 +102,7 @@ def _trunk_sizes(shapes):
     n_res = _count(shapes, _CNN + r'stacks\.0\.blocks\.(\d+)\.')
     return dict(image_size=(side, side), channels=channels, n_res=n_res, d_image=d_image)
 
-# %% ../../nbs/models/vpt_names.ipynb #m023
+# %% ../../nbs/models/vpt_names.ipynb #m003
 def sizes_from_shapes(
     shapes:dict, # Published name, without prefix -> shape
 ) -> dict: # Settings of a `PolicyConfig`
@@ -115,6 +115,7 @@ def sizes_from_shapes(
     except KeyError as e:
         raise ValueError(f"the weights lack {e}, from which the network's size is read: "
             "give `model`, the .model file or a PolicyConfig") from None
-    sizes = dict(hidsize=hidsize, n_layers=_count(shapes, _BLOCKS + r'(\d+)\.'), n_heads=n_rel // n_basis, memory=memory)
-    sizes |= dict(mlp_ratio=mlp_ratio, d_goal=shapes.get(VPT_GOAL + 'weight', (0, 512))[1])
+    n_layers = _count(shapes, _BLOCKS + r'(\d+)\.')
+    sizes = dict(hidsize=hidsize, n_layers=n_layers, n_heads=n_rel // n_basis, memory=memory, mlp_ratio=mlp_ratio,
+        d_goal=shapes.get(VPT_GOAL + 'weight', (0, 512))[1])
     return trunk | sizes | dict(temperature=_TEMPERATURES.get(hidsize, 2.))
