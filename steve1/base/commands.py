@@ -6,7 +6,7 @@
 __all__ = ['FrameSize', 'config_fields', 'UsageError', 'check_options', 'parse_config', 'parse_size', 'command']
 
 # %% ../../nbs/base/commands.ipynb #c002
-import contextlib, difflib, functools, io, os, re, shutil, sys, textwrap, typing
+import contextlib, difflib, functools, io, os, re, shutil, sys, textwrap, typing, warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 import tyro, yaml
@@ -239,13 +239,24 @@ def _quiet_pipe():
     "What is left to flush goes nowhere"
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
+@contextlib.contextmanager
+def _plain_warnings(name):
+    "Print a UserWarning as one line that begins with the command's name"
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        def show(message, category, *place, **kw):
+            if issubclass(category, UserWarning): print(f'{name}: warning: {message}', file=sys.stderr)
+            else: usual(message, category, *place, **kw)
+        warnings.showwarning = show
+        yield
+
 def _run(f, cls, name, argv):
     "Run a command on its words; every way to end is an exit status"
     try:
         if {'--help', '-h'} & set(argv):
             print(_help(cls, name, f.__doc__ or cls.__doc__), flush=True)
             raise SystemExit(0)
-        status = f(parse_config(cls, argv, name))
+        with _plain_warnings(name): status = f(parse_config(cls, argv, name))
         sys.stdout.flush()
     except BaseException as e:
         end = None if os.environ.get('STEVE1_TRACEBACK') else _ended(name, e)
