@@ -11,20 +11,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 import torch
 import yaml
-from accelerate import Accelerator
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from torch.utils._pytree import tree_flatten, tree_map, tree_structure, tree_unflatten
 from .config import data_dir, find_data, get_dtype, set_seed
 from .base.commands import command
+from .base.files import sole_writer
 from .base.checkpoints import load_strict
 from .policy import Policy, PolicyConfig
 from .models.idm import IDMConfig, TrainableIDM
 from .data.sampling import read_sampling
 from .dataset import ChunkStream, MixedStream, action_counts, cut_lanes
 from .training.optim import AveragedWeights, full_tensor, param_groups, shard, shard_like
-from .training.runs import (RunLog, StepMeter, StopRequest, TrainingStopped, check_same_run, clear_run,
-    disk_full, find_state, new_state, provenance, read_metrics, read_state, rng_state, set_rng_state, swap_in, write_state)
+from .training.runs import (RunLog, StepMeter, StopRequest, TrainingStopped, check_same_run,
+    check_unused, clear_run, describe_row, disk_full, find_state, new_state, provenance, read_metrics, read_state, rng_state, set_rng_state, swap_in, write_state)
 from .training.features import FeatureStream, FromFeatures, cache_features, freeze
 from .training.launch import end_with_parent, make_accelerator
 from .training.recipe import TrainConfig
@@ -249,7 +249,13 @@ def note(self:Trainer,
     weights = full_tensor(torch.linalg.vector_norm(torch.stack(norms))).item()
     row = {'step':self.step, 'frames':self.frames, 'kind':'train', **self.meter.row(self.cfg.frames_per_step),
         'lr':self.opt.param_groups[0]['lr'], 'weights_l2_norm':weights}
-    if self.is_main: self.log.add(row)
+    if self.is_main: self._log(row)
+
+@patch
+def _log(self:Trainer, row, best=False):
+    "Write a row, and say the same in words"
+    self.log.add(row)
+    self.log.say(describe_row(row, self.cfg.n_frames, best))
 
 # %% ../nbs/05_train.ipynb #c033
 @patch
@@ -327,11 +333,14 @@ def begin(self:Trainer):
         then = TrainConfig.from_dict(read_state(state, 'main')['cfg'])
         check_same_run(cfg.name, then.flat(), cfg.flat())
         self.load_state(state)
-    elif self.is_main: clear_run(self.run, cfg)
+    elif self.is_main:
+        if cfg.resume: check_unused(self.run, cfg)
+        clear_run(self.run, cfg)
     acc.wait_for_everyone()
     if self.is_main:
-        self.log = RunLog(self.run, self.step, cfg.saving.wandb, cfg.flat())
-        if cfg.freeze: print('{:,} of {:,} parameters train'.format(*self.trains), flush=True)
+        self.log = RunLog(self.run, self.step, cfg.saving.wandb, cfg.flat(), self.echo)
+        if state is not None: self.log.say(f'continues at {self.frames:,} of {cfg.n_frames:,} frames')
+        if cfg.freeze: self.log.say('{:,} of {:,} parameters train'.format(*self.trains))
     if cfg.init and not self.step: self.judge() # where a fine-tune starts from is a candidate for the best
 
 @patch
@@ -341,7 +350,7 @@ def judge(self:Trainer):
     better = self.best is None or val['loss/val'] < self.best
     self.stale = 0 if better else self.stale+1
     if better: self.best = val['loss/val']; self.save('best')
-    if self.is_main: self.log.add({'step':self.step, 'frames':self.frames, 'kind':'val', **val})
+    if self.is_main: self._log({'step':self.step, 'frames':self.frames, 'kind':'val', **val}, better)
 
 # %% ../nbs/05_train.ipynb #c039
 @patch(as_prop=True)
@@ -362,12 +371,14 @@ def milestones(self:Trainer):
     if self._due(saving.save_every): self.save('latest'); self.save_state()
 
 @patch
-def _stop_here(self:Trainer, stop):
-    "Save and say so"
+def _stop_if_asked(self:Trainer, stop):
+    "Where one process was asked to stop, all save and stop"
+    asked = torch.tensor(float(stop.asked), device=self.acc.device)
+    if self.done or not self.acc.reduce(asked).item(): return
     self.save('latest'); self.save_state()
-    if self.is_main:
-        print(f'stopped at {self.frames:,} of {self.cfg.n_frames:,} frames; the state is saved, the same command goes on from here', flush=True)
-    e = TrainingStopped('stopped; the state is saved'); e.signal = int(stop.asked) or signal.SIGTERM
+    e = TrainingStopped(f'at {self.frames:,} of {self.cfg.n_frames:,} frames; the state is saved, the same command goes on from here')
+    e.signal = int(stop.asked) or signal.SIGTERM
+    if self.is_main: self.log.say(f'stopped {e}')
     raise e
 
 # %% ../nbs/05_train.ipynb #n217
@@ -381,17 +392,22 @@ def _steps(self:Trainer, callback, stop):
         self.note(sums, norm, t1-t0, time.perf_counter()-t0)
         self.milestones()
         if callback: callback(self)
-        asked = torch.tensor(float(stop.asked), device=self.acc.device)
-        if not self.done and self.acc.reduce(asked).item(): self._stop_here(stop)
+        self._stop_if_asked(stop)
+    if self.is_main and self.frames < self.cfg.n_frames:
+        self.log.say(f'ended early: no new best in the last {self.cfg.validation.patience} validations')
 
+# %% ../nbs/05_train.ipynb #n223
 @patch
 def fit(self:Trainer,
     callback=None, # Called with the trainer after each step
 ) -> dict: # The last row of numbers, the best validation loss, and where the run is
     "Train until n_frames; a request to stop saves the state and raises TrainingStopped"
-    self.begin()
+    alone = sole_writer(self.run) if self.is_main else contextlib.nullcontext()
     try:
-        with StopRequest() as stop: self._steps(callback, stop)
+        with alone, StopRequest() as stop:
+            self.begin()
+            self._stop_if_asked(stop)
+            self._steps(callback, stop)
     except (OSError, SafetensorError) as e:
         if not disk_full(e): raise
         raise OSError(f'run {self.cfg.name!r} could not write at {self.frames:,} frames: {e}. Make room; '
@@ -440,7 +456,10 @@ def train_cli(cfg:_TrainCommand):
             f'steps {cfg.n_frames//cfg.frames_per_step:,}; run folder {cfg.name}')
         return
     end_with_parent()
-    result = Trainer(recipe, echo=True).fit()
+    try: result = Trainer(recipe, echo=True).fit()
+    except TrainingStopped as e:
+        if int(os.environ.get('RANK', 0)): raise SystemExit(128 + e.signal) # one process says so
+        raise
     if int(os.environ.get('RANK', 0)) == 0: print(json.dumps(result), flush=True)
     _leave_together()
 
