@@ -7,7 +7,7 @@ __all__ = ['PolicyConfig', 'PolicyState', 'MemoryAttention', 'PolicyBlock', 'Val
            'Agent']
 
 # %% ../nbs/02_policy.ipynb #c002
-import math, re
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 import cv2
@@ -22,7 +22,7 @@ from .base.actions import ActionMap, N_BUTTONS, N_CAMERA
 from .base.video import resize_frames
 from .models.trunks import Linear, PATCH, TRUNKS, fan_in_, frames_to_float, linear, project
 from .models.losses import bc_loss
-from .models.vpt_names import VPT_BLOCKS, VPT_CNN, VPT_FIXED, VPT_GOAL, check_fixed, config_from_model, official_name
+from .models.vpt_names import VPT_FIXED, VPT_GOAL, check_fixed, config_from_model, official_name, sizes_from_shapes
 
 # %% ../nbs/02_policy.ipynb #c005
 @dataclass(frozen=True)
@@ -48,11 +48,12 @@ class PolicyConfig(Config):
         'tiny': dict(image_size=(64,64), trunk='patch', channels=(8,16,16), n_res=1, d_image=32, hidsize=32,
                      n_layers=2, n_heads=2, memory=8, timesteps=8, d_goal=128, temperature=1.)}
 
-# %% ../nbs/02_policy.ipynb #m001
+# %% ../nbs/02_policy.ipynb #m019
 @patch
 def check(self:PolicyConfig):
     "Refuse sizes that do not fit together; called for every new config"
-    if self.hidsize % self.n_heads: raise ValueError(f"hidsize {self.hidsize} is not a multiple of n_heads {self.n_heads}")
+    if self.hidsize % self.n_heads:
+        raise ValueError(f"hidsize {self.hidsize} is not a multiple of n_heads {self.n_heads}")
     if len(self.image_size) != 2: raise ValueError(f"image_size must be (height, width), got {self.image_size}")
     n, step = len(self.channels), PATCH * 2 ** (len(self.channels) - 1)
     if self.trunk == 'patch' and any(s % step for s in self.image_size):
@@ -242,7 +243,7 @@ def add_goal(self:Policy,
     if goal.shape != want: raise ValueError(f"goal must be {want}, got {tuple(goal.shape)}")
     return x + self.goal(goal)
 
-# %% ../nbs/02_policy.ipynb #m012
+# %% ../nbs/02_policy.ipynb #m020
 @patch
 def initial_state(self:Policy,
     b:int, # Number of worlds, or rows of a batch
@@ -256,7 +257,7 @@ def initial_state(self:Policy,
 def _heads(self:Policy, x): # latents (b,t,hidsize) after the blocks -> `PolicyOutput`
     "Last layers and heads"
     x, tau = self.norm(self.last(F.relu(x))), self.cfg.temperature
-    logits = lambda head: project(x / tau, head.weight, head.bias / tau)      # dividing x is cheaper than dividing 8641 logits
+    logits = lambda head: project(x / tau, head.weight, head.bias / tau)  # dividing x is cheaper than 8641 logits
     return PolicyOutput(logits(self.buttons), logits(self.camera), self.value(x).float())
 
 # %% ../nbs/02_policy.ipynb #c031
@@ -325,37 +326,12 @@ def from_model(cls:PolicyConfig,
     return config_from_model(cls, path)
 
 # %% ../nbs/02_policy.ipynb #c049
-_TEMPERATURES = {1024: 1., 2048: 2., 3072: 3.} # hidsize of VPT 1x, 2x, 3x -> temperature in its .model file
-
-def _trunk_sizes(shapes):
-    "Settings of the image trunk, from the shapes of published tensors"
-    stages = _count(shapes, VPT_CNN + r'stacks\.(\d+)\.')
-    channels = tuple(shapes[f'{VPT_CNN}stacks.{i}.n.weight'][0] for i in range(max(1, stages)))
-    d_image, flat = shapes[VPT_CNN + 'dense.layer.weight']
-    side = math.isqrt(flat // channels[-1]) << stages
-    n_res = _count(shapes, VPT_CNN + r'stacks\.0\.blocks\.(\d+)\.')
-    return dict(image_size=(side, side), channels=channels, n_res=n_res, d_image=d_image)
-
-def _count(names, pattern): return len({m[1] for k in names if (m := re.match(pattern, k))})
-
-# %% ../nbs/02_policy.ipynb #m013
 @patch(cls_method=True)
 def from_tensors(cls:PolicyConfig,
     tensors:dict, # Published names, without prefix, to tensors
 ) -> PolicyConfig:
     "The settings of a published network, from the shapes of its tensors; temperature and chunk length as published"
-    shapes, block = {k: tuple(v.shape) for k, v in tensors.items()}, VPT_BLOCKS + '0.'
-    try:
-        trunk = _trunk_sizes(shapes)
-        n_rel, hidsize = shapes[block + 'r.orc_block.r_layer.weight']
-        n_basis, memory = shapes[block + 'r.orc_block.b_nd']
-        mlp_ratio = shapes[block + 'mlp0.layer.weight'][0] // hidsize
-    except KeyError as e:
-        raise ValueError(f"the weights lack {e}, from which the network's size is read: "
-            "give `model`, the .model file or a PolicyConfig") from None
-    d_goal = shapes.get(VPT_GOAL + 'weight', (0, 512))[1]
-    return cls(**trunk, hidsize=hidsize, n_layers=_count(shapes, VPT_BLOCKS + r'(\d+)\.'), n_heads=n_rel // n_basis,
-        memory=memory, mlp_ratio=mlp_ratio, d_goal=d_goal, temperature=_TEMPERATURES.get(hidsize, 2.))
+    return cls(**sizes_from_shapes({k: tuple(v.shape) for k, v in tensors.items()}))
 
 # %% ../nbs/02_policy.ipynb #c051
 @patch(cls_method=True)
@@ -393,7 +369,7 @@ class Agent:
         deterministic:bool=False, # Take the likeliest action instead of a sample?
         generator=None,           # `torch.Generator` to sample from; None: torch's own
         dtype=torch.float32,      # Number format of matrix products
-        seeds=None,               # One seed for each world, each with its own random generator; None: all use `generator`
+        seeds=None,               # One seed for each world, each then has its own generator; None: all use `generator`
     ):
         self.policy, self.cond_scale, self.deterministic = policy, cond_scale, deterministic
         self.generator, self.dtype, self.map, self.state = generator, dtype, ActionMap(), None
@@ -407,7 +383,7 @@ class Agent:
         buttons, camera = (self.choose(x).cpu().numpy() for x in self.logits(frames, goals))
         return self.map.to_env(buttons, camera)
 
-# %% ../nbs/02_policy.ipynb #m014
+# %% ../nbs/02_policy.ipynb #m021
 @patch
 def choose(self:Agent,
     logits, # (b,n)
@@ -427,7 +403,8 @@ def _uniform(self:Agent, cdf): # (b,1) of the same number format and device
     if self.rngs is None:
         source = self.generator.device if self.generator else cdf.device
         return torch.rand(len(cdf), 1, dtype=cdf.dtype, device=source, generator=self.generator).to(cdf.device)
-    if len(self.rngs) != len(cdf): raise ValueError(f"{len(self.rngs)} seeds for {len(cdf)} worlds: `seeds` needs one for each world")
+    if len(self.rngs) != len(cdf):
+        raise ValueError(f"{len(self.rngs)} seeds for {len(cdf)} worlds: `seeds` needs one for each world")
     return torch.tensor([r.random() for r in self.rngs], dtype=torch.float32, device=cdf.device)[:, None]
 
 # %% ../nbs/02_policy.ipynb #c080
@@ -446,13 +423,14 @@ def prepare(self:Agent,
     if not goal.isfinite().all(): raise ValueError("goals contain NaN or infinity")
     return torch.as_tensor(frames, device=dev), goal
 
-# %% ../nbs/02_policy.ipynb #m016
+# %% ../nbs/02_policy.ipynb #m022
 @patch
 def scales(self:Agent): # float32 (b,)
     "Guidance scale of each world; None counts as 0"
     s = self.cond_scale
     s = [s] * self.worlds if s is None or np.ndim(s) == 0 else list(s)
-    if len(s) != self.worlds: raise ValueError(f"cond_scale must be one number or {self.worlds}, one a world, got {len(s)}")
+    if len(s) != self.worlds:
+        raise ValueError(f"cond_scale must be one number or {self.worlds}, one a world, got {len(s)}")
     return torch.tensor([0. if x is None else float(x) for x in s], device=self.policy.goal.weight.device)
 
 @patch

@@ -1,10 +1,10 @@
 """Files that are cut, bent, hostile or something else: every loader says so, gives nothing, and needs no memory to find out."""
-import collections, io, json, os, pickle, random, resource, shutil, struct, zipfile
+import collections, io, json, os, pickle, pickletools, random, resource, shutil, struct, zipfile
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from steve1.base.untrusted import Inert, safe_pickle_load, safe_torch_load
+from steve1.base.untrusted import PickleStub, safe_pickle_load, safe_torch_load
 from steve1.base.checkpoints import checkpoint_kind, load_tensors, read_checkpoint, read_meta, read_official, save_tensors
 
 GOLDEN = Path(__file__).parent/'golden'
@@ -151,6 +151,46 @@ def test_small_file_large_object(tmp_path):
     (tmp_path/'twice.pkl').write_bytes(b'\x80\x02}' + b')\x85' + b'2\x86'*60 + b'Ns.')                   # and this one would take years
     refused(lambda: safe_pickle_load(tmp_path/'twice.pkl'), 'tuples within tuples')
 
+def test_programs_that_no_pickler_writes(tmp_path):
+    "Names that are changed behind their back, objects numbered twice, deep keys by every detour: refused before anything runs"
+    deep, key = b')' + b'\x85'*50_000, b'tuples within tuples'
+    dtype = b'cnumpy\ndtype\nX\2\0\0\0f8\x89\x88\x87R'
+    flags = b'(K\3X\1\0\0\0<NNNK\x08K\x08K\x3ftb'
+    programs = dict(
+        function_state=(b'\x80\x02c_codecs\nencode\n}X\7\0\0\0__doc__Nsb.', b'behind its back'), slots=(b'\x80\x02ccollections\nOrderedDict\n)RN}X\5\0\0\0itemsNs\x86b.', b'behind its back'),
+        dict_state=(b'\x80\x02ccollections\nOrderedDict\n)R}X\5\0\0\0itemsNsb.', b'behind its back'), dtype_flags=(b'\x80\x02' + dtype + flags + b'.', b'number format'),
+        array_of_pointers=(b'\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\1b\x87R(K\1K\1\x85' + dtype + flags + b'\x89C\x08AAAAAAAAtb.', b'number format'),
+        new_array=(b'\x80\x02cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85\x81.', b''), new_list=(b'\x80\x02cbuiltins\nlist\n)\x81.', b''), copyreg=(b'\x80\x02ccopy_reg\n_reconstructor\n.', b'could run code'),
+        stack_global=(b'\x80\x04\x8c\2os\x8c\6system\x93.', b'could run code'), dotted=(b'\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.__init__\x93.', b'could run code'),
+        twice=(b'\x80\x02Nq\5)\x85\x85q\5.', b'out of turn'), two_ways=(b'\x80\x04Nq\5N\x94.', b'two ways'), negative=(b'\x80\x02Np-1\n.', b''),
+        in_set=(b'\x80\x04\x8f(' + deep + b'\x90.', key), in_frozenset=(b'\x80\x04(' + deep + b'\x91.', key), in_dict=(b'\x80\x02(' + deep + b'Nd.', key), in_items=(b'\x80\x02}(' + deep + b'Nu.', key),
+        by_memo=(b'\x80\x02}' + deep + b'q\0' + b'0h\0Ns.', key), by_dup=(b'\x80\x02}' + deep + b'20Ns.', key), by_call=(b'\x80\x02c__builtin__\nset\n](' + deep + b'e\x85R.', key),
+        by_tuple=(b'\x80\x02}c__builtin__\ntuple\n](' + deep + b'e\x85RNs.', key), by_mapping=(b'\x80\x02c__builtin__\ndict\n](' + deep + b'N\x86e\x85R.', key),
+        underflow=(b'\x80\x020000.', b'do not fit'), no_mark=(b'\x80\x02Nt.', b'do not fit'), persid=(b'\x80\x02NQ.', b''), nothing=(b'\x80\x02.', b''))
+    for name,(code,why) in programs.items():
+        (tmp_path/f'{name}.pkl').write_bytes(code)
+        refused(lambda: safe_pickle_load(tmp_path/f'{name}.pkl'), name, why.decode())
+    small_array = pickle.dumps([np.array(1), np.array(2)], 4)      # the second one is recognised as one step: its numbers count, too
+    n = sum(op.name == 'MEMOIZE' for op,_,_ in pickletools.genops(small_array))
+    (tmp_path/'hidden.pkl').write_bytes(small_array[:-2] + b'}h%cNse.' % (n-1))
+    refused(lambda: safe_pickle_load(tmp_path/'hidden.pkl'), 'hidden', key.decode())
+
+def test_mutated_programs(tmp_path):
+    "Instructions put in, taken out and swapped at random: an error or data, never the end of the process"
+    def many():
+        rng, data = random.Random(3), [pickle.dumps([dict(a=np.array(1), b=(1, 'x'), c={1, 2}, d=np.arange(3.)), (np.float32(2), b'xy')]*2, p) for p in (0, 2, 4, 5)]
+        opcodes = bytes(ord(o.code) for o in pickletools.opcodes)
+        for i in range(3000):
+            bent = bytearray(rng.choice(data))
+            for _ in range(rng.randint(1, 4)):
+                at = rng.randrange(len(bent))
+                bent[at:at+rng.randrange(3)] = bytes(rng.choice(opcodes) for _ in range(rng.randrange(3)))
+            (tmp_path/'bent.pkl').write_bytes(bent)
+            try: safe_pickle_load(tmp_path/'bent.pkl')
+            except ValueError as e: assert 'bent.pkl' in str(e)
+        return []
+    assert small(many) == ('gave', 'list')
+
 def torch_zip(path, description, storages={}, kind=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, 'w', kind) as z:
         z.writestr('archive/data.pkl', description); z.writestr('archive/version', '3\n'); z.writestr('archive/byteorder', 'little')
@@ -192,12 +232,12 @@ def test_what_torch_saves_is_read(tmp_path):
             got = safe_torch_load(tmp_path/'x.pt')
             assert same(dict(got) if isinstance(got, dict) else got, dict(x) if isinstance(x, dict) else x)
 
-def test_inert(tmp_path):
+def test_stubs(tmp_path):
     "Objects of a package that is not wanted become records; nothing of it is imported"
     code = b'\x80\x03}X\5\0\0\0extracgym3.types\nDiscrete\n)\x81}X\1\0\0\0nK\x05sbs.'
     (tmp_path/'2x.model').write_bytes(code)
-    got = safe_pickle_load(tmp_path/'2x.model', inert=('gym3',))['extra']
-    assert isinstance(got, Inert) and got.name == 'gym3.types.Discrete' and got.state == {'n':5}
+    got = safe_pickle_load(tmp_path/'2x.model', stubs=("gym3",))['extra']
+    assert isinstance(got, PickleStub) and got.name == 'gym3.types.Discrete' and got.state == {'n':5}
     with pytest.raises(ValueError, match='it wants gym3.types.Discrete'): safe_pickle_load(tmp_path/'2x.model')
 
 KEYS = dict(policy=('policy_keys_2x.json', lambda d: [t['key'] for t in d['configs'][0]['tensors']]), vpt=('minestudio_steve1_keys.json', lambda d: [r[0] for r in d['vpt']]),

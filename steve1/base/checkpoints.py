@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from fastcore.basics import patch
 from ..config import data_dir, get_device
 from .files import atomic_path, first_few
-from .untrusted import LEGACY_MAGIC, file_head, looks_like, present_file, safe_torch_load, scan_torch, unreadable
+from .untrusted import is_torch_file, looks_like, present_file, safe_torch_load, scan_torch, unreadable
 from .hub import HubMixin
 
 # %% ../../nbs/base/checkpoints.ipynb #c007
@@ -120,7 +120,7 @@ def file_kind(
 ) -> str: # As `checkpoint_kind` has it
     "Which network's weights a file holds; its tensors are not read"
     path = present_file(path)
-    if not file_head(path).startswith((b'PK\3\4', LEGACY_MAGIC)):
+    if not is_torch_file(path):
         with _opened(path) as f: return _meta(f, path).get('kind') or checkpoint_kind(f.keys())
     try: found = scan_torch(path, crc=False)
     except Exception as e: raise unreadable(path, 'weights', e) from None
@@ -133,7 +133,7 @@ def read_checkpoint(
 ) -> tuple: # ({name: tensor}, meta)
     "Read one of our checkpoints, if it is of the kind that is wanted"
     path = Path(path)
-    if path.is_file() and path.suffix != '.safetensors' and file_head(path)[:2] in (b'PK', LEGACY_MAGIC[:2]):
+    if path.is_file() and path.suffix != '.safetensors' and is_torch_file(path):
         have = file_kind(path)
         if have != kind and (have, kind) != ('vpt', 'policy'): raise _wrong_kind(path, have, kind)
         raise _as_published(path, have)

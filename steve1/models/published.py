@@ -114,7 +114,7 @@ def _check_kind(
     kind:str,   # What it should hold, as in `PublishedFile`
 ) -> None:
     "Raise ValueError if a file does not hold what its name says"
-    if kind == 'model': safe_pickle_load(path, inert=('gym3',))['model']
+    if kind == 'model': safe_pickle_load(path, stubs=('gym3',))['model']
     elif kind and (have := file_kind(path)) != kind: raise ValueError(f'{path.name} holds {have or "tensors of no published network"}, and {kind} is expected')
 
 # %% ../../nbs/models/published.ipynb #c012
