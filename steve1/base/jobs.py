@@ -9,11 +9,20 @@ __all__ = ['Worker', 'run_jobs', 'ray_jobs']
 import multiprocessing, os, signal, threading, time
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from threading import Thread
 import cv2
 
 # %% ../../nbs/base/jobs.ipynb #c005
+def _end_with_parent():
+    "End this process when its parent ends, also in the middle of a job"
+    def watch():
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+    Thread(target=watch, daemon=True).start()
+
 def _serve(conn, f):
-    "What a worker process does: jobs in, results out, until told to stop or orphaned"
+    "What a worker process does: jobs in, results out, until its parent stops it or ends"
+    _end_with_parent()
     os.environ['OMP_NUM_THREADS'] = '1'; cv2.setNumThreads(1) # many processes, one thread each
     conn.send('up')
     try:
