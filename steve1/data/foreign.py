@@ -54,6 +54,7 @@ def _check_lengths(ep, files):
     room = files[name][0]//(2*d) + 15 if name in files and d else ep.n
     if room < ep.n: raise EpisodeError(f'{stated} says {ep.n} steps, {name} has room for {room} at most')
 
+# %% ../../nbs/data/foreign.ipynb #e000
 def _check_files(files, kind):
     "Raise EpisodeError if a file is missing or empty, or the folder names an address to fetch from"
     if '.origin.json' in files: raise EpisodeError('.origin.json names an address that files are fetched from; remove it')
@@ -112,6 +113,7 @@ def index_path(
     at = Path(folder).resolve()
     return data_dir('cache', 'index', f'{at.name}-{new_hash(str(at).encode()).hexdigest()[:12]}.json')
 
+# %% ../../nbs/data/foreign.ipynb #e001
 @patch
 def save(self:EpisodeIndex):
     "Write the index where `index_folder` finds it, all or nothing"
@@ -119,6 +121,7 @@ def save(self:EpisodeIndex):
     text = json.dumps(dict(version=self.VERSION, folder=folder, entries=entries), separators=(',',':'))
     with atomic_path(index_path(self.folder)) as p: p.write_text(text)
 
+# %% ../../nbs/data/foreign.ipynb #e002
 @patch(cls_method=True)
 def load(cls:EpisodeIndex,
     folder:str|Path, # The folder it describes
@@ -144,6 +147,7 @@ def _inspect_all(folder, names, known, threads):
         found = tqdm(pool.map(one, names, chunksize=64), total=len(names), disable=None, desc='index')
         return [e for e in found if e]
 
+# %% ../../nbs/data/foreign.ipynb #e003
 def index_folder(
     folder:str|Path, # Of episode folders, or a dataset's name
     threads:int=8,   # Folders inspected at a time
@@ -171,6 +175,7 @@ def _update_links(out, want):
     for name,target in want.items():
         if not (out/name).is_symlink(): (out/name).symlink_to(target, target_is_directory=True)
 
+# %% ../../nbs/data/foreign.ipynb #e004
 def link_episodes(
     index:EpisodeIndex, # Of the folder
     dataset:str|Path,   # Name below data/datasets, or a folder
@@ -224,6 +229,7 @@ def _cli_index(cfg):
     elif cfg.link: print(f'{n} episodes linked in {link_episodes(index, cfg.link)}')
     return int(bool(index.broken) and not cfg.link)
 
+# %% ../../nbs/data/foreign.ipynb #e005
 def _cli_basalt(cfg):
     source, folder = cfg.paths[0], dataset_dir(cfg.out)
     if cfg.dry_run:
@@ -248,6 +254,7 @@ def _cli_export(cfg):
     if len(sizes) > 1: raise ValueError(f'frames of several sizes or rates: {sizes}; export them apart')
     if not cfg.dry_run: export_lerobot([e.path for e in eps], out, default)
 
+# %% ../../nbs/data/foreign.ipynb #e006
 @command('steve1_foreign')
 def foreign_cli(cfg:ForeignOptions):
     "Index and link other people's episodes, convert BASALT recordings, export ours for LeRobot; `index` returns 1 if some are broken and none were linked"

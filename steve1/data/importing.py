@@ -38,6 +38,7 @@ def _below(path, silent):
             "`steve1_contractor` converts such pairs")
     return found
 
+# %% ../../nbs/data/importing.ipynb #e000
 def find_recordings(
     paths, # Recordings, or folders of recordings
     silent:bool=False, # Find videos alone, too: files such as walk.mp4
@@ -61,6 +62,7 @@ def _convert(job):
         if not job.out.is_dir(): raise     # else another process made it meanwhile
     return Episode(job.out).meta['recording']
 
+# %% ../../nbs/data/importing.ipynb #e001
 def _check(job):
     "What a conversion would state"
     rec = Recording(job.path, job.cfg.fps)
@@ -76,6 +78,7 @@ def _check_model(name, by, idm):
     raise ValueError(f"{name} was labelled by {by['model']} ({by['sha256'][:12]}), not by {Path(idm).name} "
         f"({digest[:12]}); choose another name")
 
+# %% ../../nbs/data/importing.ipynb #e002
 def _check_same(folder, cfg, idm=None):
     "Raise ValueError if a dataset was converted in another way, or labelled by another model"
     now = json.loads(json.dumps(cfg.to_dict()))
@@ -102,6 +105,7 @@ def _states(jobs, workers, engine):
         found[job.out.name] = entry(job, state, dict(reason=error.removeprefix('RecordingError: ')) if error else facts)
     return [found[j.out.name] for j in jobs]
 
+# %% ../../nbs/data/importing.ipynb #e003
 def _merged(folder, facts):
     "What the dataset knew of other recordings, and what is known of these"
     path, now = folder/'recordings.jsonl', {f['name'] for f in facts}
@@ -117,6 +121,7 @@ def _row(facts):
     row = {k:v for k,v in facts.items() if k != 'dropped'} | facts.get('dropped', {})
     return row | ({'size':'×'.join(map(str, facts['size']))} if 'size' in facts else {})
 
+# %% ../../nbs/data/importing.ipynb #e004
 def report_recordings(
     facts, # Dicts, as the lines of `recordings.jsonl`
 ) -> pd.DataFrame: # A row a recording
@@ -166,6 +171,7 @@ class RecordingsOptions(Config):
     def check(self):
         if not self.inputs: raise ValueError('no recordings: name at least one folder or video')
 
+# %% ../../nbs/data/importing.ipynb #e005
 @command('steve1_recordings')
 def recordings_cli(cfg:RecordingsOptions):
     "Make episodes of your own recordings; one that is broken is set aside with its reason"

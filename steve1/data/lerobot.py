@@ -43,6 +43,7 @@ def action_vectors(
     "Actions as vectors"
     return np.column_stack([rows[k] for k in KEYS] + [rows['camera']]).astype(np.float32)
 
+# %% ../../nbs/data/lerobot.ipynb #e000
 def step_tasks(
     ep:Episode,   # With spans, or without
     default:str,  # Task of steps in no span
@@ -53,6 +54,7 @@ def step_tasks(
     for s in ep.spans: out[s.start:s.stop] = [(prompts or {}).get(s.task, s.task)]*(s.stop-s.start)
     return out
 
+# %% ../../nbs/data/lerobot.ipynb #e001
 def _columns(ep, number, first, tasks, known):
     "The steps of an episode, column by column; `known`: sentence -> its number"
     k = np.arange(ep.n)
@@ -71,6 +73,7 @@ def _episode_stats(x):
     s = dict(min=flat.min(0), max=flat.max(0), mean=flat.mean(0), std=flat.std(0), **dict(zip(_QUANTILES, quantiles)))
     return {k:v.reshape(3,1,1) if frames else v for k,v in s.items()} | dict(count=np.array([len(x)]))
 
+# %% ../../nbs/data/lerobot.ipynb #e002
 def _join_stats(stats):
     "Statistics of a feature over several episodes, from those of each"
     n = np.array([s['count'][0] for s in stats], float)
@@ -89,6 +92,7 @@ def _stream_kind(stream):
     c = stream.codec_context
     return c.name, c.height, c.width, c.pix_fmt, bytes(c.extradata or b'')
 
+# %% ../../nbs/data/lerobot.ipynb #e003
 class _JoinedVideo:
     "Packets of several videos in one file"
     def __init__(self, path, stream, fps=20):
@@ -170,6 +174,7 @@ def _arrow():
         raise ImportError("LeRobot's format needs pyarrow: pip install 'steve1[lerobot]', or pip install pyarrow") from None
     return pyarrow, parquet
 
+# %% ../../nbs/data/lerobot.ipynb #e004
 @patch
 def _add_table(self:LeRobotWriter, cols):
     "Write the steps; returns where they are now"

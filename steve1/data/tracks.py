@@ -30,6 +30,7 @@ def _check_keys(line, where, all_keys):
     if all_keys and (missing := [k for k in KEYS if k not in line]):
         raise RecordingError(f"{where}: no {', '.join(map(repr, missing))}, unlike in the first line")
 
+# %% ../../nbs/data/tracks.ipynb #e000
 def _check_plain(line, where, all_keys):
     "The line as it is, or RecordingError if it is no MineRL action"
     _check_keys(line, where, all_keys)
@@ -54,6 +55,7 @@ def _read_plain(path):
         _check_plain(line, where, all_keys)
         yield tuple(line.get(k, 0) for k in KEYS) + (line['camera'],)
 
+# %% ../../nbs/data/tracks.ipynb #e001
 def read_lines(
     path:str|Path, # actions.jsonl
 ) -> ActionLines:
@@ -76,6 +78,7 @@ class Times(namedtuple('Times', 'start end tick')):
     @property
     def n_steps(self): return -(-int(self.end)//self.tick)    # steps of 1/20 s that begin before the end
 
+# %% ../../nbs/data/tracks.ipynb #e002
 @patch(cls_method=True)
 def even(cls:Times,
     n:int, # Number of frames or lines
@@ -87,6 +90,7 @@ def even(cls:Times,
     step = 20*f.denominator
     return cls(np.arange(n, dtype=np.int64)*step, n*step, f.numerator)
 
+# %% ../../nbs/data/tracks.ipynb #e003
 @patch
 def frames_at(self:Times,
     n:int, # Number of steps
@@ -105,6 +109,7 @@ def _resample_keys(rows, times, out):
         pressed = np.maximum.reduceat(rows[k], at)[current]
         out[k] = np.where(begun[current] == step, pressed, rows[k][last])
 
+# %% ../../nbs/data/tracks.ipynb #e004
 def _resample_camera(rows, times, n):
     "Rule 3: float64 (n,2)"
     start, tick = times.start, times.tick
@@ -117,6 +122,7 @@ def _resample_camera(rows, times, n):
         np.add.at(camera, first[i]+j, rows['camera'][i]*(inside/(stop[i]-start[i]))[:,None])
     return camera[:n]
 
+# %% ../../nbs/data/tracks.ipynb #e005
 def resample(
     rows,        # `ACTION_DTYPE` (m,), one a line
     times:Times, # Of the lines
@@ -137,6 +143,7 @@ def is_video(
     "Is this a video file, by its name?"
     return p.suffix.lower() in _VIDEOS and p.is_file()
 
+# %% ../../nbs/data/tracks.ipynb #e006
 def is_recording(
     p:Path, # Any path
 ) -> bool:
@@ -145,6 +152,7 @@ def is_recording(
     videos = any((p/f'video{x}').is_file() for x in _VIDEOS)
     return videos or (p/'actions.jsonl').is_file() or (p/'frames').is_dir()
 
+# %% ../../nbs/data/tracks.ipynb #e007
 def recording_name(
     p:Path, # A recording's folder, or a video
 ) -> str: # What its episode is called
@@ -168,6 +176,7 @@ def _numbered(folder):
             "actions.jsonl needs its frame")
     return list(paths.values())
 
+# %% ../../nbs/data/tracks.ipynb #e008
 def _read_picture(path):
     x = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if x is None: raise RecordingError(f"frames/{path.name} is no readable picture")
@@ -181,6 +190,7 @@ def _times_of(pts, rate, base):
     last = int(np.median(np.diff(start))) if len(start) > 1 else base.denominator
     return Times(start, int(start[-1])+last, base.denominator)
 
+# %% ../../nbs/data/tracks.ipynb #e009
 def _video_times(path):
     "Times of a video's frames from its index, and their height and width"
     file, stream = open_recording(path)
@@ -233,6 +243,7 @@ def frames(self:Recording): # Yields uint8 RGB (h,w,3)
         yield x
     if got < self.n: raise RecordingError(f"{self.video.name}: cut short, {got} of {self.n} frames can be decoded")
 
+# %% ../../nbs/data/tracks.ipynb #e010
 @patch
 def _decode(self:Recording):
     "Yields the frames of the video"
