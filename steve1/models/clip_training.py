@@ -57,7 +57,7 @@ def pick_events(
         for e,ep in enumerate(episodes):
             steps = rng.permutation([s for s,t in ep.events if t == name and s >= window-1])
             turns.append([(k, e, int(s)) for k,s in enumerate(steps)])
-        turns = [(k, rng.random(), e, s) for steps in turns for k,e,s in steps] # the k-th event of each episode, in random order
+        turns = [(k, rng.random(), e, s) for steps in turns for k,e,s in steps] # first events first, in random order
         for _,_,e,s in sorted(turns)[:per_task]: chosen[e].append((s, i))
     return [sorted(c) for c in chosen]
 
@@ -82,7 +82,7 @@ def _decode_needed(episodes, needed): # -> uint8 (m,h,w,3), or None if nothing i
             frames[at:at+b-a] = x; at += b-a
     return frames
 
-# %% ../../nbs/models/clip_training.ipynb #m007
+# %% ../../nbs/models/clip_training.ipynb #m014
 @patch(cls_method=True)
 def from_episodes(cls:CaptionedWindows,
     episodes,          # Objects with `.n`, `.events` and `.frames(a,b)`
@@ -97,7 +97,7 @@ def from_episodes(cls:CaptionedWindows,
     frames,index,task,at = _decode_needed(episodes, needed),[],[],0
     if frames is None: raise ValueError(f'no event of {tuple(names)} in {len(episodes)} episodes')
     for need,events in zip(needed, chosen):
-        place = np.cumsum(need) - 1 + at                                       # step of the episode -> index into frames
+        place = np.cumsum(need) - 1 + at                                     # step of the episode -> index into frames
         index += [place[s-window+1:s+1] for s,_ in events]
         task += [t for _,t in events]
         at += int(need.sum())
@@ -246,16 +246,18 @@ def _steps(clip, data, phrases, cfg, rng): # yields (steps done, loss)
     opt = torch.optim.AdamW(param_groups(clip, cfg.weight_decay, no_decay), lr=cfg.lr, betas=(.9,.98))
     rise = max(1, round(cfg.warmup*cfg.steps))
     schedule = lambda step: warmup_cosine(step, cfg.lr, rise, cfg.steps, first=1)
-    for done in fit(clip, _batches(data, phrases, cfg, rng), _contrastive_loss(clip, cfg), opt, schedule, cfg.clip_grad):
+    batches,loss = _batches(data, phrases, cfg, rng),_contrastive_loss(clip, cfg)
+    for done in fit(clip, batches, loss, opt, schedule, cfg.clip_grad):
         with torch.no_grad(): clip.scale.clamp_(max=math.log(100)) # CLIP's bound on the temperature
         yield done
 
-# %% ../../nbs/models/clip_training.ipynb #m013
+# %% ../../nbs/models/clip_training.ipynb #m015
 def _validate(clip, val, seen, unseen=None): # -> 'seen' and 'unseen': accuracy, per_task, confusion
     "Retrieval with phrases of the training and with others"
     video = embed_captioned(clip, val)
     tables = {k:retrieval(clip, video, val.task, p) for k,p in dict(seen=seen, unseen=unseen).items() if p}
-    return {k:dict(accuracy=r.accuracy, per_task=r.per_task, confusion=r.confusion.round(4).tolist()) for k,r in tables.items()}
+    return {k:dict(accuracy=r.accuracy, per_task=r.per_task, confusion=r.confusion.round(4).tolist())
+        for k,r in tables.items()}
 
 # %% ../../nbs/models/clip_training.ipynb #c026
 _LOG_EVERY = 20 # Steps between two entries of the history
