@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DROP_REASONS', 'RecordingError', 'json_lines', 'read_steps', 'ContractorActions', 'parse_steps', 'load_cursor',
-           'draw_cursor', 'batches', 'ContractorFrames', 'open_recording', 'frame_sizes', 'write_recording',
+           'draw_cursor', 'batches', 'ContractorFrames', 'recording_error', 'frame_sizes', 'write_recording',
            'check_size', 'ContractorConfig', 'recorder_version', 'write_frames', 'convert_contractor',
            'write_contractor']
 
@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-import av
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
@@ -24,7 +23,7 @@ from ..config import Config
 from ..base.actions import ACTION_DTYPE, HOTBAR, KEYS
 from ..base.commands import FrameSize
 from ..base.files import sha256
-from ..base.video import VideoError, VideoWriter, open_video, resize_frames, short_error
+from ..base.video import VideoError, VideoWriter, decode_frames, resize_frames
 from ..episodes import EpisodeWriter, RowWriter, clip_id
 from .embed import embed_segments
 
@@ -239,27 +238,23 @@ def _kept(self:ContractorFrames):
         yield i, [resize_frames(full, s) for s in self.sizes]
 
 # %% ../../nbs/data/contractor.ipynb #c030
-def open_recording(
-    path:Path, # A video
-) -> tuple: # FFmpeg's container (a context manager), and its video stream
-    "Open a recording's video; RecordingError says what is wrong with it"
-    try: return open_video(path)
-    except VideoError as e: raise RecordingError(str(e).replace(f'{path} is', f'{path.name}:')) from None
+def recording_error(
+    path:Path,      # A video
+    e:VideoError,   # What is wrong with it
+) -> RecordingError:
+    "The same message, with the file's name in place of its path"
+    return RecordingError(f"{path.name}: {str(e).removeprefix(str(path)).removeprefix(':').strip().removeprefix('is ')}")
 
 @patch
 def _decode(self:ContractorFrames):
     "Yields all frames as PyAV decodes them; counts them in `n`"
-    name, self.n = self.video.name, 0
+    self.n = 0
     if not self.video.is_file(): raise RecordingError(f"no video at {self.video}")
-    file, stream = open_recording(self.video)
-    with file:
-        self.size = stream.codec_context.height, stream.codec_context.width
-        try:
-            for f in file.decode(stream): yield f; self.n += 1
-        except av.error.FFmpegError as e:
-            raise RecordingError(f"{name}: frame {self.n} cannot be decoded ({short_error(e)})") from None
-        if self.n < stream.frames: raise RecordingError(f"{name}: cut short, {self.n} of {stream.frames} frames")
-        if not self.n: raise RecordingError(f"{name}: a video of 0 frames")
+    try:
+        for f in decode_frames(self.video):
+            self.size = f.height, f.width
+            yield f; self.n += 1
+    except VideoError as e: raise recording_error(self.video, e) from None
 
 # %% ../../nbs/data/contractor.ipynb #c036
 def _ahead(it):

@@ -10,6 +10,7 @@ __all__ = ['IndexedEpisode', 'inspect_episode', 'EpisodeIndex', 'index_path', 'i
 import json, os
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256 as new_hash
 from pathlib import Path
@@ -155,7 +156,8 @@ def index_folder(
     index = EpisodeIndex(folder, _inspect_all(folder, names, known, threads))
     if not len(index):
         raise FileNotFoundError(f"no episode in {folder}: none of its {len(names)} folders has one of {', '.join(EPISODE_FILES)}")
-    if save and index.entries != known: index.save()
+    if save and index.entries != known:
+        with suppress(OSError): index.save() # only a cache, and nothing may be writable there
     return index
 
 # %% ../../nbs/data/foreign.ipynb #c024
