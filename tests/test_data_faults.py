@@ -56,6 +56,35 @@ def test_killed_generation_resumes(tmp_path, env, monkeypatch):
     for a,b in zip(list_episodes(folder), list_episodes(tmp_path/'whole')): assert validate_episode(a).meta == validate_episode(b).meta
     assert not list(folder.glob('.tmp-*'))
 
+@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='needs /proc to find the worker')
+def test_a_worker_ends_with_its_leader(tmp_path, env):
+    "A killed generation leaves no worker behind that writes on"
+    (tmp_path/'slow_player.py').write_text(PLAYER.replace('sleep(.05)', 'sleep(60)'))
+    p, workers, end = start(tmp_path, env, tmp_path/'d'), [], time.monotonic()+30
+    while not workers and time.monotonic() < end:
+        time.sleep(.1)
+        children = Path(f'/proc/{p.pid}/task/{p.pid}/children').read_text().split()
+        workers = [int(c) for c in children if b'spawn_main' in Path(f'/proc/{c}/cmdline').read_bytes()]
+    time.sleep(2)                                                     # the worker is in the middle of its job
+    p.send_signal(signal.SIGKILL); p.wait()
+    def runs(pid):
+        try: return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] not in 'ZX'
+        except OSError: return False
+    end = time.monotonic()+10
+    while any(map(runs, workers)) and time.monotonic() < end: time.sleep(.05)
+    assert workers and not any(map(runs, workers))
+
+def test_what_is_cleared_cannot_appear(tmp_path, monkeypatch):
+    "A writer that is cleared away under way cannot make its episode visible, however far the clearing has come"
+    from steve1.base import files
+    seen, remove = [], files._remove
+    monkeypatch.setattr(files, '_remove', lambda p: (seen.append(writer.dir.exists()), remove(p)))
+    with pytest.raises(OSError):
+        with EpisodeWriter(tmp_path/'d'/'a', (32,32)) as writer:
+            writer.add_many(np.zeros((20,32,32,3), np.uint8), dict(jump=np.zeros(20, int)))
+            with files.sole_writer(tmp_path/'d'): pass
+    assert seen[0] is False and not (tmp_path/'d'/'a').exists()
+
 def test_killed_worker_costs_one_episode(tmp_path, env):
     "A worker process that is killed takes down its episode alone"
     folder = tmp_path/'d'

@@ -147,6 +147,62 @@ def test_a_mistake_is_never_retried():
     with pytest.raises(TypeError, match='colour'): Supervised(make_vec('blockworld', colour='red', **kw), [dict(seed=1)]).reset()
     with pytest.raises(ValueError, match='no episodes'): Supervised(several(faulty, 1), [])
 
+# --- replies that make no sense
+
+PLACE = dict(xpos=0., ypos=64., zpos=0., pitch=0., yaw=0.)
+OBS = dict(inventory=dict(dirt=1), location_stats=PLACE, isGuiOpen=False)
+GOOD = dict(obs=OBS, frame=[64,64,3], info=dict(broken='', placed='', in_water=False, eye_in_water=False))
+def reply(**changes): return json.dumps({**GOOD, **changes})+'\n'
+def obs(**changes): return reply(obs={**OBS, **changes})
+
+GARBAGE = dict(
+    noise='\xff\xfe rubbish\n', cut='{"obs": {"inve\n', empty='\n', nothing='null\n', list='[1, 2]\n', text='"KeyboardInterrupt"\n',
+    deep='['*200_000+'\n', digits='1'*6000+'\n', no_frame=json.dumps(dict(obs=OBS, info=GOOD['info']))+'\n',
+    large_frame=reply(frame=[4000,4000,3]), huge_frame=reply(frame=[10**9,10**9,3]), negative_frame=reply(frame=[-64,-64,3]),
+    odd_frame=reply(frame=[64,64,4]), float_frame=reply(frame=[64.,64.,3]), text_frame=reply(frame='64x64'), flat_frame=reply(frame=[64*64*3]),
+    obs_list=reply(obs=[]), no_place=obs(location_stats={}), place_list=obs(location_stats=[1,2]), nan=obs(location_stats={**PLACE, 'yaw':float('nan')}),
+    infinite=obs(location_stats={**PLACE, 'xpos':float('inf')}), text_place=obs(location_stats={**PLACE, 'pitch':'down'}),
+    negative_items=obs(inventory=dict(dirt=-1)), half_item=obs(inventory=dict(dirt=.5)), items_list=obs(inventory=['dirt']), gui=obs(isGuiOpen='yes'),
+    no_info=reply(info=None), info_list=reply(info=[]), broken=reply(info={**GOOD['info'], 'broken':3}), water=reply(info={**GOOD['info'], 'in_water':'no'}),
+    interrupt='{"error": "KeyboardInterrupt", "text": "stop"}\n', exit='{"error": "SystemExit", "text": "0"}\n', builtin='{"error": "print", "text": "0"}\n',
+    dunder='{"error": "__import__", "text": "os"}\n', error_list='{"error": ["ValueError"], "text": "x"}\n', no_text='{"error": "ValueError"}\n',
+    twice=reply()*2, failed_list='{"failed": [1]}\n')
+
+@linux
+@pytest.mark.parametrize('what', GARBAGE)
+def test_garbage_is_a_failure_of_that_world(what):
+    "Whatever a game's process says, its episode fails with a cause, no error of ours is raised, and the next reset brings a new world"
+    with faulty(fault='say', say=GARBAGE[what], at=2, only=[1]) as env:
+        env.reset(seed=1); env.step({})
+        with pytest.raises(EnvFailed) as e: env.step({}); env.step({})
+        assert e.value.cause == 'crash' and len(str(e.value)) < 3000
+        assert env.pid is None
+        assert env.reset(seed=2)['pov'].shape == (64,64,3)
+        for _ in range(3): env.step({})
+
+@linux
+@pytest.mark.parametrize('fault', ['flood', 'cut'])
+def test_a_line_without_end_and_a_picture_cut_short(fault):
+    "Neither fills our memory nor kills us"
+    with faulty(fault=fault, at=2, only=[1]) as env:
+        env.reset(seed=1); env.step({})
+        with pytest.raises(EnvFailed): env.step({}); env.step({})
+        assert env.reset(seed=2)['pov'].shape == (64,64,3)
+
+@linux
+def test_a_run_goes_on_beside_garbage():
+    "Episodes of a game that talks nonsense fail with their cause, are replaced, and cost the others nothing"
+    make = lambda: faulty(fault='say', say=GARBAGE['interrupt'], at=2, only=[1,3])
+    with Supervised(several(make, 2), [dict(seed=s) for s in range(6)], spare=[10,11]) as w:
+        w.reset()
+        while w.playing:
+            playing = list(w.playing)
+            lost = w.step(jump(2))[2]
+            for i in playing:
+                if not lost[i] and w.playing[i].steps == 5: w.end(i)
+    assert sorted(o.seed for o in w.outcomes if o.ok) == [0,2,4,5,10,11]
+    assert all('unknown kind' in o.detail and o.cause == 'crash' for o in w.outcomes if not o.ok)
+
 # --- other interpreters
 
 def interpreters():

@@ -13,10 +13,11 @@ from fractions import Fraction
 from pathlib import Path
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from fastcore.basics import patch
 from ..base.actions import ACTION_DTYPE, KEYS, check_action
-from ..base.video import VideoError, frame_times, iter_frames, resize_frames
-from .contractor import RecordingError, json_lines, parse_steps, read_steps, recording_error
+from ..base.video import VideoError, frame_times, resize_frames
+from .contractor import RecordingError, decode_recording, json_lines, parse_steps, read_steps, recording_error
 
 # %% ../../nbs/data/tracks.ipynb #c005
 def _check_keys(line, where, all_keys):
@@ -223,8 +224,8 @@ def frames(self:Recording): # Yields uint8 RGB (h,w,3)
 @patch
 def _decode(self:Recording):
     "Yields the frames of the video"
-    try: yield from iter_frames(self.video)
-    except VideoError as e: raise recording_error(self.video, e) from None
+    convert = VideoReformatter()
+    for f in decode_recording(self.video): yield convert.reformat(f, format='rgb24').to_ndarray()
 
 # %% ../../nbs/data/tracks.ipynb #c022
 _RENDERED = (360, 640) # height and width from which the published frames were reduced
