@@ -18,7 +18,7 @@ from av.video.reformatter import VideoReformatter
 from fastcore.basics import patch
 from ..base.actions import ACTION_DTYPE, KEYS, check_action
 from ..base.video import resize_frames, short_error
-from .contractor import RecordingError, json_lines, open_recording, parse_steps, read_steps
+from .contractor import RecordingError, decode_recording, json_lines, open_recording, parse_steps, read_steps
 
 # %% ../../nbs/data/tracks.ipynb #c005
 def _check_keys(line, where, all_keys):
@@ -236,13 +236,8 @@ def frames(self:Recording): # Yields uint8 RGB (h,w,3)
 @patch
 def _decode(self:Recording):
     "Yields the frames of the video"
-    file, stream = open_recording(self.video)
-    convert, i = VideoReformatter(), 0
-    with file:
-        try:
-            for i,f in enumerate(file.decode(stream), 1): yield convert.reformat(f, format='rgb24').to_ndarray()
-        except av.error.FFmpegError as e:
-            raise RecordingError(f"{self.video.name}: frame {i} cannot be decoded ({short_error(e)})") from None
+    convert = VideoReformatter()
+    for f in decode_recording(self.video): yield convert.reformat(f, format='rgb24').to_ndarray()
 
 # %% ../../nbs/data/tracks.ipynb #c022
 _RENDERED = (360, 640) # height and width from which the published frames were reduced
