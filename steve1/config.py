@@ -56,8 +56,9 @@ _SHIPS = ('seeds.txt', 'episodes/sample', 'samplings/sample_train.txt', 'samplin
 def restore_hint(
     *parts:str, # A file or folder below the data root, as for `find_data`
 ) -> str: # A clause for an error message; '' if nothing ships under that name
-    "How to get back a missing file that ships with steve1"
-    path = data_dir(*parts)
+    "How to get back a file that ships with steve1 and is missing or damaged"
+    path, shipped = data_dir(*parts), _shipped_root().joinpath(*parts)
+    if path.is_file() and shipped.is_file() and path != shipped: return f'remove {path}: steve1 then uses the one that ships'
     root = next((r for r in (data_dir(), _shipped_root()) if path.is_relative_to(r)), None)
     name = path.relative_to(root).as_posix() if root else ''
     if not any(s == name or s.startswith(name + '/') or name.startswith(s + '/') for s in _SHIPS): return ''
@@ -218,12 +219,12 @@ def from_dict(cls:Config,
 # %% ../nbs/00_config.ipynb #n015
 @patch(cls_method=True)
 def preset(cls:Config,
-    name:str,    # One of `cls.presets`
+    which:str,   # One of `cls.presets`
     **overrides, # Settings that differ from the preset
 ) -> Config:
     "The preset of that name, with some settings replaced"
-    if name not in cls.presets: raise _unknown('preset', name, cls.presets, cls.__name__)
-    return cls.from_dict({**cls.presets[name], **overrides})
+    if which not in cls.presets: raise _unknown('preset', which, cls.presets, cls.__name__)
+    return cls.from_dict({**cls.presets[which], **overrides})
 
 # %% ../nbs/00_config.ipynb #n003
 @patch
