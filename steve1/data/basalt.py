@@ -120,7 +120,8 @@ def convert_basalt(
     def facts(n):
         done = [] if end is None else [dict(step=n-1, task=task.prompt)]
         return dict(recording=_recording_facts(frames, jsonl, end), conversion=cfg.facts(cursor),
-            spans=[dict(start=0, stop=n, task=task.prompt)], events=done, basalt=dict(task=name, env=task.env, quit=end))
+            spans=[dict(start=0, stop=n, task=task.prompt)], events=done,
+            basalt=dict(task=name, env=task.env, quit=end))
     return write_frames(out, frames, cfg, 'basalt', facts, clip)
 
 # %% ../../nbs/data/basalt.ipynb #c021

@@ -88,7 +88,8 @@ def _check_distinct(entries, name):
     "Raise ValueError if two recordings would be one episode, or one would take the place of a dataset's own file"
     known = {}
     for e in entries:
-        if e.name in _RESERVED: raise ValueError(f"{name}: a recording must not be called {e.name!r}, as a dataset's own file is")
+        if e.name in _RESERVED:
+            raise ValueError(f"{name}: a recording must not be called {e.name!r}, as a dataset's own file is")
         if e.name in known:
             raise ValueError(f"{name}: {e.url} and {known[e.name]} would both be the episode {e.name!r}; leave one out")
         known[e.name] = e.url
@@ -310,7 +311,8 @@ class ContractorOptions(Config):
     collect:CollectConfig = CollectConfig() # How to fetch and convert
 
     def check(self):
-        if not self.index: raise ValueError(f"no index: name at least one of {', '.join(_INDEXES)}, a file or an address")
+        if not self.index:
+            raise ValueError(f"no index: name at least one of {', '.join(_INDEXES)}, a file or an address")
         if self.limit is not None and self.limit < 1: raise ValueError(f"limit must be 1 or more, got {self.limit}")
 
 # %% ../../nbs/data/collect.ipynb #d009
@@ -322,8 +324,8 @@ def _print_plan(recs, cfg):
     todo, there, given_up = plan_collection(recs, cfg.out, cfg.collect.retry)
     raw = Path(cfg.collect.raw or data_dir('cache', 'contractor'))
     have = sum(r.raw_path(raw, '.mp4').is_file() and r.raw_path(raw, '.jsonl').is_file() for r in todo)
-    print(f'{len(recs)} recordings: {len(there)} are episodes in {dataset_dir(cfg.out).name}, {len(given_up)} were given '
-        f'up, {len(todo)-have} would be fetched, {len(todo)} converted')
+    print(f'{len(recs)} recordings: {len(there)} are episodes in {dataset_dir(cfg.out).name}, '
+        f'{len(given_up)} were given up, {len(todo)-have} would be fetched, {len(todo)} converted')
 
 # %% ../../nbs/data/collect.ipynb #c027
 @command('steve1_contractor')

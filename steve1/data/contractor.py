@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DROP_REASONS', 'RecordingError', 'json_lines', 'read_steps', 'ContractorActions', 'parse_steps', 'load_cursor',
-           'draw_cursor', 'batches', 'open_recording', 'decode_recording', 'ContractorFrames', 'frame_sizes',
+           'draw_cursor', 'batches', 'recording_error', 'decode_recording', 'ContractorFrames', 'frame_sizes',
            'write_recording', 'check_size', 'ContractorConfig', 'recorder_version', 'write_frames',
            'convert_contractor', 'write_contractor']
 
@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-import av
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
@@ -24,7 +23,7 @@ from ..config import Config
 from ..base.actions import ACTION_DTYPE, HOTBAR, KEYS
 from ..base.commands import FrameSize
 from ..base.files import sha256
-from ..base.video import VideoError, VideoWriter, count_frames, open_video, resize_frames, short_error
+from ..base.video import VideoError, VideoWriter, decode_frames, resize_frames
 from ..episodes import EpisodeWriter, RowWriter, clip_id
 from .embed import embed_segments
 
@@ -130,7 +129,7 @@ def _parse(steps, gui_scale, upstream):
 
 # %% ../../nbs/data/contractor.ipynb #c013
 class ContractorActions(namedtuple('ContractorActions', 'rows busy gui cursor slot stuck')):
-    "All n steps: rows (n,); bool (n,) busy, screen open, slot changed, attack ignored; cursor (n,2) x,y in screen pixels"
+    "All n steps: rows; bool busy, screen open, slot changed, attack ignored, each (n,); cursor (n,2) in screen pixels"
 
 # %% ../../nbs/data/contractor.ipynb #e002
 def parse_steps(
@@ -215,39 +214,20 @@ def batches(
     if index: yield np.array(index), list(map(np.stack, zip(*copies)))
 
 # %% ../../nbs/data/contractor.ipynb #c030
-def open_recording(
-    path:Path, # A video
-) -> tuple: # FFmpeg's container (a context manager), and its video stream
-    "Open a recording's video; RecordingError if it is none, or was cut short"
-    try:
-        count_frames(path)
-        return open_video(path)
-    except VideoError as e: raise RecordingError(str(e).replace(f'{path} is', f'{path.name}:')) from None
-
-# %% ../../nbs/data/contractor.ipynb #e004
-def _frame_fault(f):
-    "What is wrong with a decoded frame; '' if nothing is"
-    if f.is_corrupt: return 'its data are damaged'
-    if f.rotation % 360: return f'players turn it by {f.rotation}°; write it upright: ffmpeg -i OLD NEW'
-    return ''
+def recording_error(
+    path:Path,      # A video
+    e:VideoError,   # What is wrong with it
+) -> RecordingError:
+    "The same message, with the file's name in place of its path"
+    return RecordingError(f"{path.name}: {str(e).removeprefix(str(path)).removeprefix(':').strip().removeprefix('is ')}")
 
 # %% ../../nbs/data/contractor.ipynb #d019
 def decode_recording(
     path:Path, # A video
 ): # Yields PyAV's frames
     "All frames of a recording's video; RecordingError names the first one that cannot be used"
-    file, stream = open_recording(path)
-    with file:
-        i, stated = 0, stream.frames
-        try:
-            for f in file.decode(stream):
-                if fault := _frame_fault(f): raise RecordingError(f"{path.name}: frame {i} cannot be used ({fault})")
-                yield f
-                i += 1
-        except av.error.FFmpegError as e:
-            raise RecordingError(f"{path.name}: frame {i} cannot be decoded ({short_error(e)})") from None
-    if i < stated: raise RecordingError(f"{path.name}: cut short, {i} of {stated} frames")
-    if not i: raise RecordingError(f"{path.name}: a video of 0 frames")
+    try: yield from decode_frames(path)
+    except VideoError as e: raise recording_error(path, e) from None
 
 # %% ../../nbs/data/contractor.ipynb #d008
 class ContractorFrames:
@@ -298,7 +278,7 @@ def _ahead(it):
             f = pool.submit(next, it, None)
             yield x
 
-# %% ../../nbs/data/contractor.ipynb #e005
+# %% ../../nbs/data/contractor.ipynb #e004
 def frame_sizes(
     size:tuple, # Height and width of the episode's frames
     clip,       # A MineCLIP, or None
@@ -334,7 +314,7 @@ def check_size(
     if len(size) == 2 and all(isinstance(s, int) and 16 <= s <= 2160 for s in size): return
     raise ValueError(f"size must be (height, width) in pixels from 16 to 2160, got {size}")
 
-# %% ../../nbs/data/contractor.ipynb #e006
+# %% ../../nbs/data/contractor.ipynb #e005
 @dataclass(frozen=True)
 class ContractorConfig(Config):
     "How a contractor's recording becomes an episode"
@@ -355,7 +335,7 @@ def facts(self:ContractorConfig,
     digest = hashlib.sha256(cursor.tobytes()).hexdigest()[:12]
     return dict(upstream=self.upstream, size=list(self.size), crf=self.crf, cursor=digest)
 
-# %% ../../nbs/data/contractor.ipynb #e007
+# %% ../../nbs/data/contractor.ipynb #e006
 def recorder_version(
     path:str|Path, # Of a recording, such as 8.0/cheeky-cornflower-setter-...mp4
 ) -> str: # '8.0', or '' if no folder of the path is a version
@@ -456,7 +436,7 @@ def _to_steps(rows, gui, stuck):
             buttons=sorted(down|{0} if stuck else down), newButtons=sorted(new))
         yield _step(mouse, r, slot, bool(gui[i]), i)
 
-# %% ../../nbs/data/contractor.ipynb #e008
+# %% ../../nbs/data/contractor.ipynb #e007
 def _step(mouse, row, slot, screen_open, i):
     "One line of a recorder"
     keyboard = dict(keys=[_RECORDED_KEY[k] for k in KEYS if k in _RECORDED_KEY and row[k]], newKeys=[], chars='')

@@ -112,10 +112,13 @@ def _held_back(total, train_frames, val_frames, val_share):
 def _check_numbers(val_share, train_frames, val_frames):
     "Raise ValueError for numbers that cannot be meant"
     if val_share is not None and val_frames is not None:
-        raise ValueError(f"val_share={val_share} and val_frames={val_frames:,} both say how much to hold back; give one")
-    if val_share is not None and not 0 <= val_share < 1: raise ValueError(f"val_share must lie in 0..1, got {val_share}")
-    if train_frames is not None and train_frames < 1: raise ValueError(f"train_frames must be positive, got {train_frames}")
-    if val_frames is not None and val_frames < 0: raise ValueError(f"val_frames must not be negative, got {val_frames}")
+        raise ValueError(f"val_share={val_share} and val_frames={val_frames:,} both say what to hold back; give one")
+    if val_share is not None and not 0 <= val_share < 1:
+        raise ValueError(f"val_share must lie in 0..1, got {val_share}")
+    if train_frames is not None and train_frames < 1:
+        raise ValueError(f"train_frames must be positive, got {train_frames}")
+    if val_frames is not None and val_frames < 0:
+        raise ValueError(f"val_frames must not be negative, got {val_frames}")
 
 # %% ../../nbs/data/sampling.ipynb #e003
 def split_episodes(

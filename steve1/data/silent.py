@@ -95,6 +95,7 @@ def write_confidence(
     path = folder/'confidence.npy'
     np.save(path, confidence[step].astype(np.float16))
     facts = dict(confidence=round(float(confidence[step].mean()), 3), masked=int(masked.sum()))
-    by = dict(model=Path(idm).name, sha256=sha256(idm), trained_on=model.record.get('frames'), min_confidence=min_confidence)
+    by = dict(model=Path(idm).name, sha256=sha256(idm), trained_on=model.record.get('frames'))
+    by |= dict(min_confidence=min_confidence)
     meta |= dict(recording=meta['recording'] | facts, masked=true_runs(masked), labelled_by=by)
     write_meta(folder, meta | dict(files=meta['files'] | {path.name:sha256(path)}))
