@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DROP_REASONS', 'RecordingError', 'json_lines', 'read_steps', 'ContractorActions', 'parse_steps', 'load_cursor',
-           'draw_cursor', 'batches', 'ContractorFrames', 'open_recording', 'decode_recording', 'frame_sizes',
+           'draw_cursor', 'batches', 'ContractorFrames', 'recording_error', 'decode_recording', 'frame_sizes',
            'write_recording', 'check_size', 'ContractorConfig', 'recorder_version', 'write_frames',
            'convert_contractor', 'write_contractor']
 
@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-import av
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
@@ -24,7 +23,7 @@ from ..config import Config
 from ..base.actions import ACTION_DTYPE, HOTBAR, KEYS
 from ..base.commands import FrameSize
 from ..base.files import sha256
-from ..base.video import VideoError, VideoWriter, count_frames, open_video, resize_frames, short_error
+from ..base.video import VideoError, VideoWriter, decode_frames, resize_frames
 from ..episodes import EpisodeWriter, RowWriter, clip_id
 from .embed import embed_segments
 
@@ -239,38 +238,20 @@ def _kept(self:ContractorFrames):
         yield i, [resize_frames(full, s) for s in self.sizes]
 
 # %% ../../nbs/data/contractor.ipynb #c030
-def open_recording(
-    path:Path, # A video
-) -> tuple: # FFmpeg's container (a context manager), and its video stream
-    "Open a recording's video; RecordingError if it is none, or was cut short"
-    try:
-        count_frames(path)
-        return open_video(path)
-    except VideoError as e: raise RecordingError(str(e).replace(f'{path} is', f'{path.name}:')) from None
-
-def _frame_fault(f):
-    "What is wrong with a decoded frame; '' if nothing is"
-    if f.is_corrupt: return 'its data are damaged'
-    if f.rotation % 360: return f'players turn it by {f.rotation}°; write it upright: ffmpeg -i OLD NEW'
-    return ''
+def recording_error(
+    path:Path,      # A video
+    e:VideoError,   # What is wrong with it
+) -> RecordingError:
+    "The same message, with the file's name in place of its path"
+    return RecordingError(f"{path.name}: {str(e).removeprefix(str(path)).removeprefix(':').strip().removeprefix('is ')}")
 
 # %% ../../nbs/data/contractor.ipynb #d019
 def decode_recording(
     path:Path, # A video
 ): # Yields PyAV's frames
     "All frames of a recording's video; RecordingError names the first one that cannot be used"
-    file, stream = open_recording(path)
-    with file:
-        i, stated = 0, stream.frames
-        try:
-            for f in file.decode(stream):
-                if fault := _frame_fault(f): raise RecordingError(f"{path.name}: frame {i} cannot be used ({fault})")
-                yield f
-                i += 1
-        except av.error.FFmpegError as e:
-            raise RecordingError(f"{path.name}: frame {i} cannot be decoded ({short_error(e)})") from None
-    if i < stated: raise RecordingError(f"{path.name}: cut short, {i} of {stated} frames")
-    if not i: raise RecordingError(f"{path.name}: a video of 0 frames")
+    try: yield from decode_frames(path)
+    except VideoError as e: raise recording_error(path, e) from None
 
 # %% ../../nbs/data/contractor.ipynb #d021
 @patch
