@@ -31,7 +31,7 @@ from .lerobot import export_lerobot, step_tasks
 _NEEDED = {'published': ('metadata.json', 'len.txt', 'frames.mp4', 'actions.pkl', 'embeds_attn.pkl'),
     'steve1': ('metadata.json', 'frames.mp4', 'actions.npy')}
 
-class __IndexedEpisode(namedtuple('__IndexedEpisode', 'name format n fps size source bytes stamp fault')):
+class _IndexedEpisode(namedtuple('_IndexedEpisode', 'name format n fps size source bytes stamp fault')):
     "An entry of an index; `fault` is None if the episode is whole"
 
 def _scan(path):
@@ -63,15 +63,15 @@ def _check_files(files, kind):
         if not files[f][0]: raise EpisodeError(f'{f} is empty')
 
 # %% ../../nbs/data/foreign.ipynb #d000
-def __inspect_episode(
+def _inspect_episode(
     path:str|Path, # Its folder
     files:dict=None, # Name -> (bytes, time of change); None: look
-) -> __IndexedEpisode:
+) -> _IndexedEpisode:
     "What can be known of an episode without decoding or unpickling anything"
     path = Path(path)
     files = _scan(path) if files is None else files
     kind, total = 'steve1' if 'actions.npy' in files else 'published', sum(b for b,_ in files.values())
-    entry = __IndexedEpisode(path.name, kind, 0, 0, None, '', total, _stamp(files), None)
+    entry = _IndexedEpisode(path.name, kind, 0, 0, None, '', total, _stamp(files), None)
     try:
         _check_files(files, kind)
         ep = Episode(path)
@@ -88,7 +88,7 @@ class EpisodeIndex:
     VERSION = 1 # of the file; another is made anew
     def __init__(self,
         folder:str|Path, # The folder of episode folders
-        entries,         # `__IndexedEpisode`s
+        entries,         # `_IndexedEpisode`s
     ): self.folder, self.entries = Path(folder), {e.name:e for e in entries}
     def __len__(self): return len(self.entries)
     def __repr__(self):
@@ -102,7 +102,7 @@ class EpisodeIndex:
     def hours(self): return sum(e.n/e.fps for e in self.entries.values() if e.fault is None)/3600
     @property
     def table(self):
-        t = pd.DataFrame(self.entries.values(), columns=__IndexedEpisode._fields)
+        t = pd.DataFrame(self.entries.values(), columns=_IndexedEpisode._fields)
         return t.set_index('name').drop(columns='stamp')
 
 # %% ../../nbs/data/foreign.ipynb #c016
@@ -129,7 +129,7 @@ def load(cls:EpisodeIndex,
     "The index as it was written last"
     try:
         d = json.loads(index_path(folder).read_text())
-        entries = [__IndexedEpisode(*e) for e in d['entries']]
+        entries = [_IndexedEpisode(*e) for e in d['entries']]
         plain = all(e.name and e.name == Path(e.name).name != '..' for e in entries) # no name leads out of the folder
         usable = plain and d['version'] == cls.VERSION and d['folder'] == str(Path(folder).resolve())
         return cls(folder, entries if usable else [])
@@ -142,7 +142,7 @@ def _inspect_all(folder, names, known, threads):
         files = _scan(folder/name)
         if not files: return None
         if name in known and known[name].stamp == _stamp(files): return known[name]
-        return __inspect_episode(folder/name, files)
+        return _inspect_episode(folder/name, files)
     with ThreadPoolExecutor(threads) as pool:
         found = tqdm(pool.map(one, names, chunksize=64), total=len(names), disable=None, desc='index')
         return [e for e in found if e]
