@@ -77,6 +77,7 @@ class TrainConfig(Config):
     saving: SavingConfig = field(default_factory=SavingConfig)             # What a run writes
     machine: MachineConfig = field(default_factory=MachineConfig)          # Where and how it runs
     also_called: ClassVar[dict] = _ALSO_CALLED
+    implies: ClassVar[dict] = dict(piece=dict(cut='shift')) # segments are cut as published
 
 # %% ../../nbs/training/recipe.ipynb #n302
 @patch(as_prop=True)
