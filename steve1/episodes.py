@@ -369,7 +369,8 @@ def clip_id(
 def _check_embeds(ep, clip=None):
     "Are the embeddings those of the episode, and of the MineCLIP that the metadata name?"
     path = ep.path/('embeds_attn.pkl' if ep.published else 'embeds.npy')
-    emb = published_embeds(ep.path, ep.n) if ep.published else map_rows(episode_file(ep.path, 'embeds.npy', _EMBED_HINT))
+    if ep.published: emb = published_embeds(ep.path, ep.n) # the pickle itself, not the cached table
+    else: emb = map_rows(episode_file(ep.path, 'embeds.npy', _EMBED_HINT))
     named = ep.meta.get('mineclip') or {}
     def check(ok, fault): _check(ok, path, fault, _EMBED_HINT)
     _check_shape(emb, path, ep.n)
