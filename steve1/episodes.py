@@ -69,9 +69,11 @@ def write_meta(
     with atomic_path(folder/'metadata.json') as p: p.write_text('{\n'+lines+'\n}\n')
 
 # %% ../nbs/03_episodes.ipynb #s4a
-def _is_count(x): return isinstance(x, int) and not isinstance(x, bool) and x > 0
+_LONGEST, _WIDEST = 10**7, 2**14 # steps (139 hours) and pixels; a file that states more is damaged
+
+def _is_count(x, most=_LONGEST): return isinstance(x, int) and not isinstance(x, bool) and 0 < x <= most
 def _is_rate(x): return isinstance(x, (int,float)) and not isinstance(x, bool) and 0 < x < math.inf
-def _is_size(x): return isinstance(x, list) and len(x) == 2 and all(map(_is_count, x))
+def _is_size(x): return isinstance(x, list) and len(x) == 2 and all(_is_count(i, _WIDEST) for i in x)
 def _is_clip(x): return x is None or isinstance(x, dict)
 
 _KINDS = dict(n=_is_count, fps=_is_rate, size=_is_size, mineclip=_is_clip,
@@ -148,7 +150,8 @@ def _finish(self:EpisodeWriter):
     if not self.n: raise ValueError(f"nothing was recorded for {self.path}")
     names = [f for f in ('frames.mp4','actions.npy','embeds.npy') if (self.dir/f).is_file()]
     if not {'frames.mp4','actions.npy'} <= set(names):
-        raise FileNotFoundError(f"{self.path} was cleared away while it was written, by a newer process: record it again")
+        raise FileNotFoundError(
+            f"{self.path} was cleared away while it was written, by a newer process: record it again")
     facts = dict(format=_FORMAT, n=self.n, fps=self.fps, size=list(self.size), **self.meta)
     write_meta(self.dir, facts | dict(files={f:sha256(self.dir/f) for f in names}))
 
