@@ -239,7 +239,7 @@ class SamplingOptions(Config):
     seed:int = 0                   # Of the random generator
     train_frames:int|None = None   # Frames to train on; none: all the others
     val_frames:int|None = None     # Frames held back, instead of a share
-    mix:tyro.conf.UseAppendAction[tuple[str,...]] = () # DATASET=WEIGHT, its share of the training frames
+    mix:tyro.conf.UseAppendAction[tuple[str,...]] = () # DATASET=WEIGHT, its share of the training frames; may be repeated
     upstream:bool = False          # Split as the published code does, with its generator
     dry_run:bool = False           # Say what would be in the lists, write nothing
 
