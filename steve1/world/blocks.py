@@ -48,8 +48,17 @@ def figure_image(
     return Image(small.getvalue())
 
 # %% ../../nbs/world/blocks.ipynb #c004
-_options = dict(cache=True, nogil=True, error_model='numpy')
-jit, jit_inline = njit(**_options), njit(inline='always', **_options)
+def _compiler(**options):
+    "numba's `njit` with a cache on disk, or without one where no folder for it can be written to"
+    def compiled(f):
+        try: return njit(cache=True, **options)(f)
+        except RuntimeError as e:
+            if 'cannot cache' not in str(e): raise
+            return njit(**options)(f)
+    return compiled
+
+_options = dict(nogil=True, error_model='numpy')
+jit, jit_inline = _compiler(**_options), _compiler(inline='always', **_options)
 
 # %% ../../nbs/world/blocks.ipynb #c006
 class Kind(IntEnum):
