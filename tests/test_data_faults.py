@@ -257,3 +257,47 @@ def test_fault_in_a_worker_is_named(tmp_path):
     record(tmp_path/'bad')
     (tmp_path/'bad'/'frames.mp4').write_bytes(b'')
     with pytest.raises(EpisodeError, match='bad.frames.mp4'): next(iter(ChunkStream([tmp_path/'bad'], CFG, batch=2).batches(workers=2)))
+
+# --- places that are only read
+
+READ_ONLY = '''
+import os, sys
+from pathlib import Path
+import numpy as np
+from steve1.dataset import ChunkStream, DataConfig
+from steve1.episodes import Episode, find_episodes, list_episodes, validate_episode
+from steve1.data.embed import is_embedded
+from steve1.data.foreign import index_folder
+from steve1.data.inspect import episode_cli
+from steve1.data.sampling import make_sampling
+folder, frozen = Path(sys.argv[1]), [os.path.abspath(p) for p in sys.argv[1:]]
+def refuse(event, args):
+    "A file system that is mounted read-only, for everything below the frozen folders"
+    writes = event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY|os.O_RDWR|os.O_CREAT)
+    if not writes and event not in ('os.mkdir', 'os.rename', 'os.remove', 'os.rmdir', 'os.link', 'os.symlink'): return
+    for p in args[:2]:
+        if isinstance(p, (str, bytes, os.PathLike)) and any(os.path.abspath(os.fsdecode(p)).startswith(f) for f in frozen):
+            raise OSError(30, 'Read-only file system', os.fsdecode(p))
+sys.addaudithook(refuse)
+paths = list_episodes(folder)
+for p in paths:
+    ep = validate_episode(p)
+    ep.frames(0, 4), ep.actions, ep.embeds, ep.loss_mask, ep.spans, is_embedded(p, 'x')
+stream = ChunkStream(paths, DataConfig(T=16, max_gap=30), batch=2)
+for i in range(3): stream.batch(i)
+episode_cli(['validate', str(folder)]); episode_cli(['info', str(folder)])
+assert len(index_folder(folder)) == len(paths)
+if len(sys.argv) == 2: make_sampling('frozen', [str(folder)])
+'''
+
+@pytest.mark.parametrize('root_too', [False, True])
+def test_a_read_only_dataset_can_be_read(tmp_path, env, root_too):
+    "Listing, checking, sampling and training write nothing into the dataset; without a writable cache it goes on from memory"
+    for n in 'ab':
+        with EpisodeWriter(tmp_path/'e'/n, (128,128)) as w:
+            w.add_many(np.zeros((80,128,128,3), np.uint8), dict(jump=np.ones(80, int)))
+            e = np.zeros((80,512), np.float16); e[:15] = np.nan; w.add_embeds(e, 'x')
+    shutil.copytree(PUBLISHED, tmp_path/'e'/'c')
+    frozen = [str(tmp_path/'e')] + [os.environ['STEVE1_DATA']]*root_too
+    r = subprocess.run([sys.executable, '-c', READ_ONLY, *frozen], env=env, capture_output=True, text=True)
+    assert r.returncode == 0 and '3 episodes, 0 faulty' in r.stdout, r.stdout+r.stderr[-1500:]

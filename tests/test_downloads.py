@@ -243,7 +243,8 @@ def test_command(tmp_path):
 def test_command_without_a_network(capsys):
     "What the command says by itself"
     from steve1.models.published import download_cli
-    with pytest.raises(SystemExit, match="'steve3.weights' is no published file"): download_cli(['steve3.weights'])
-    download_cli([], list=True); download_cli(['idm'], dry_run=True, mirror='http://127.0.0.1:1/')
+    with pytest.raises(SystemExit): download_cli(['steve3.weights'])
+    assert "steve1_download: 'steve3.weights' is no published file" in capsys.readouterr().err
+    download_cli(['--list']); download_cli(['idm', '--dry_run', '--mirror', 'http://127.0.0.1:1/'])
     said = capsys.readouterr().out
     assert 'attn.pth' in said and 'http://127.0.0.1:1/4x_idm.model ->' in said

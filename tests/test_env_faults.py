@@ -301,3 +301,19 @@ def test_adapter_against_the_real_specification(package, name, tmp_path):
     env = dict(os.environ, MINESTUDIO_DIR=str(tmp_path))
     r = subprocess.run([python, '-c', SPEC, str(repo_root()), str(repo_root()/'steve1'), package, name], input=json.dumps({k:0 for k in KEYS}), env=env, capture_output=True, text=True)
     assert r.returncode == 0 and 'as specified' in r.stdout, r.stderr[-2000:]
+
+@linux
+def test_ctrl_c_ends_a_rollout_in_one_line(tmp_path):
+    "An interrupted run says so in one line, with the shell's exit status, and leaves no half-written film"
+    code = "from steve1.rollout import rollout_cli; rollout_cli()"
+    words = ['dig a hole', '--n_steps', '100000', '--height', '90', '--name', 'stopped']
+    env = dict(os.environ, STEVE1_DATA=str(tmp_path), OMP_NUM_THREADS='1')
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder, until = tmp_path/'runs'/'stopped', time.monotonic()+90
+    while not list(folder.glob('.tmp-*.mp4')) and p.poll() is None and time.monotonic() < until: time.sleep(.05)
+    time.sleep(.5)
+    p.send_signal(signal.SIGINT)
+    _, said = p.communicate(timeout=60)
+    if 'make mini' in said: pytest.skip('no weights to play with')
+    assert (p.returncode, said.strip().splitlines()) == (130, ['steve1_rollout: stopped'])
+    assert [f.name for f in folder.iterdir() if f.name != '.lock'] == []

@@ -11,14 +11,13 @@ import re
 from collections import namedtuple
 from fractions import Fraction
 from pathlib import Path
-import av
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from fastcore.basics import patch
 from ..base.actions import ACTION_DTYPE, KEYS, check_action
-from ..base.video import resize_frames, short_error
-from .contractor import RecordingError, json_lines, open_recording, parse_steps, read_steps
+from ..base.video import VideoError, frame_times, resize_frames
+from .contractor import RecordingError, decode_recording, json_lines, parse_steps, read_steps, recording_error
 
 # %% ../../nbs/data/tracks.ipynb #c005
 def _check_keys(line, where, all_keys):
@@ -30,6 +29,7 @@ def _check_keys(line, where, all_keys):
     if all_keys and (missing := [k for k in KEYS if k not in line]):
         raise RecordingError(f"{where}: no {', '.join(map(repr, missing))}, unlike in the first line")
 
+# %% ../../nbs/data/tracks.ipynb #e000
 def _check_plain(line, where, all_keys):
     "The line as it is, or RecordingError if it is no MineRL action"
     _check_keys(line, where, all_keys)
@@ -54,6 +54,7 @@ def _read_plain(path):
         _check_plain(line, where, all_keys)
         yield tuple(line.get(k, 0) for k in KEYS) + (line['camera'],)
 
+# %% ../../nbs/data/tracks.ipynb #e001
 def read_lines(
     path:str|Path, # actions.jsonl
 ) -> ActionLines:
@@ -76,6 +77,7 @@ class Times(namedtuple('Times', 'start end tick')):
     @property
     def n_steps(self): return -(-int(self.end)//self.tick)    # steps of 1/20 s that begin before the end
 
+# %% ../../nbs/data/tracks.ipynb #e002
 @patch(cls_method=True)
 def even(cls:Times,
     n:int, # Number of frames or lines
@@ -87,6 +89,7 @@ def even(cls:Times,
     step = 20*f.denominator
     return cls(np.arange(n, dtype=np.int64)*step, n*step, f.numerator)
 
+# %% ../../nbs/data/tracks.ipynb #e003
 @patch
 def frames_at(self:Times,
     n:int, # Number of steps
@@ -98,13 +101,14 @@ def frames_at(self:Times,
 def _resample_keys(rows, times, out):
     "Rule 2, into `out`"
     step = np.arange(len(out))
-    begun, at = np.unique(times.start//times.tick, return_index=True) # steps in which a line begins, and the first such line
+    begun, at = np.unique(times.start//times.tick, return_index=True) # steps in which lines begin, and the first of them
     current = np.searchsorted(begun, step, side='right')-1            # the latest of these steps
     last = np.append(at[1:], len(rows))[current]-1                    # the last line that began in it
     for k in KEYS:
         pressed = np.maximum.reduceat(rows[k], at)[current]
         out[k] = np.where(begun[current] == step, pressed, rows[k][last])
 
+# %% ../../nbs/data/tracks.ipynb #e004
 def _resample_camera(rows, times, n):
     "Rule 3: float64 (n,2)"
     start, tick = times.start, times.tick
@@ -117,6 +121,7 @@ def _resample_camera(rows, times, n):
         np.add.at(camera, first[i]+j, rows['camera'][i]*(inside/(stop[i]-start[i]))[:,None])
     return camera[:n]
 
+# %% ../../nbs/data/tracks.ipynb #e005
 def resample(
     rows,        # `ACTION_DTYPE` (m,), one a line
     times:Times, # Of the lines
@@ -137,6 +142,7 @@ def is_video(
     "Is this a video file, by its name?"
     return p.suffix.lower() in _VIDEOS and p.is_file()
 
+# %% ../../nbs/data/tracks.ipynb #e006
 def is_recording(
     p:Path, # Any path
 ) -> bool:
@@ -145,6 +151,7 @@ def is_recording(
     videos = any((p/f'video{x}').is_file() for x in _VIDEOS)
     return videos or (p/'actions.jsonl').is_file() or (p/'frames').is_dir()
 
+# %% ../../nbs/data/tracks.ipynb #e007
 def recording_name(
     p:Path, # A recording's folder, or a video
 ) -> str: # What its episode is called
@@ -168,32 +175,22 @@ def _numbered(folder):
             "actions.jsonl needs its frame")
     return list(paths.values())
 
+# %% ../../nbs/data/tracks.ipynb #e008
 def _read_picture(path):
     x = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if x is None: raise RecordingError(f"frames/{path.name} is no readable picture")
     return cv2.cvtColor(x, cv2.COLOR_BGR2RGB)
 
 # %% ../../nbs/data/tracks.ipynb #c019
-def _times_of(pts, rate, base):
-    "Times of frames shown at `pts`, in units of `base` seconds; without them at an even rate"
-    if None in pts: return Times.even(len(pts), rate or 20)
-    start = (np.sort(np.array(pts, np.int64))-min(pts))*20*base.numerator
-    last = int(np.median(np.diff(start))) if len(start) > 1 else base.denominator
-    return Times(start, int(start[-1])+last, base.denominator)
-
 def _video_times(path):
     "Times of a video's frames from its index, and their height and width"
-    file, stream = open_recording(path)
-    with file:
-        try: packets = [(p.pts, p.is_discard) for p in file.demux(stream) if p.size]
-        except av.error.FFmpegError as e:
-            raise RecordingError(f"{path.name}: its index cannot be read ({short_error(e)})") from None
-        size = stream.codec_context.height, stream.codec_context.width
-        rate, base, stated = stream.average_rate, stream.time_base, stream.frames
-    if len(packets) < stated: raise RecordingError(f"{path.name}: cut short, {len(packets)} of {stated} frames")
-    pts = [t for t,discarded in packets if not discarded]
-    if not pts: raise RecordingError(f"{path.name}: a video of 0 frames")
-    return _times_of(pts, rate, base), size
+    try: found = frame_times(path)
+    except VideoError as e: raise recording_error(path, e) from None
+    n, base = found.n, found.base
+    if found.times is None: return Times.even(n, found.rate or 20), found.size
+    start = (found.times-found.times[0])*20*base.numerator
+    last = int(np.median(np.diff(start))) if n > 1 else base.denominator
+    return Times(start, int(start[-1])+last, base.denominator), found.size
 
 # %% ../../nbs/data/tracks.ipynb #d004
 class Recording:
@@ -233,16 +230,12 @@ def frames(self:Recording): # Yields uint8 RGB (h,w,3)
         yield x
     if got < self.n: raise RecordingError(f"{self.video.name}: cut short, {got} of {self.n} frames can be decoded")
 
+# %% ../../nbs/data/tracks.ipynb #e009
 @patch
 def _decode(self:Recording):
     "Yields the frames of the video"
-    file, stream = open_recording(self.video)
-    convert, i = VideoReformatter(), 0
-    with file:
-        try:
-            for i,f in enumerate(file.decode(stream), 1): yield convert.reformat(f, format='rgb24').to_ndarray()
-        except av.error.FFmpegError as e:
-            raise RecordingError(f"{self.video.name}: frame {i} cannot be decoded ({short_error(e)})") from None
+    convert = VideoReformatter()
+    for f in decode_recording(self.video): yield convert.reformat(f, format='rgb24').to_ndarray()
 
 # %% ../../nbs/data/tracks.ipynb #c022
 _RENDERED = (360, 640) # height and width from which the published frames were reduced

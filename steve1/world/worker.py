@@ -129,6 +129,7 @@ def _error_reply(e, call):
     wrong = [c.__name__ for c in CALL_ERRORS if isinstance(e, c)] or ['RuntimeError'] * (call == 'make')
     return dict(error=wrong[0], text=text) if wrong else dict(failed='%s: %s' % (type(e).__name__, text))
 
+# %% ../../nbs/world/worker.ipynb #c016-2
 def _serve(calls, replies, pictures):
     "Answer calls, lines of one text file, in another until there are no more"
     env = None
@@ -154,6 +155,7 @@ def _work(spec, quiet):
     with os.fdopen(spec['calls']) as calls, os.fdopen(spec['replies'], 'w') as replies:
         _serve(calls, replies, _Pictures(spec['frames']))
 
+# %% ../../nbs/world/worker.ipynb #c020-2
 def _main():
     "Fork into guard and worker"
     spec = json.loads(sys.argv[1])
@@ -192,13 +194,13 @@ class _Game:
     def __init__(self,
         seed=0, # Seed of the first world
     ):
-        self.seed, self.last, self.done = seed, None, False
+        self.seed, self.last, self.done = _check_seed(seed), None, False
         self.env, self.blocks = self.open()
 
     def reset(self,
         seed=None, # Seed of the world; None: the same as before
     ):             # -> obs
-        if seed is not None: self.seed = seed
+        if seed is not None: self.seed = _check_seed(seed)
         self.done, self.old = False, None
         self.last = self.translate(_guarded(self.start))
         return self.last[0]
@@ -216,6 +218,13 @@ class _Game:
 
     def close(self): self.env.close()
 
+# %% ../../nbs/world/worker.ipynb #c029-2
+def _check_seed(seed):
+    "Minecraft's seeds have 64 bits"
+    if not isinstance(seed, int): raise TypeError('a seed must be a whole number, not %r' % (seed,))
+    if not -2**63 <= seed < 2**63: raise ValueError('seed %d is out of range: Minecraft takes a whole number from %d to %d' % (seed, -2**63, 2**63-1))
+    return seed
+
 def _guarded(do, *args):
     "A call into the game, whose exceptions are all failures of the world"
     try: return do(*args)
@@ -226,6 +235,7 @@ def _rose(new, old, kind):
     "Names of the counters of a kind that rose since the last step"
     return [n for n,v in new[kind].items() if v > old[kind].get(n, 0)]
 
+# %% ../../nbs/world/worker.ipynb #c030-2
 def _translate(self, raw):
     "What the game reported (observation and info in one) as (obs, info) of the common interface"
     new = {k:_counts(raw.get(k, {})) for k in ('mine_block', 'use_item')}
