@@ -21,7 +21,8 @@ from .base.files import atomic_path, check_name
 from .base.jobs import run_jobs
 from .world.tasks import METRICS, TASKS
 from .world.experts import expert_score
-from .mineclip import MineCLIP, resize_for_clip
+from .models.frames import resize_for_clip
+from .mineclip import MineCLIP
 from .episodes import Episode, list_episodes
 from .acting.goals import Goal, System, UNCONDITIONAL, load_system, no_goal, text_goal, visual_goal
 from .acting.schedules import make_case

@@ -22,7 +22,8 @@ from .base.actions import ActionMap, N_BUTTONS, N_CAMERA
 from .base.video import resize_frames
 from .models.trunks import Linear, PATCH, TRUNKS, fan_in_, frames_to_float, linear, project
 from .models.losses import bc_loss
-from .models.vpt_names import VPT_BLOCKS, VPT_CNN, VPT_FIXED, VPT_GOAL, check_fixed, config_from_model, official_name
+from .models.vpt_names import VPT_BLOCKS, VPT_CNN, VPT_FIXED, VPT_GOAL
+from .models.vpt_names import check_fixed, config_from_model, official_name
 
 # %% ../nbs/02_policy.ipynb #c005
 @dataclass(frozen=True)
@@ -48,11 +49,12 @@ class PolicyConfig(Config):
         'tiny': dict(image_size=(64,64), trunk='patch', channels=(8,16,16), n_res=1, d_image=32, hidsize=32,
                      n_layers=2, n_heads=2, memory=8, timesteps=8, d_goal=128, temperature=1.)}
 
-# %% ../nbs/02_policy.ipynb #m001
+# %% ../nbs/02_policy.ipynb #m019
 @patch
 def check(self:PolicyConfig):
     "Refuse sizes that do not fit together; called for every new config"
-    if self.hidsize % self.n_heads: raise ValueError(f"hidsize {self.hidsize} is not a multiple of n_heads {self.n_heads}")
+    if self.hidsize % self.n_heads:
+        raise ValueError(f"hidsize {self.hidsize} is not a multiple of n_heads {self.n_heads}")
     if len(self.image_size) != 2: raise ValueError(f"image_size must be (height, width), got {self.image_size}")
     n, step = len(self.channels), PATCH * 2 ** (len(self.channels) - 1)
     if self.trunk == 'patch' and any(s % step for s in self.image_size):
@@ -242,7 +244,7 @@ def add_goal(self:Policy,
     if goal.shape != want: raise ValueError(f"goal must be {want}, got {tuple(goal.shape)}")
     return x + self.goal(goal)
 
-# %% ../nbs/02_policy.ipynb #m012
+# %% ../nbs/02_policy.ipynb #m020
 @patch
 def initial_state(self:Policy,
     b:int, # Number of worlds, or rows of a batch
@@ -256,7 +258,7 @@ def initial_state(self:Policy,
 def _heads(self:Policy, x): # latents (b,t,hidsize) after the blocks -> `PolicyOutput`
     "Last layers and heads"
     x, tau = self.norm(self.last(F.relu(x))), self.cfg.temperature
-    logits = lambda head: project(x / tau, head.weight, head.bias / tau)      # dividing x is cheaper than dividing 8641 logits
+    logits = lambda head: project(x / tau, head.weight, head.bias / tau)  # dividing x is cheaper than 8641 logits
     return PolicyOutput(logits(self.buttons), logits(self.camera), self.value(x).float())
 
 # %% ../nbs/02_policy.ipynb #c031
@@ -393,7 +395,7 @@ class Agent:
         deterministic:bool=False, # Take the likeliest action instead of a sample?
         generator=None,           # `torch.Generator` to sample from; None: torch's own
         dtype=torch.float32,      # Number format of matrix products
-        seeds=None,               # One seed for each world, each with its own random generator; None: all use `generator`
+        seeds=None,               # One seed for each world, each then has its own generator; None: all use `generator`
     ):
         self.policy, self.cond_scale, self.deterministic = policy, cond_scale, deterministic
         self.generator, self.dtype, self.map, self.state = generator, dtype, ActionMap(), None
@@ -407,7 +409,7 @@ class Agent:
         buttons, camera = (self.choose(x).cpu().numpy() for x in self.logits(frames, goals))
         return self.map.to_env(buttons, camera)
 
-# %% ../nbs/02_policy.ipynb #m014
+# %% ../nbs/02_policy.ipynb #m021
 @patch
 def choose(self:Agent,
     logits, # (b,n)
@@ -427,7 +429,8 @@ def _uniform(self:Agent, cdf): # (b,1) of the same number format and device
     if self.rngs is None:
         source = self.generator.device if self.generator else cdf.device
         return torch.rand(len(cdf), 1, dtype=cdf.dtype, device=source, generator=self.generator).to(cdf.device)
-    if len(self.rngs) != len(cdf): raise ValueError(f"{len(self.rngs)} seeds for {len(cdf)} worlds: `seeds` needs one for each world")
+    if len(self.rngs) != len(cdf):
+        raise ValueError(f"{len(self.rngs)} seeds for {len(cdf)} worlds: `seeds` needs one for each world")
     return torch.tensor([r.random() for r in self.rngs], dtype=torch.float32, device=cdf.device)[:, None]
 
 # %% ../nbs/02_policy.ipynb #c080
@@ -446,13 +449,14 @@ def prepare(self:Agent,
     if not goal.isfinite().all(): raise ValueError("goals contain NaN or infinity")
     return torch.as_tensor(frames, device=dev), goal
 
-# %% ../nbs/02_policy.ipynb #m016
+# %% ../nbs/02_policy.ipynb #m022
 @patch
 def scales(self:Agent): # float32 (b,)
     "Guidance scale of each world; None counts as 0"
     s = self.cond_scale
     s = [s] * self.worlds if s is None or np.ndim(s) == 0 else list(s)
-    if len(s) != self.worlds: raise ValueError(f"cond_scale must be one number or {self.worlds}, one a world, got {len(s)}")
+    if len(s) != self.worlds:
+        raise ValueError(f"cond_scale must be one number or {self.worlds}, one a world, got {len(s)}")
     return torch.tensor([0. if x is None else float(x) for x in s], device=self.policy.goal.weight.device)
 
 @patch

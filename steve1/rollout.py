@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from .config import Config, data_dir, get_device, get_dtype
 from .base.commands import command
 from .base.files import atomic_path, check_name, sole_writer, write_text
-from .base.video import FILM, VideoWriter
+from .base.video import FILM, VideoWriter, save_image
 from .base.overlay import DARK, LIT, PALE, draw_box, draw_keys, put_text, video_sheet
 from .base.actions import ACTION_DTYPE
 from .world.envs import make_vec
@@ -285,7 +285,7 @@ def _write_sheet(folder, whole):
     "Six moments of every film"
     titles = [f"{c.name or c.goal.name}   ·   world {c.seed}, {c.arena}   ·   {_headline(c.at(len(c.stages)-1), d['metrics'])}" for c,d in whole]
     img = video_sheet([folder/f'{c.stem}.mp4' for c,_ in whole], titles)
-    with atomic_path(folder/'contact_sheet.png') as p: cv2.imwrite(str(p), img[...,::-1])
+    save_image(folder/'contact_sheet.png', img)
 
 # %% ../nbs/07_rollout.ipynb #c036
 def run_rollouts(

@@ -7,8 +7,8 @@ import numpy as np, pytest, torch
 from steve1.base.actions import KEYS
 from steve1.config import repo_root
 from steve1.base.files import sha256
-from steve1.data.collect import Index, Ledger, collect, faults, fetch, plan, raw_path, report
-from steve1.data.contractor import RecordingError, convert, to_actions, to_columns, read_steps, write_contractor
+from steve1.data.collect import CollectConfig, Ledger, RecordingIndex, collect, collection_faults, collection_report, fetch_recordings, plan_collection
+from steve1.data.contractor import ContractorConfig, ContractorFrames, RecordingError, convert_contractor, parse_steps, read_steps, write_contractor
 from steve1.episodes import Episode, list_episodes, validate_episode
 from steve1.data.embed import embed_segments, is_embedded
 
@@ -92,8 +92,8 @@ def test_killed_at_random_moments(site, tmp_path):
     "Twenty SIGKILLs to the whole process group: never a part of an episode, and in the end the files of an undisturbed run"
     rng, made = random.Random(0), tmp_path/'made'
     site.flaky.clear()
-    collect(Index.read(site.folder/'index.json').recordings, tmp_path/'whole', raw=tmp_path/'raw', workers=0, size=(64,64))
-    whole, (recs, seen) = files(tmp_path/'whole'), (Index.read(site.folder/'index.json').recordings, Counter())
+    collect(RecordingIndex.read(site.folder/'index.json').recordings, tmp_path/'whole', CollectConfig(raw=str(tmp_path/'raw'), workers=0, size=(64,64)))
+    whole, (recs, seen) = files(tmp_path/'whole'), (RecordingIndex.read(site.folder/'index.json').recordings, Counter())
     for kill in range(20):
         p, had, more = command(site, tmp_path, '--workers', '1'), _count(made), rng.randrange(4)
         if kill%4: _until(lambda: _count(made) >= had+more and list(made.glob('.tmp-*')) or p.poll() is not None, 20, rng.uniform(0, .1))
@@ -107,7 +107,7 @@ def test_killed_at_random_moments(site, tmp_path):
     p = command(site, tmp_path); text, _ = p.communicate(timeout=90)
     assert p.returncode == 0, text
     assert files(made) == whole and not list(made.glob('.tmp-*'))
-    assert sorted(faults(recs, made)) == sorted(n.replace('/','_') for n in GONE+[SHORT])
+    assert sorted(collection_faults(recs, made)) == sorted(n.replace('/','_') for n in GONE+[SHORT])
 
 def _until(true, timeout, more):
     end = time.monotonic()+timeout
@@ -124,19 +124,19 @@ def files_whole(e): return all(sha256(e/f) == h for f,h in Episode(e).meta['file
 
 def test_network_failures_are_tried_again(site, tmp_path):
     "A network that stays broken is no final verdict; a file that is gone is, until asked"
-    recs = [r for r in Index.read(site.folder/'index.json').recordings if r.name in ('8.0_breaks-twice','8.0_gone-0')]
+    recs = [r for r in RecordingIndex.read(site.folder/'index.json').recordings if r.name in ('8.0_breaks-twice','8.0_gone-0')]
     site.flaky |= {'/8.0/breaks-twice.mp4':10**6}
-    [found] = [f for r,f in fetch(recs, tmp_path/'raw', retries=0) if r.name == '8.0_breaks-twice']
+    [found] = [f for r,f in fetch_recordings(recs, tmp_path/'raw', retries=0) if r.name == '8.0_breaks-twice']
     assert found[0] == 'network'
     led = Ledger(tmp_path/'d'/'ledger.jsonl')
     led.add('8.0_breaks-twice', *found); led.add('8.0_gone-0', 'missing', '404')
-    todo, _, given_up = plan(recs, tmp_path/'d')
+    todo, _, given_up = plan_collection(recs, tmp_path/'d')
     assert [r.name for r in todo] == ['8.0_breaks-twice'] and given_up == ['8.0_gone-0']
-    assert len(plan(recs, tmp_path/'d', retry=True)[0]) == 2
+    assert len(plan_collection(recs, tmp_path/'d', retry=True)[0]) == 2
     site.flaky.clear()
-    assert collect(recs, tmp_path/'d', tmp_path/'raw', workers=0, size=(64,64), keep_raw=True) == 1
-    assert raw_path(todo[0], tmp_path/'raw', '.mp4').is_file() and set(faults(recs, tmp_path/'d')) == {'8.0_gone-0'}
-    assert report(recs, tmp_path/'d').recordings.to_dict() == {'converted':1, 'not on the server':1, 'in all':2}
+    assert collect(recs, tmp_path/'d', CollectConfig(raw=str(tmp_path/'raw'), workers=0, size=(64,64), keep_raw=True)) == 1
+    assert todo[0].raw_path(tmp_path/'raw', '.mp4').is_file() and set(collection_faults(recs, tmp_path/'d')) == {'8.0_gone-0'}
+    assert collection_report(recs, tmp_path/'d').recordings.to_dict() == {'converted':1, 'not on the server':1, 'in all':2}
 
 LINE = dict(mouse=dict(x=0., y=0., dx=1., dy=0., buttons=[], newButtons=[]), keyboard=dict(keys=[]), isGuiOpen=False, hotbar=0)
 def changed(**kw): return json.dumps(LINE | kw)
@@ -159,7 +159,7 @@ BROKEN = {
 def test_broken_lines(site, tmp_path, message):
     "A faulty line is named, and nothing is left behind"
     (p := tmp_path/'a.jsonl').write_text('\n'.join([changed()]*2+[BROKEN[message]]+[changed()]*40))
-    with pytest.raises(RecordingError, match=re.escape(message)): convert(site.folder/'8.0/plain-3.mp4', p, tmp_path/'out')
+    with pytest.raises(RecordingError, match=re.escape(message)): convert_contractor(site.folder/'8.0/plain-3.mp4', p, tmp_path/'out')
     assert [q.name for q in tmp_path.iterdir()] == ['a.jsonl']
 
 def test_broken_videos(site, tmp_path):
@@ -168,12 +168,12 @@ def test_broken_videos(site, tmp_path):
     actions = site.folder/'8.0/plain-3.jsonl'
     for name,data in dict(noise=rng.bytes(10_000), empty=b'', half=good[:len(good)//2], text=b'hello', tail=good[len(good)//2:]).items():
         (p := tmp_path/f'{name}.mp4').write_bytes(data)
-        with pytest.raises(RecordingError, match=f'{name}.mp4: '): convert(p, actions, tmp_path/'out')
+        with pytest.raises(RecordingError, match=f'{name}.mp4: '): convert_contractor(p, actions, tmp_path/'out')
     for i in range(12): # single bits and blocks changed: an error that names the file, or a whole episode
         b = bytearray(good); at = rng.integers(len(b)-64)
         b[at:at+rng.integers(1,64)] = rng.bytes(rng.integers(1,64))
         (p := tmp_path/f'flip-{i}.mp4').write_bytes(b)
-        try: validate_episode(convert(p, actions, tmp_path/f'out-{i}'))
+        try: validate_episode(convert_contractor(p, actions, tmp_path/f'out-{i}'))
         except RecordingError as e: assert f'flip-{i}.mp4: ' in str(e)
     assert not list(tmp_path.glob('.tmp-*')) and not (tmp_path/'out').exists()
 
@@ -185,12 +185,12 @@ def test_cut_short_but_readable(site, tmp_path):
         out = b.add_stream_from_template(a.streams.video[0])
         for packet in a.demux(video=0):
             if packet.dts is not None: packet.stream = out; b.mux(packet)
-    assert len(Episode(convert(dst, site.folder/'8.0/plain-3.jsonl', tmp_path/'whole'))) == N
+    assert len(Episode(convert_contractor(dst, site.folder/'8.0/plain-3.jsonl', tmp_path/'whole'))) == N
     dst.write_bytes(dst.read_bytes()[:-3000])
-    with pytest.raises(RecordingError, match='front.mp4: (cut short|frame)'): convert(dst, site.folder/'8.0/plain-3.jsonl', tmp_path/'out')
+    with pytest.raises(RecordingError, match='front.mp4: (cut short|frame)'): convert_contractor(dst, site.folder/'8.0/plain-3.jsonl', tmp_path/'out')
 
 def test_two_conversions_give_the_same_bytes(site, tmp_path):
-    a, b = (convert(site.folder/'8.0/stuck.mp4', site.folder/'8.0/stuck.jsonl', tmp_path/x) for x in 'ab')
+    a, b = (convert_contractor(site.folder/'8.0/stuck.mp4', site.folder/'8.0/stuck.jsonl', tmp_path/x) for x in 'ab')
     assert {p.name:sha256(p) for p in a.iterdir()} == {p.name:sha256(p) for p in b.iterdir()}
 
 def test_embeddings_are_of_the_recording(site, tmp_path):
@@ -199,10 +199,9 @@ def test_embeddings_are_of_the_recording(site, tmp_path):
         d, image_size = 3, (16,24)
         def embed_frames(self, x): return torch.as_tensor(x).float().mean((1,2))
         def embed_windows(self, f): return f.unfold(0, 16, 1).mean(-1)
-    from steve1.data.contractor import Frames
     mp4, jsonl = site.folder/'8.0/plain-3.mp4', site.folder/'8.0/plain-3.jsonl'
-    ep = validate_episode(convert(mp4, jsonl, tmp_path/'e', clip=Mean(), size=(32,32)), Mean())
-    frames = np.concatenate([x[0] for _,x in Frames(mp4, to_columns(read_steps(jsonl)), [(16,24)], step=7)])
+    ep = validate_episode(convert_contractor(mp4, jsonl, tmp_path/'e', ContractorConfig(size=(32,32)), clip=Mean()), Mean())
+    frames = np.concatenate([x[0] for _,x in ContractorFrames(mp4, parse_steps(read_steps(jsonl)), [(16,24)], step=7)])
     want = np.concatenate(list(embed_segments([frames], Mean())))
     np.testing.assert_allclose(ep.embeds[15:], want[15:], atol=.1) and np.isnan(ep.embeds[:15]).all()
     assert is_embedded(tmp_path/'e', Mean())

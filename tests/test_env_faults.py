@@ -7,7 +7,7 @@ from steve1.config import repo_root
 from steve1.world.process import EnvFailed, ProcessEnv
 from steve1.world.supervised import ProcessVectorEnv, Supervised
 from steve1.world.envs import check_env, make_env, make_vec
-from steve1.world.worker import family
+from steve1.world.worker import process_family
 
 FAKES = repo_root()/'tests'/'fake_games'
 linux = pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='needs /proc to find processes')
@@ -45,7 +45,7 @@ class Vandal(threading.Thread):
     def run(self):
         touched = set()
         while not self.over.wait(self.pause*self.rng.uniform(.5, 1.5)):
-            people = [family(pid) for e in self.envs() if e and (pid := e.pid)]
+            people = [process_family(pid) for e in self.envs() if e and (pid := e.pid)]
             self.seen.update(*people)
             playing = [f for f in people if len(f) == 3 and f[0] not in touched]      # guard, worker, and the child that the world has started
             if not playing or not self.todo: continue
@@ -89,7 +89,7 @@ def test_blockworld_lives_through_a_kill():
     with make_env('blockworld', seed=np.int64(2), size=(32,32), process=True) as env:
         first = env.reset(arena='lake')['pov']
         for _ in range(3): env.step(dict(forward=1))
-        os.kill(family(env.pid)[1], signal.SIGKILL)
+        os.kill(process_family(env.pid)[1], signal.SIGKILL)
         with pytest.raises(EnvFailed) as e:
             for _ in range(10): env.step({})
         assert e.value.cause == 'crash' and 'SIGKILL' in e.value.detail
@@ -105,12 +105,12 @@ def test_children_die_with_the_parent(how, state):
 import sys, time, os, signal
 sys.path[:0] = [{str(repo_root())!r}]
 from steve1.world.process import ProcessEnv, EnvFailed
-from steve1.world.worker import family
+from steve1.world.worker import process_family
 env = ProcessEnv('faulty:Faulty', path=[{str(FAKES)!r}], child=True, fault={'hang' if state == 'hanging' else ''!r}, at=2)
 env.reset(); env.step({{}})
 tmp = env._tmp
-if {state == 'stopped'}: os.kill(family(env.pid)[1], signal.SIGSTOP)
-print(tmp, *family(env.pid), flush=True)
+if {state == 'stopped'}: os.kill(process_family(env.pid)[1], signal.SIGSTOP)
+print(tmp, *process_family(env.pid), flush=True)
 if {state == 'hanging'}: env.step({{}})
 time.sleep(600)
 '''

@@ -8,10 +8,10 @@ from steve1.config import repo_root
 from steve1.data.collect import Ledger
 from steve1.data.contractor import write_contractor
 from steve1.episodes import Episode, list_episodes, validate_episode
-from steve1.base.video import EpisodeError, VideoReader
+from steve1.base.video import VideoError, VideoReader, count_frames
 from steve1.data.lerobot import ACTION_NAMES, POV, VIDEO_PATH, action_vectors, export_lerobot, step_tasks
-from steve1.data.basalt import BASALT_TASKS, collect_basalt
-from steve1.data.foreign import EpisodeIndex, index_folder, index_path, link_episodes, mp4_frames
+from steve1.data.basalt import BASALT_TASKS, BasaltConfig, collect_basalt
+from steve1.data.foreign import EpisodeIndex, index_folder, index_path, link_episodes
 from steve1.data.sampling import make_sampling, read_sampling
 
 SAMPLE, N = repo_root()/'tests'/'golden'/'episode_sample', 5000
@@ -92,12 +92,12 @@ def test_mp4_headers(tmp_path):
     whole, cut, rng = (SAMPLE/'frames.mp4').read_bytes(), tmp_path/'cut.mp4', np.random.default_rng(0)
     for n in [1, 7, 15, 40, *rng.integers(41, len(whole), 40)]:
         cut.write_bytes(whole[:n])
-        with pytest.raises(EpisodeError): mp4_frames(cut)
+        with pytest.raises(VideoError): count_frames(cut)
     for _ in range(300):
         b = bytearray(whole); b[rng.choice([rng.integers(64), rng.integers(len(b)-2000, len(b))])] = rng.integers(256)   # where the headers are
         cut.write_bytes(bytes(b))
-        try: mp4_frames(cut)
-        except EpisodeError: pass
+        try: count_frames(cut)
+        except VideoError: pass
 
 def test_links(tmp_path):
     "Links follow the index; a real episode is never touched"
@@ -149,8 +149,8 @@ def test_basalt(site, tmp_path):
     assert said == {'2':'missing', '3':'broken', '4':'missing'}
     p = command(tmp_path, 'basalt', site/'find-cave-Jul-28.json', '--out', 'caves', '--size', '64', '--dry_run')
     assert '3 of 5 recordings would be converted' in p.stdout, p.stdout+p.stderr
-    assert collect_basalt(site/'find-cave-Jul-28.json', 'caves', size=(64,64), workers=0) == 0
-    with pytest.raises(ValueError, match='converted with'): collect_basalt(site/'find-cave-Jul-28.json', 'caves', size=(32,32), workers=0)
+    assert collect_basalt(site/'find-cave-Jul-28.json', 'caves', BasaltConfig(size=(64,64), workers=0)) == 0
+    with pytest.raises(ValueError, match='converted with'): collect_basalt(site/'find-cave-Jul-28.json', 'caves', BasaltConfig(size=(32,32), workers=0))
     with pytest.raises(ValueError, match='give one of'): collect_basalt(tmp_path, 'other')
 
 def check_export(root, episodes, default='play'):

@@ -115,7 +115,7 @@ def study_data(
     try: read_sampling(sampling); return sampling
     except FileNotFoundError: pass
     name = f'study_{episodes}'
-    report = generate(name, episodes, n_steps, workers=workers)
+    report = generate(name, episodes, n_steps=n_steps, workers=workers)
     if report.failed:
         raise RuntimeError(f'{len(report.failed)} of {episodes} episodes could not be played: {next(iter(report.failed.values()))}')
     clip = Path(weights)/'mineclip.safetensors' if weights else find_data('weights', 'mineclip.safetensors')

@@ -41,6 +41,7 @@ def _blend(img, y, x, mask, color):
     part, m = img[y0:y1,x0:x1], mask[y0-y:y1-y,x0-x:x1-x,None]
     part[:] = part + (np.asarray(color, np.float32)-part)*m
 
+# %% ../../nbs/base/overlay.ipynb #s1a
 def put_text(
     img,                   # uint8 (h,w,3), changed in place
     text:str,              # One line
@@ -64,6 +65,7 @@ _KEYCAPS = ( # key, label, column, row, width in cells
     ('sneak','shift',0,2,1.5), ('sprint','ctrl',1.5,2,1.5), ('jump','space',0,3,3))
 DARK, LIT, PALE = (24,26,32), (255,196,61), (225,228,235) # RGB of a key, a pressed key and a label
 
+# %% ../../nbs/base/overlay.ipynb #s1b
 def draw_box(
     img,         # uint8 (h,w,3), changed in place
     y:int,       # Top, in pixels
@@ -76,6 +78,7 @@ def draw_box(
     "A rectangle of one colour"
     _blend(img, y, x, np.full((h,w), alpha, np.float32), color)
 
+# %% ../../nbs/base/overlay.ipynb #s1c
 def _keycap(img, y, x, w, cell, label, on):
     "One key, lit when it is down"
     draw_box(img, y+1, x+1, cell-2, w-2, LIT if on else DARK, .92 if on else .5)
@@ -93,6 +96,7 @@ def _draw_camera(img, at, r, c, pitch, yaw):
         cv2.arrowedLine(img, at, end, LIT, max(1, c//8), cv2.LINE_AA, tipLength=.35)
     else: cv2.circle(img, at, max(1, c//9), PALE, -1, cv2.LINE_AA)
 
+# %% ../../nbs/base/overlay.ipynb #s1d
 def draw_keys(
     img,     # uint8 (h,w,3), changed in place
     action,  # A row of `ACTION_DTYPE`
@@ -123,6 +127,7 @@ def _film_row(path, title, n, width):
     put_text(head, title, 16, 2, 13, (20,20,20))
     return np.concatenate([head, row])
 
+# %% ../../nbs/base/overlay.ipynb #s1e
 def video_sheet(
     paths,         # Video files, all of one size
     titles,        # One line of text for each

@@ -18,7 +18,8 @@ from .untrusted import safe_pickle_load
 from .video import EpisodeError, short_error
 
 # %% ../../nbs/base/upstream.ipynb #e3b
-EPISODE_FILES = ('metadata.json', 'frames.mp4', 'actions.npy', 'actions.pkl', 'embeds.npy', 'embeds_attn.pkl', 'len.txt')
+EPISODE_FILES = ( # of both formats
+    'metadata.json', 'frames.mp4', 'actions.npy', 'actions.pkl', 'embeds.npy', 'embeds_attn.pkl', 'len.txt')
 
 def check_file(
     path:Path,     # The episode's folder
@@ -38,6 +39,7 @@ def episode_file(
     if not (file := check_file(path, name, fix)).is_file(): fetch(path, name)
     return file
 
+# %% ../../nbs/base/upstream.ipynb #s3a
 def map_rows(
     path:Path, # A .npy file
 ) -> np.ndarray: # Mapped from disk
@@ -56,6 +58,7 @@ def is_published(
     "Is this an episode in the published code's format?"
     return not has_file(path, 'actions.npy') and has_file(path, 'actions.pkl')
 
+# %% ../../nbs/base/upstream.ipynb #s3b
 def published_meta(
     path:Path, # A folder of the published code
 ) -> dict: # As in our metadata.json; `published` holds the folder's own metadata
@@ -78,6 +81,7 @@ def _unpickle(path, name, n):
     has = f'{len(x)} entries' if isinstance(x, list) else type(x).__name__
     raise EpisodeError(f"{file}: {has} for the {n} steps of len.txt; {_AGAIN}")
 
+# %% ../../nbs/base/upstream.ipynb #s3c
 def published_actions(
     path:Path, # A published folder
     n:int,     # Its steps, from `published_meta`

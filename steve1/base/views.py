@@ -54,6 +54,7 @@ def _plot_labels(ep, ax):
         ax.annotate(s.task, (s.start, top), xytext=(2,4), **style) # above the triangles
     if ep.events: ax.plot([e.step for e in ep.events], [top]*len(ep.events), 'v', color='C3', ms=5, clip_on=False)
 
+# %% ../../nbs/base/views.ipynb #s2a
 @patch
 def plot(self:EpisodeViews,
     n:int=10, # Frames shown
@@ -73,4 +74,5 @@ def _repr_html_(self:EpisodeViews):
     import matplotlib.pyplot as plt
     fig, png = self.plot(), BytesIO()
     fig.savefig(png, dpi=72, format='png'); plt.close(fig)
-    return f'<img alt="{html.escape(repr(self))}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+    data = base64.b64encode(png.getvalue()).decode()
+    return f'<img alt="{html.escape(repr(self))}" src="data:image/png;base64,{data}">'

@@ -44,6 +44,7 @@ def _segments(ep, size, step):
     "All frames at another size, `step` at a time"
     for a in range(0, ep.n, step): yield resize_frames(ep.frames(a, min(a+step, ep.n)), size)
 
+# %% ../../nbs/data/embed.ipynb #s5a
 def embed_episode(
     path:str|Path, # The episode's folder
     clip,          # A MineCLIP: `embed_frames`, `embed_windows`, `image_size`, `d`
@@ -52,16 +53,16 @@ def embed_episode(
     "Write `embeds.npy`, and name its MineCLIP in `metadata.json`"
     ep = Episode(path)
     if ep.published:
-        raise EpisodeError(f"{ep.path} is in the published code's format, which is only read; `convert_published` first")
-    if source := read_origin(ep.path):
-        raise EpisodeError(f"{ep.path} stands for {source['address']}, which is only read; copy the dataset to a folder first")
+        raise EpisodeError(f"{ep.path} has the published code's format, which is only read; `convert_published` first")
+    if far := read_origin(ep.path):
+        raise EpisodeError(f"{ep.path} stands for {far['address']}, which is only read; copy the dataset to a folder first")
     with atomic_path(ep.path/'embeds.npy') as p:
         rows = RowWriter(p, np.float16, (clip.d,))
         for emb in embed_segments(_segments(ep, clip.image_size, step), clip): rows.add(emb)
         rows.close()
-        meta = ep.meta | dict(mineclip=dict(id=clip_id(clip), d=clip.d), files=ep.meta['files'] | {'embeds.npy':sha256(p)})
+        files = ep.meta['files'] | {'embeds.npy':sha256(p)}
         (ep.path/'embeds.npy').unlink(missing_ok=True)
-        write_meta(ep.path, meta)
+        write_meta(ep.path, ep.meta | dict(mineclip=dict(id=clip_id(clip), d=clip.d), files=files))
     return ep.path
 
 # %% ../../nbs/data/embed.ipynb #e5is
@@ -87,6 +88,7 @@ def load_clip(
     load = MineCLIP.load if str(path).endswith('.safetensors') else MineCLIP.from_official
     return load(path, device='auto')
 
+# %% ../../nbs/data/embed.ipynb #s5b
 def _embed(job):
     path, clip = job
     clip = load_clip(clip) if isinstance(clip, str) else clip
@@ -122,6 +124,7 @@ class EmbedConfig(Config):
     def check(self):
         if self.workers < 0: raise ValueError(f'workers={self.workers} must be 0 or more')
 
+# %% ../../nbs/data/embed.ipynb #s5c
 @command('steve1_embed')
 def embed_cli(cfg:EmbedConfig):
     "Write the MineCLIP embeddings of episodes that have none, or another MineCLIP's"

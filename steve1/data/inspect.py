@@ -46,6 +46,7 @@ def _validate_all(paths, workers):
     print(f'{len(paths)} episodes, {bad} faulty')
     return bad
 
+# %% ../../nbs/data/inspect.ipynb #s7a
 def _list_all(paths):
     "Print the lengths"
     print(_COLS('episode', 'steps', 'size', 'source', 'embeddings', 'hours'))
@@ -75,6 +76,7 @@ def _convert_jobs(src, dst):
     single = not is_address(src) and paths == [dataset_dir(src)]
     return [(p, out if single else out/p.name) for p in paths]
 
+# %% ../../nbs/data/inspect.ipynb #s7b
 @command('steve1_episode')
 def episode_cli(cfg:EpisodeConfig):
     "List episodes, check them (exit code 1 on any fault), or convert the published code's folders"

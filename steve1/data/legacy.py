@@ -22,6 +22,7 @@ def _key_frames(video):
     at = np.flatnonzero(np.append(keys, True))
     return len(keys), int(np.diff(at, prepend=0).max())
 
+# %% ../../nbs/data/legacy.ipynb #s6a
 def convert_published(
     src:str|Path,  # A folder of the published code
     dst:str|Path,  # Where the episode goes; must not exist

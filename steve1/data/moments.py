@@ -58,7 +58,7 @@ def _of_episode(source, step, clip):
 def _of_video(path, frame, clip):
     if clip is None: raise ValueError(f'{path}@{frame}: a video needs MineCLIP to embed it; `save_goal(visual_goal(system, ...), "goal.npy")` makes a file that needs none')
     if frame<GOP-1: raise ValueError(f'no {GOP} frames end at frame {frame} of {path}: give a frame from {GOP-1} on')
-    from steve1.mineclip import resize_for_clip
+    from steve1.models.frames import resize_for_clip
     try:
         with VideoReader(path) as video: frames = video.read(frame-GOP+1, frame+1)
     except EpisodeError: raise ValueError(_video_fault(path, frame)) from None

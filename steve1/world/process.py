@@ -13,7 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..base.actions import to_dict, to_row
 from .blockworld import check_size
-from .worker import CALLER
+from .worker import CALL_ERRORS
 
 # %% ../../nbs/world/process.ipynb #c005
 class EnvFailed(RuntimeError):
@@ -165,7 +165,7 @@ def _line(self:ProcessEnv, until):
 # %% ../../nbs/world/process.ipynb #c036
 class _Garbage(Exception): "A reply that makes no sense"
 
-_ERRORS = {c.__name__:c for c in CALLER} | dict(RuntimeError=RuntimeError)   # what a reply may raise here
+_ERRORS = {c.__name__:c for c in CALL_ERRORS} | dict(RuntimeError=RuntimeError)   # what a reply may raise here
 
 def _parse(line):
     "A reply as a dict"

@@ -1,0 +1,231 @@
+"Videos from elsewhere: disguised, cut short, turned, damaged, in other colours; and disks that are full while one is written"
+import gc, os, struct, subprocess, sys
+from fractions import Fraction
+from pathlib import Path
+import av, cv2, numpy as np, pytest
+from steve1.config import repo_root
+from steve1.base.overlay import video_sheet
+from steve1.base.video import (EpisodeError, VideoError, VideoReader, VideoWriter, count_frames, frame_times, iter_frames,
+    open_video, save_image, toy_play)
+from steve1.episodes import Episode, toy_episode, validate_episode
+
+READERS = dict(open=open_video, count=count_frames, times=frame_times, frames=lambda p: list(iter_frames(p)),
+    reader=lambda p: VideoReader(p).read(0, 40))
+
+def pattern(i, size=(64,96)):
+    "A frame that shows its number in bits"
+    x = np.full((*size,3), 40, np.uint8)
+    for b in range(8): x[:, b*12:(b+1)*12] = 220 if i>>b & 1 else 30
+    return x
+
+def write(path, n=40, codec='libx264', fmt='yuv420p', times=None, space=2, full=False):
+    with av.open(str(path), 'w') as out:
+        s = out.add_stream(codec, rate=20)
+        s.height, s.width, s.pix_fmt = 64, 96, fmt
+        s.codec_context.colorspace, s.codec_context.color_range = space, 2 if full else 1
+        for i in range(n):
+            f = av.VideoFrame.from_ndarray(pattern(i), format='rgb24').reformat(format=fmt, dst_colorspace=space if space in (1,5) else None, dst_color_range=2 if full else 1)
+            f.pts = i if times is None else times[i]
+            out.mux(s.encode(f))
+        out.mux(s.encode())
+    return path
+
+def numbers(frames): return [sum(1<<b for b in range(8) if x[30, b*12+6].mean() > 128) for x in frames]
+
+def find_box(data, names, start=0, end=None):
+    end = len(data) if end is None else end
+    while start < end:
+        n, name = struct.unpack('>I4s', data[start:start+8])
+        if name == names[0]: return (start, n) if len(names) == 1 else find_box(data, names[1:], start+8, start+n)
+        start += n
+
+def box(name, content): return struct.pack('>I4s', len(content)+8, name)+content
+
+def add_cover(path):
+    "A cover image in front of the tracks, as music players write it"
+    jpg, data = cv2.imencode('.jpg', np.full((64,64,3), 128, np.uint8))[1].tobytes(), path.read_bytes()
+    moov, size = find_box(data, [b'moov'])
+    head, head_size = find_box(data, [b'moov', b'mvhd'])
+    cover = box(b'ilst', box(b'covr', box(b'data', struct.pack('>II', 13, 0)+jpg)))
+    meta = box(b'udta', box(b'meta', b'\0'*4+box(b'hdlr', b'\0'*8+b'mdirappl'+b'\0'*9)+cover))
+    inside = data[moov+8:head+head_size]+meta+data[head+head_size:moov+size]
+    path.write_bytes(data[:moov]+box(b'moov', inside)+data[moov+size:])
+
+def turn(path):
+    "Ask players to turn the video by 90 degrees, as phones do"
+    data = bytearray(path.read_bytes())
+    p, _ = find_box(data, [b'moov', b'trak', b'tkhd'])
+    struct.pack_into('>9i', data, p+12+(20 if data[p+8] == 0 else 32)+16, 0, 1<<16, 0, -1<<16, 0, 0, 0, 0, 1<<30)
+    path.write_bytes(data)
+
+# --- what is opened
+
+@pytest.mark.parametrize('read', READERS)
+@pytest.mark.parametrize('text', ['ffconcat version 1.0\nfile secret.mp4\n', '#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\nsecret.mp4\n#EXT-X-ENDLIST\n'])
+def test_a_list_of_files_is_no_video(tmp_path, read, text):
+    "A text that FFmpeg would follow to other files is refused, whatever its name"
+    write(tmp_path/'secret.mp4')
+    for name in ('list.mp4', 'list.mkv'):
+        (tmp_path/name).write_text(text)
+        with pytest.raises((VideoError, EpisodeError), match=f'{name} is no readable video'): READERS[read](tmp_path/name)
+
+@pytest.mark.parametrize('name', ['a b.mp4', 'concat:x.mp4', 'file:x.mp4', '%03d.mp4', 'ü.mp4'])
+def test_a_path_is_never_an_address(tmp_path, monkeypatch, name):
+    "Names that FFmpeg reads as protocols or patterns are plain files"
+    write(tmp_path/'x.mp4').rename(tmp_path/name)
+    monkeypatch.chdir(tmp_path)
+    assert count_frames(name) == len(list(iter_frames(name))) == 40
+
+def test_a_cover_is_not_the_video(tmp_path):
+    add_cover(path := write(tmp_path/'a.mp4'))
+    assert len(av.open(str(path)).streams.video) == 2
+    assert count_frames(path) == len(frame_times(path).times) == 40
+    assert numbers(iter_frames(path)) == numbers(VideoReader(path).read(0, 40)) == list(range(40))
+
+@pytest.mark.parametrize('read', ['frames', 'reader'])
+def test_a_turned_video_is_refused(tmp_path, read):
+    turn(path := write(tmp_path/'a.mp4'))
+    with pytest.raises((VideoError, EpisodeError), match='a.mp4.*turn it by.*write it upright'): READERS[read](path)
+
+@pytest.mark.parametrize('space', [2, 1, 5])
+@pytest.mark.parametrize('full', [False, True])
+@pytest.mark.parametrize('fmt', ['yuv420p', 'yuv444p'])
+def test_colours_are_those_of_the_file(tmp_path, space, full, fmt):
+    "Matrix (BT.709, BT.601, or unstated: BT.601) and range are taken from the file"
+    rgb = np.zeros((64,96,3), np.uint8); rgb[:32,:48] = 200,30,40; rgb[:32,48:] = 20,180,60; rgb[32:,:48] = 30,50,210; rgb[32:,48:] = 240,240,20
+    kr, kb = (.2126, .0722) if space == 1 else (.299, .114)
+    r,g,b = np.moveaxis(rgb/255, -1, 0)
+    y = kr*r + (1-kr-kb)*g + kb*b
+    u, v = (b-y)/(2*(1-kb)), (r-y)/(2*(1-kr))
+    planes = (255*y, 255*u+128, 255*v+128) if full else (16+219*y, 224*u+128, 224*v+128)
+    with av.open(str(path := tmp_path/'c.mp4'), 'w') as out:
+        s = out.add_stream('libx264', rate=20, options=dict(crf='0'))
+        s.height, s.width, s.pix_fmt = 64, 96, fmt
+        s.codec_context.colorspace, s.codec_context.color_range = space, 2 if full else 1
+        f = av.VideoFrame(96, 64, fmt); f.colorspace, f.color_range, f.pts = space, 2 if full else 1, 0
+        for p,a in zip(f.planes, planes):
+            a = np.uint8(a.round().clip(0,255))
+            np.frombuffer(p, np.uint8).reshape(p.height,-1)[:,:p.width] = a if p.height == 64 else a[::2,::2]
+        out.mux(s.encode(f)); out.mux(s.encode())
+    for x in (VideoReader(path).read(0, 1)[0], next(iter_frames(path))):
+        assert np.abs(x.astype(int)-rgb)[[12,12,50,50],[20,70,20,70]].max() <= 3
+
+# --- what is cut short or damaged
+
+@pytest.mark.parametrize('read', READERS)
+@pytest.mark.parametrize('name', ['a.mp4', 'a.mov', 'a.avi'])
+def test_a_file_without_its_index_is_cut_short(tmp_path, name, read):
+    path = write(tmp_path/name, codec='mpeg4' if name == 'a.avi' else 'libx264')
+    path.write_bytes(path.read_bytes()[:path.stat().st_size*2//3])
+    if (name, read) == ('a.avi', 'open'): return # opens; its first pass says that it is cut short
+    with pytest.raises((VideoError, EpisodeError), match=f'{name}.*(cut short|no readable video|cannot be decoded)') as e: READERS[read](path)
+    assert name == 'a.avi' or 'index is missing' in str(e.value)
+
+@pytest.mark.parametrize('read', ['count', 'times', 'frames'])
+@pytest.mark.parametrize('name', ['a.mkv', 'a.webm', 'fast.mp4'])
+def test_half_a_file_is_not_a_shorter_video(tmp_path, name, read):
+    "A recording of 10 s of which half is there never passes for one of 5 s"
+    path = write(tmp_path/('a.mp4' if name == 'fast.mp4' else name), 200, 'libvpx' if name == 'a.webm' else 'libx264')
+    if name == 'fast.mp4':
+        with av.open(str(path)) as a, av.open(str(tmp_path/name), 'w', options=dict(movflags='faststart')) as b:
+            s = b.add_stream_from_template(a.streams.video[0])
+            for p in a.demux(video=0):
+                if p.size: p.stream = s; b.mux(p)
+        path = tmp_path/name
+    READERS[read](path)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size//2])
+    with pytest.raises(VideoError, match=f'{name} (is cut short|has a frame)'): READERS[read](path)
+
+def test_damage_that_the_decoder_notices_is_not_passed_on(tmp_path):
+    "Where FFmpeg conceals an error it marks the frame; such a frame is never handed out"
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (40,64,96,3), dtype=np.uint8)
+    with VideoWriter(path := tmp_path/'a.mp4', (64,96)) as v: v.add(noise)
+    whole, data = VideoReader(path).read(0, 40), path.read_bytes()
+    start, size = find_box(data, [b'mdat'])
+    told = 0
+    for i in range(6):
+        at = start+size*(i+1)//8
+        path.write_bytes(data[:at]+bytes(400)+data[at+400:])
+        for read in (lambda: list(iter_frames(path)), lambda: VideoReader(path).read(0, 40)):
+            try: read()
+            except (VideoError, EpisodeError) as e: told += 1; assert 'a.mp4' in str(e) and 'frame' in str(e)
+    assert told >= 10
+
+def test_missing_frames_are_named(tmp_path):
+    "A gap in the timestamps is not closed by the next frame"
+    path = write(tmp_path/'a.mp4', times=[i+5*(i >= 20) for i in range(40)])
+    with VideoReader(path) as v:
+        with pytest.raises(EpisodeError, match='a.mp4: frame [0-9]+ of 0..39 cannot be decoded .frames are missing'): v.read(0, 40)
+
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='needs Linux to count open files')
+def test_readers_are_closed(tmp_path):
+    "No file stays open after a pass, whether it succeeds or not"
+    good, bad = write(tmp_path/'a.mp4'), tmp_path/'bad.mp4'
+    bad.write_bytes(good.read_bytes()[:900])
+    toy_episode(tmp_path/'ep')
+    def files(): gc.collect(); return len(os.listdir('/proc/self/fd'))
+    for i in range(4):
+        if i == 1: n = files() # fonts and caches are open by now
+        count_frames(good), frame_times(good), list(iter_frames(good)), video_sheet([good], ['a'], n=2)
+        with VideoReader(good) as v: v.read(0, 5)
+        validate_episode(tmp_path/'ep')
+        ep = Episode(tmp_path/'ep'); ep.frames(0, 4); ep.close()
+        for read in READERS.values():
+            with pytest.raises((VideoError, EpisodeError)): read(bad)
+        frames = iter_frames(good); next(frames); frames.close()
+    ep = None
+    assert files() == n
+
+# --- errors of the system
+
+def test_errors_of_the_system_advise_to_remove_nothing(tmp_path, monkeypatch):
+    "No permission, or too many open files: the episode may be whole, and nobody is told to remove it"
+    toy_episode(tmp_path/'ep'); path = tmp_path/'ep'
+    np.save(path/'embeds.npy', np.zeros((200,4), np.float16))
+    import builtins, numpy.lib._npyio_impl as npyio
+    def refuse(name):
+        real = builtins.open
+        def fails(p, *a, **kw):
+            if str(p).endswith(name): raise OSError(24, 'Too many open files', str(p))
+            return real(p, *a, **kw)
+        return fails
+    views = {'frames.mp4':lambda: Episode(path).frames(0, 4), 'actions.npy':lambda: Episode(path).actions, 'embeds.npy':lambda: Episode(path).embeds}
+    for name,view in views.items():
+        with monkeypatch.context() as m:
+            m.setattr(builtins, 'open', refuse(name))
+            with pytest.raises(OSError, match='Too many open files') as e: view()
+            assert 'remove' not in str(e.value) and name in str(e.value)
+
+DISK = '''
+import resource, signal, sys
+import numpy as np
+from pathlib import Path
+from steve1.base.files import atomic_path
+from steve1.base.video import FILM, VideoWriter, save_image, toy_play
+from steve1.episodes import EpisodeWriter
+folder, what, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+frames, actions = np.random.default_rng(0).integers(0, 255, (60,64,64,3), dtype=np.uint8), dict(jump=np.ones(60, int))
+def film():
+    with atomic_path(folder/'a.mp4') as p, VideoWriter(p, (64,64), settings=FILM) as v:
+        for f in frames: v.add(f)
+def episode():
+    with EpisodeWriter(folder/'ep', (64,64)) as w:
+        for f in frames: w.add(f, {'jump':1})
+        w.add_embeds(np.zeros((60,8)), 'none')
+def sheet(): save_image(folder/'sheet.png', frames[:4].reshape(256,64,3))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+try: globals()[what]()
+except OSError as e: sys.stdout.write(f'OSError {e}')
+'''
+
+@pytest.mark.parametrize('what', ['film', 'episode', 'sheet'])
+@pytest.mark.parametrize('limit', [0, 600, 20_000])
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, what, limit):
+    "A process that cannot write a film, an episode or an image lives on, says so, and leaves no part of it"
+    env = dict(os.environ, PYTHONPATH=str(repo_root()), OMP_NUM_THREADS='1', PYTHONDONTWRITEBYTECODE='1')
+    r = subprocess.run([sys.executable, '-c', DISK, str(tmp_path), what, str(limit)], env=env, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-500:]
+    assert r.stdout.startswith('OSError') and str(tmp_path) in r.stdout
+    assert not list(tmp_path.iterdir())
