@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 from fastcore.script import Param, call_parse
 from ..config import data_dir
-from ..base.files import atomic_path, sha256
+from ..base.files import atomic_path, locked, sha256, write_text
 from ..base.untrusted import safe_pickle_load, safe_torch_load
 from ..base.downloads import DownloadError, check_file, download
 from ..base.checkpoints import checkpoint_kind, file_kind, load_tensors, read_meta
@@ -105,8 +105,9 @@ def _write_down(
 ) -> dict: # Its row
     "Add a file to its folder's ledger"
     row = dict(sha256=sha256(path), size=path.stat().st_size, url=url, date=time.strftime('%Y-%m-%d'))
-    ledger = _read_ledger(path.parent)
-    with atomic_path(path.parent/'published.json') as tmp: tmp.write_text(json.dumps(ledger | {path.name:row}, indent=1) + '\n')
+    with locked(path.parent/'published.json'): # another process may add its own file now
+        ledger = _read_ledger(path.parent)
+        write_text(path.parent/'published.json', json.dumps(ledger | {path.name:row}, indent=1) + '\n')
     return row
 
 def _check_kind(
