@@ -218,12 +218,12 @@ def from_dict(cls:Config,
 # %% ../nbs/00_config.ipynb #n015
 @patch(cls_method=True)
 def preset(cls:Config,
-    name:str,    # One of `cls.presets`
+    which:str,   # One of `cls.presets`
     **overrides, # Settings that differ from the preset
 ) -> Config:
     "The preset of that name, with some settings replaced"
-    if name not in cls.presets: raise _unknown('preset', name, cls.presets, cls.__name__)
-    return cls.from_dict({**cls.presets[name], **overrides})
+    if which not in cls.presets: raise _unknown('preset', which, cls.presets, cls.__name__)
+    return cls.from_dict({**cls.presets[which], **overrides})
 
 # %% ../nbs/00_config.ipynb #n003
 @patch

@@ -7,7 +7,7 @@ __all__ = ['PolicyConfig', 'PolicyState', 'MemoryAttention', 'PolicyBlock', 'Val
            'Agent']
 
 # %% ../nbs/02_policy.ipynb #c002
-import math, re
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 import cv2
@@ -22,8 +22,7 @@ from .base.actions import ActionMap, N_BUTTONS, N_CAMERA
 from .base.video import resize_frames
 from .models.trunks import Linear, PATCH, TRUNKS, fan_in_, frames_to_float, linear, project
 from .models.losses import bc_loss
-from .models.vpt_names import VPT_BLOCKS, VPT_CNN, VPT_FIXED, VPT_GOAL
-from .models.vpt_names import check_fixed, config_from_model, official_name
+from .models.vpt_names import VPT_FIXED, VPT_GOAL, check_fixed, config_from_model, official_name, sizes_from_shapes
 
 # %% ../nbs/02_policy.ipynb #c005
 @dataclass(frozen=True)
@@ -327,37 +326,12 @@ def from_model(cls:PolicyConfig,
     return config_from_model(cls, path)
 
 # %% ../nbs/02_policy.ipynb #c049
-_TEMPERATURES = {1024: 1., 2048: 2., 3072: 3.} # hidsize of VPT 1x, 2x, 3x -> temperature in its .model file
-
-def _trunk_sizes(shapes):
-    "Settings of the image trunk, from the shapes of published tensors"
-    stages = _count(shapes, VPT_CNN + r'stacks\.(\d+)\.')
-    channels = tuple(shapes[f'{VPT_CNN}stacks.{i}.n.weight'][0] for i in range(max(1, stages)))
-    d_image, flat = shapes[VPT_CNN + 'dense.layer.weight']
-    side = math.isqrt(flat // channels[-1]) << stages
-    n_res = _count(shapes, VPT_CNN + r'stacks\.0\.blocks\.(\d+)\.')
-    return dict(image_size=(side, side), channels=channels, n_res=n_res, d_image=d_image)
-
-def _count(names, pattern): return len({m[1] for k in names if (m := re.match(pattern, k))})
-
-# %% ../nbs/02_policy.ipynb #m013
 @patch(cls_method=True)
 def from_tensors(cls:PolicyConfig,
     tensors:dict, # Published names, without prefix, to tensors
 ) -> PolicyConfig:
     "The settings of a published network, from the shapes of its tensors; temperature and chunk length as published"
-    shapes, block = {k: tuple(v.shape) for k, v in tensors.items()}, VPT_BLOCKS + '0.'
-    try:
-        trunk = _trunk_sizes(shapes)
-        n_rel, hidsize = shapes[block + 'r.orc_block.r_layer.weight']
-        n_basis, memory = shapes[block + 'r.orc_block.b_nd']
-        mlp_ratio = shapes[block + 'mlp0.layer.weight'][0] // hidsize
-    except KeyError as e:
-        raise ValueError(f"the weights lack {e}, from which the network's size is read: "
-            "give `model`, the .model file or a PolicyConfig") from None
-    d_goal = shapes.get(VPT_GOAL + 'weight', (0, 512))[1]
-    return cls(**trunk, hidsize=hidsize, n_layers=_count(shapes, VPT_BLOCKS + r'(\d+)\.'), n_heads=n_rel // n_basis,
-        memory=memory, mlp_ratio=mlp_ratio, d_goal=d_goal, temperature=_TEMPERATURES.get(hidsize, 2.))
+    return cls(**sizes_from_shapes({k: tuple(v.shape) for k, v in tensors.items()}))
 
 # %% ../nbs/02_policy.ipynb #c051
 @patch(cls_method=True)

@@ -1,14 +1,17 @@
-"What befalls a training run: kills at random moments, a full disk, damage, a stop button, several processes"
-import multiprocessing, os, random, signal, socket, subprocess, sys, time, warnings
+"Faults of a training run: kills at random moments, a full disk, damage, a stop button, several processes, two runs of one name"
+import multiprocessing, os, random, re, signal, socket, subprocess, sys, time, warnings
+from pathlib import Path
 import numpy as np, pytest, torch, yaml
 from steve1.config import data_dir, repo_root
 from steve1.base.checkpoints import load_tensors, read_meta
+from steve1.base.files import sole_writer
 from steve1.base.untrusted import safe_torch_load
 from steve1.episodes import EpisodeWriter
 from steve1.policy import Policy, PolicyConfig
 from steve1.data.sampling import make_sampling
-from steve1.train import TrainConfig, make_policy, train
-from steve1.training.runs import read_metrics
+from steve1.train import TrainConfig, Trainer, make_policy, train
+from steve1.training.launch import launch
+from steve1.training.runs import TrainingStopped, read_metrics
 torch.set_num_threads(1)
 
 TINY = TrainConfig.preset('tiny', log_every=3, ema=.9, augment=True, val_every=20*64, save_every=4*64)
@@ -98,6 +101,7 @@ def test_twenty_kills(fork):
     assert seen == sorted(seen) and seen[-1] > 10
     for name in ('killed','whole'): run(fork, cfg.replace(name=name, n_frames=(seen[-1]+10)*64))
     assert_same('killed', 'whole')
+    assert list(data_dir('runs', 'killed').glob('.tmp-*')) == [] # what killed writers left is cleared away
 
 def test_damaged_state(fork):
     "A newest state that is damaged costs the steps since the one before it and nothing else"
@@ -125,7 +129,7 @@ def test_stop_button(data):
     from jupyter_client.manager import start_new_kernel
     km, kc = start_new_kernel(kernel_name='python3', cwd=str(repo_root()/'nbs'))
     try:
-        cell = 'from steve1.train import *\nfrom steve1.training.launch import launch\nres = launch(TrainConfig.preset("tiny", n_frames={n}*64, save_every=10**6).replace(name="button"), procs=1)\nprint(res["frames"])'
+        cell = 'from steve1.train import TrainConfig\nfrom steve1.training.launch import launch\nres = launch(TrainConfig.preset("tiny", n_frames={n}*64, save_every=10**6).replace(name="button"), procs=1)\nprint(res["frames"])'
         asked = kc.execute(cell.format(n=10**6))
         end = time.monotonic()+60
         while not read_metrics('button') and time.monotonic() < end: time.sleep(.1)
@@ -136,6 +140,85 @@ def test_stop_button(data):
         step = safe_torch_load(data_dir('runs', 'button', 'state', 'main.pt'))['step']
         assert step >= read_metrics('button')[-1]['step'] > 0
     finally: kc.stop_channels(); km.shutdown_kernel(now=True)
+
+def test_two_runs_of_one_name(data):
+    "A run belongs to one process: a second training, or a launch, of the same name is refused and touches nothing"
+    cfg = TINY.replace(name='taken', n_frames=4*64)
+    train(cfg)
+    before = {p.name:p.stat().st_mtime_ns for p in data_dir('runs', 'taken').iterdir() if p.name != '.lock'}
+    def again(trainer):
+        if trainer.step == 1:
+            with pytest.raises(RuntimeError, match='another process is writing to .*taken2'): train(cfg.replace(name='taken2'))
+    train(cfg.replace(name='taken2'), again)
+    with sole_writer(data_dir('runs', 'taken')):
+        for f in (train, launch):
+            with pytest.raises(RuntimeError, match='another process is writing to .*taken'): f(cfg)
+    assert before == {p.name:p.stat().st_mtime_ns for p in data_dir('runs', 'taken').iterdir() if p.name != '.lock'}
+
+def test_stop_in_the_first_validation(data):
+    "Ctrl-C while a fine-tune judges where it starts from is one line, and the state is saved"
+    run_cfg = TINY.replace(name='origin', n_frames=2*64)
+    train(run_cfg)
+    cfg = run_cfg.replace(name='early', init='runs/origin/latest.safetensors')
+    class Interrupted(Trainer):
+        def validate(self, episodes=None):
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().validate(episodes)
+    with pytest.raises(TrainingStopped, match='at 0 of 128 frames; the state is saved'): Interrupted(cfg).fit()
+    assert train(cfg)['frames'] == 128
+
+def family(pid):
+    "A process and all that descend from it"
+    parents = {}
+    for p in Path('/proc').glob('[0-9]*'):
+        try: parents[int(p.name)] = int((p/'stat').read_text().rsplit(')', 1)[1].split()[1])
+        except OSError: pass
+    out = [pid]
+    for p in out: out += [c for c,parent in parents.items() if parent == p]
+    return out
+
+def listening(pids):
+    "Addresses, as hexadecimal digits, on which these processes listen"
+    inodes = set()
+    for p in pids:
+        for fd in Path(f'/proc/{p}/fd').glob('*'):
+            try: inodes |= set(re.findall(r'socket:.(\d+)', os.readlink(fd)))
+            except OSError: pass
+    rows = [l.split() for n in ('tcp','tcp6') for l in Path('/proc/net', n).read_text().splitlines()[1:]]
+    return [r[1] for r in rows if r[3] == '0A' and r[9] in inodes]
+
+@pytest.fixture(scope='module')
+def launched(data):
+    "A launch of two processes without end, in a process of its own"
+    code = ('from steve1.train import TrainConfig; from steve1.training.launch import launch; '
+        "launch(TrainConfig.preset('tiny', name='open', n_frames=10**9, save_every=10**9), procs=2)")
+    p = subprocess.Popen([sys.executable, '-c', code], env=dict(os.environ, STEVE1_DATA=str(data)), cwd=repo_root())
+    end = time.monotonic()+90
+    while not read_metrics('open') and time.monotonic() < end and p.poll() is None: time.sleep(.2)
+    assert read_metrics('open'), (data_dir('runs', 'open', 'launch.log').read_text())
+    yield p
+    for q in family(p.pid)[::-1] if p.poll() is None else []: os.kill(q, signal.SIGKILL)
+
+def test_a_launch_is_closed_to_the_network(launched):
+    "No process of a running launch listens on an address that other machines can reach"
+    pids = family(launched.pid)
+    assert len(pids) == 3
+    addresses = listening(pids)
+    assert addresses, 'the two processes exchange gradients over the loopback interface'
+    loopback = ('0100007F:', '00000000000000000000000001000000:', '0000000000000000FFFF00000100007F:')
+    assert all(a.startswith(loopback) for a in addresses), addresses
+
+def test_a_launch_ends_with_its_parent(launched):
+    "The kernel of a notebook is killed: its training saves its state and ends"
+    children = family(launched.pid)[1:]
+    launched.kill(); launched.wait()
+    end = time.monotonic()+60
+    alive = lambda: [c for c in children if Path(f'/proc/{c}').exists() and Path(f'/proc/{c}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z']
+    while alive() and time.monotonic() < end: time.sleep(.2)
+    assert alive() == []
+    assert safe_torch_load(data_dir('runs', 'open', 'state', 'main.pt'))['step'] > 0
+    said = [l for l in data_dir('runs', 'open', 'launch.log').read_text().splitlines() if 'stopped' in l]
+    assert len([l for l in said if l.startswith('steve1_train: ')]) == 1, said # one line, not one a process
 
 def ranks(fork, cfg, world=2):
     """The run in several processes, as torchrun would start them; started again if one dies of a signal.

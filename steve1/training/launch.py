@@ -13,6 +13,7 @@ import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from ..config import Config, data_dir, get_device, repo_root
+from ..base.files import sole_writer
 from .runs import StopRequest, TrainingStopped, n_cores
 
 # %% ../../nbs/training/launch.ipynb #n051
@@ -137,14 +138,16 @@ def launch(
 ) -> dict: # Final numbers, as `train`
     "Train in processes of their own on this machine; their output goes to launch.log in the run's folder"
     run,procs = data_dir('runs', cfg.name),procs or _n_procs(cfg)
-    run.mkdir(parents=True, exist_ok=True)
+    with sole_writer(run): pass # refused before anything of a run that goes on is touched
     (run/'launch.yaml').write_text(yaml.safe_dump(cfg.flat(), sort_keys=False))
     with tempfile.TemporaryDirectory(prefix='steve1-') as meeting, open(run/'launch.log', 'w') as out, StopRequest() as stop:
         processes = _start(run/'launch.yaml', procs, Path(meeting)/'store', out)
         _supervise(processes, watch, stop)
     lines = (run/'launch.log').read_text().splitlines()
     failed = any(p.returncode for p in processes)
-    if stop.asked and failed: raise TrainingStopped(next((l for l in reversed(lines) if l.startswith('stopped at')), 'stopped'))
+    if stop.asked and failed:
+        said = next((l for l in reversed(lines) if l.startswith('stopped at ')), 'stopped')
+        raise TrainingStopped(said.removeprefix('stopped '))
     if failed:
         raise RuntimeError(f'training run {cfg.name!r} failed, the whole log is in runs/{cfg.name}/launch.log:\n'
             + '\n'.join(_error_lines(lines)))
