@@ -21,9 +21,9 @@ class HubMixin:
 # %% ../../nbs/base/hub.ipynb #c009
 def _in_words(v):
     "A value of a record as text"
-    is_list = isinstance(v, (list, tuple))
-    if is_list and (len(v) > 8 or any(isinstance(x, (dict, list)) for x in v)): return f"{len(v)} values, in the file's header"
-    if is_list: return ', '.join(map(str, v))
+    if isinstance(v, (list, tuple)):
+        is_long = len(v) > 8 or any(isinstance(x, (dict, list)) for x in v)
+        return f"{len(v)} values, in the file's header" if is_long else ', '.join(map(str, v))
     return 'none' if v in (None, '') else f'{v:.4g}' if isinstance(v, float) else str(v)
 
 def _flat_rows(d, name=''):
@@ -44,7 +44,7 @@ def _licence(record, licence):
     "The licence's name for the hub, and the card's sentence on it"
     source, init = record.get('published', {}).get('file'), str((record.get('train') or {}).get('init') or '')
     if licence: return licence, f'`{licence}`'
-    if source: return 'other', f'The weights were published by others, as `{source}`, and come under the licence of that file.'
+    if source: return 'other', f'The weights were published by others, as `{source}`, under the licence of that file.'
     begun = f' The training began from `{init}`: what holds for that file holds for this one, too.' if init else ''
     return 'mit', 'MIT, as the code that made it.' + begun
 
@@ -67,7 +67,8 @@ _CARD = '''---
 
 {name}: {about}. {size:,} parameters.
 
-A part of [STEVE-1](https://arxiv.org/abs/2306.00937), text to keyboard and mouse in Minecraft, in the form of the Python package `steve1`.
+A part of [STEVE-1](https://arxiv.org/abs/2306.00937), text to keyboard and mouse in Minecraft,
+in the form of the Python package `steve1`.
 
 ```python
 from {module} import {name}
@@ -85,9 +86,10 @@ def model_card(
     from huggingface_hub import ModelCardData
     name, kind = type(model).__name__, model.kind
     licence, said = _licence(model.record, licence)
-    data = ModelCardData(license=licence, library_name='steve1', tags=['minecraft', 'steve-1', kind, 'arxiv:2306.00937'])
+    tags = ['minecraft', 'steve-1', kind, 'arxiv:2306.00937']
+    data = ModelCardData(license=licence, library_name='steve1', tags=tags).to_yaml().strip()
     module = type(model).__module__ if type(model).__module__.startswith('steve1.') else f'steve1.{kind}'
-    text = _CARD.format(data=data.to_yaml().strip(), title=repo.split('/')[-1] or name, name=name, about=type(model).__doc__,
+    text = _CARD.format(data=data, title=repo.split('/')[-1] or name, name=name, about=type(model).__doc__,
         size=sum(p.numel() for p in model.parameters()), module=module, kind=kind, source=repo or 'this folder')
     return '\n'.join([text, *_sections(model), '', '## Licence', '', said, ''])
 
@@ -112,7 +114,8 @@ def save_pretrained(self:HubMixin,
 def _said_by_kind(e, repo, file, revision):
     "What to do about an error that has a kind of its own; '' for others"
     from huggingface_hub import constants, errors
-    if isinstance(e, errors.GatedRepoError): return f'agree to its terms at {constants.ENDPOINT}/{repo}, and then `hf auth login`'
+    if isinstance(e, errors.GatedRepoError):
+        return f'agree to its terms at {constants.ENDPOINT}/{repo}, and then `hf auth login`'
     if isinstance(e, errors.RepositoryNotFoundError):
         return 'the hub has no such repository, or it is private: check the name, or `hf auth login`'
     if isinstance(e, errors.RevisionNotFoundError):
@@ -127,8 +130,8 @@ def _said_otherwise(e, repo, file, revision):
         get = f'`HF_HUB_OFFLINE=0 hf download {repo} {file}{pin}` fetches it'
         return f'it is not in the cache, and HF_HUB_OFFLINE forbids access to the hub: {get}'
     if isinstance(e, errors.LocalEntryNotFoundError):
-        reason = error_reason(e.__cause__ or e)
-        return f'it is not in the cache, and {constants.ENDPOINT} does not answer ({reason}): try again, or give a folder'
+        silent = f'{constants.ENDPOINT} does not answer ({error_reason(e.__cause__ or e)})'
+        return f'it is not in the cache, and {silent}: try again, or give a folder'
     if getattr(getattr(e, 'response', None), 'status_code', 0) in (401, 403):
         return 'this token may not do that: `hf auth login` with one that may write there'
     return error_reason(e)
@@ -148,8 +151,9 @@ def _listing(names):
     "What is there in place of a file that is missing, and how to use it"
     names = sorted(n for n in names if not n.startswith('.'))
     old = [n for n in names if n.endswith(('.weights', '.pt', '.pth', '.ckpt'))]
-    how = f': {old[0]} is a published file, `from_official` reads it, `steve1_convert` makes it one of ours' if old else ''
-    return f'it has {first_few(names) or "nothing"}{how}'
+    listing = f'it has {first_few(names) or "nothing"}'
+    if not old: return listing
+    return f'{listing}: {old[0]} is a published file, `from_official` reads it, `steve1_convert` makes it one of ours'
 
 def _hub_file(repo, file, revision):
     "A file of a repository in huggingface_hub's cache; fetched when it is new"
@@ -186,7 +190,8 @@ def from_pretrained(cls:HubMixin,
     if folder.is_dir(): path = _local_file(folder, file, revision)
     else:
         try: path = _hub_file(str(source), file, revision)
-        except DownloadError as e: raise DownloadError(f'{e} ({source} is no folder here, either)', e.permanent) from None
+        except DownloadError as e:
+            raise DownloadError(f'{e} ({source} is no folder here, either)', e.permanent) from None
     try: return cls.load(path, device)
     except ValueError as e: raise ValueError(f'{where}: {e}') from None
 
