@@ -56,8 +56,9 @@ _SHIPS = ('seeds.txt', 'episodes/sample', 'samplings/sample_train.txt', 'samplin
 def restore_hint(
     *parts:str, # A file or folder below the data root, as for `find_data`
 ) -> str: # A clause for an error message; '' if nothing ships under that name
-    "How to get back a missing file that ships with steve1"
-    path = data_dir(*parts)
+    "How to get back a file that ships with steve1 and is missing or damaged"
+    path, shipped = data_dir(*parts), _shipped_root().joinpath(*parts)
+    if path.is_file() and shipped.is_file() and path != shipped: return f'remove {path}: steve1 then uses the one that ships'
     root = next((r for r in (data_dir(), _shipped_root()) if path.is_relative_to(r)), None)
     name = path.relative_to(root).as_posix() if root else ''
     if not any(s == name or s.startswith(name + '/') or name.startswith(s + '/') for s in _SHIPS): return ''

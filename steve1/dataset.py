@@ -29,6 +29,7 @@ def _draw_goals(n, min_gap, max_gap, rng): # int64 (k,): the steps whose embeddi
     while n-goals[-1] >= min_gap: goals.append(goals[-1]+int(rng.integers(min_gap, max_gap)))
     return np.array(goals[:-1] + [n-1])
 
+# %% ../nbs/04_dataset.ipynb #s01
 def relabel(
     n:int,            # Steps of the episode
     min_gap:int=15,   # Least distance of two goals, in steps
@@ -64,12 +65,13 @@ class DataConfig(Config):
     start:int = 0          # First step that is used
     cut:Literal['random','shift'] = 'random' # Where chunks begin, see `chunk_starts`
     piece:int = 0          # Steps of a segment, after which the memory is emptied, as published; 0: whole episodes
-    goals:Literal['visit','chunk','span'] = 'visit' # Drawn once an episode pass, for each chunk, or ends of labelled spans
+    goals:Literal['visit','chunk','span'] = 'visit' # Drawn once an episode pass, once a chunk, or ends of labelled spans
     augment:bool|Literal['mild','colour','vpt'] = False # Random changes of the pictures; True: mild
     grey:float = 0.        # Share of episode passes in grey, 0 to 1
     all_steps:bool = False # Count masked steps, too, where recorded (for a model that labels)
     seed:int = 0           # Of order, goals, drops and augmentation; in training of new weights, too
-    presets:ClassVar[dict] = {'mini':{}, '2x':dict(T=640, max_gap=200, start=15, cut='shift'), 'tiny':dict(T=16, max_gap=40),
+    presets:ClassVar[dict] = {'mini':{}, 'tiny':dict(T=16, max_gap=40),
+        '2x':dict(T=640, max_gap=200, start=15, cut='shift'),
         'published':dict(T=64, piece=640, max_gap=200, start=15, cut='shift')}
 
     @property
@@ -103,6 +105,7 @@ def _n_chunks(n, cfg):
     room = cfg.piece or n-cfg.start
     return room//cfg.T if cfg.cut == 'random' else -(-room//cfg.T)
 
+# %% ../nbs/04_dataset.ipynb #s02
 def chunk_starts(
     n:int,          # Steps of the episode
     cfg:DataConfig, # Uses T, start, cut and piece
@@ -123,9 +126,11 @@ def joint_actions(
 ) -> tuple: # buttons (n,) in 0..8640, camera (n,) in 0..120, both int64
     "The actions of an episode as two integers a step"
     if len(ep.actions) != ep.n:
-        raise EpisodeError(f"{ep.path}: {len(ep.actions)} actions but {ep.n} steps; remove the folder and make the episode again")
+        raise EpisodeError(f"{ep.path}: {len(ep.actions)} actions but {ep.n} steps; "
+            'remove the folder and make the episode again')
     return _action_map.to_joint(ep.actions)
 
+# %% ../nbs/04_dataset.ipynb #s03
 def action_counts(
     episodes:list, # Folders
     limit:int=200, # Episodes to read at most, evenly spread
@@ -140,13 +145,15 @@ def action_counts(
 def _goal_table(ep, goal_idx): # embeddings of the distinct goals float32 (k,d), which of them each step has int64 (n,)
     "The distinct rows of the episode's embeddings that are goals; they must be finite"
     again = '`embed_episode(path, clip)` makes it anew'
-    if len(ep.embeds) != ep.n: raise EpisodeError(f"{ep.path}/embeds.npy: {len(ep.embeds)} rows for {ep.n} steps; {again}")
+    if len(ep.embeds) != ep.n:
+        raise EpisodeError(f"{ep.path}/embeds.npy: {len(ep.embeds)} rows for {ep.n} steps; {again}")
     rows, where = np.unique(goal_idx, return_inverse=True)
     z = np.asarray(ep.embeds)[rows].astype(np.float32)
     bad = ~np.isfinite(z).all(1)
     if bad.any(): raise EpisodeError(f"{ep.path}/embeds.npy: row {rows[bad][0]} is not finite; {again}")
     return z, where
 
+# %% ../nbs/04_dataset.ipynb #s04
 def goal_rows(
     ep:Episode, # With embeddings
     goal_idx,   # int64 (n,): the step whose embedding is wanted
@@ -190,6 +197,7 @@ def goal_steps(self:EpisodePass,
         idx = relabel(self.ep.n, cfg.min_gap, cfg.max_gap, rng, cfg.goal_lag)
     return idx[a:a+cfg.T]
 
+# %% ../nbs/04_dataset.ipynb #s05
 @patch
 def goal_embeds(self:EpisodePass,
     c:int, # Number of the chunk
@@ -232,7 +240,9 @@ class _LaneSchedule:
     def episode(self, number):
         "(epoch, index of the episode) of the pass of that number"
         epoch, i = divmod(int(number), len(self.counts))
-        if epoch not in self.orders: self.orders[epoch] = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.counts))
+        if epoch not in self.orders:
+            rng = np.random.default_rng([self.seed, 1, epoch])
+            self.orders[epoch] = rng.permutation(len(self.counts))
         return epoch, int(self.orders[epoch][i])
 
     def _count(self, number): return self.counts[self.episode(number)[1]]
@@ -257,7 +267,8 @@ def at(self:_LaneSchedule,
     return self.number.copy(), self.chunk.copy()
 
 # %% ../nbs/04_dataset.ipynb #n111
-_LanePosition = namedtuple('_LanePosition', 'path key chunk segment', defaults=(0,)) # folder, seed of the pass, its chunk, its segment
+# folder of the episode, seed of the pass, its chunk, its segment
+_LanePosition = namedtuple('_LanePosition', 'path key chunk segment', defaults=(0,))
 
 def _usable(episodes, cfg):
     "The episodes that are long enough, and the paths of those that are not"
@@ -265,8 +276,10 @@ def _usable(episodes, cfg):
     known = [opened[p] for p in episodes]
     ok = [e for e in known if e.n >= cfg.shortest]
     if not ok:
-        raise ValueError(f"none of {len(known)} episodes has {cfg.shortest} steps, which T={cfg.T} and min_gap={cfg.min_gap} need")
-    if len(sizes := {e.size for e in ok}) > 1: raise ValueError(f"episodes of different frame sizes in one run: {sorted(sizes)}")
+        raise ValueError(f"none of {len(known)} episodes has {cfg.shortest} steps, "
+            f"which T={cfg.T} and min_gap={cfg.min_gap} need")
+    sizes = {e.size for e in ok}
+    if len(sizes) > 1: raise ValueError(f"episodes of different frame sizes in one run: {sorted(sizes)}")
     return ok, [e.path for e in known if e.n < cfg.shortest]
 
 # %% ../nbs/04_dataset.ipynb #c035
@@ -283,7 +296,8 @@ class ChunkStream:
         if batch % world_size: raise ValueError(f"{batch} lanes cannot be divided over {world_size} processes")
         ok, self.skipped = _usable(episodes, cfg)
         self.cfg, self.paths, self.size, self.rank = cfg, [e.path for e in ok], ok[0].size, rank
-        self.units = [(i,k) for i,e in enumerate(ok) for k in range(_n_segments(e.n, cfg))] # an episode, or a segment of one
+        # an episode, or a segment of one
+        self.units = [(i,k) for i,e in enumerate(ok) for k in range(_n_segments(e.n, cfg))]
         self.read_goals = cfg.p_uncond < 1 or d_goal is None
         self.d_goal = ok[0].embeds.shape[1] if self.read_goals else d_goal
         counts = [_n_chunks(ok[i].n, cfg) for i,_ in self.units]
@@ -309,6 +323,7 @@ def positions(self:ChunkStream,
         out.append(_LanePosition(self.paths[e], (self.cfg.seed, 3, epoch, u), int(c), segment))
     return out
 
+# %% ../nbs/04_dataset.ipynb #s06
 @patch
 def _pass(self:ChunkStream, lane, at):
     "The episode pass that a lane has open, or a new one"
@@ -335,7 +350,7 @@ def _empty_batch(self:ChunkStream, b):
 def batch(self:ChunkStream,
     i:int, # Training step
     lanes:slice=slice(None), # Lanes of this process to read
-) -> dict: # img uint8 (b,T,h,w,3), goal float32 (b,T,d), first, loss_mask bool (b,T), buttons, camera int64 (b,T), episode: list of folders
+) -> dict: # img uint8 (b,T,h,w,3), goal float32 (b,T,d), rest (b,T): first, loss_mask, buttons, camera; episode: folders
     "The batch of training step i"
     at = self.positions(i)[lanes]
     out = self._empty_batch(len(at))
@@ -357,17 +372,19 @@ def batches(self:ChunkStream,
     steps, w = count(start) if stop is None else range(start, stop), min(workers, self.b)
     if not workers: return (self.batch(i) for i in steps)
     own = torch.Generator() # the loader seeds its workers; that must not advance the run's generator
-    parts = ((i, slice(k, None, w)) for i in steps for k in range(w)) # handed out in turn: worker k has the lanes k, k+w, ...
+    parts = ((i, slice(k, None, w)) for i in steps for k in range(w)) # in turn: worker k has the lanes k, k+w, ...
     loader = torch.utils.data.DataLoader(self, batch_size=None, sampler=parts, num_workers=w, generator=own)
     return self._joined(iter(loader), w)
 
+# %% ../nbs/04_dataset.ipynb #s07
 @patch
 def _joined(self:ChunkStream, parts, w):
     "Whole batches from the workers' parts"
     while some := list(islice(parts, w)):
         if w == 1: yield some[0]; continue
         shapes = {k:(self.b,*v.shape[1:]) for k,v in some[0].items() if k != 'episode'}
-        out = {k:_room(s) if k == 'img' else some[0][k].new_empty(s) for k,s in shapes.items()} | dict(episode=[None]*self.b)
+        out = {k:_room(s) if k == 'img' else some[0][k].new_empty(s) for k,s in shapes.items()}
+        out['episode'] = [None]*self.b
         for j,part in enumerate(some):
             for k,v in part.items(): out[k][j::w] = v
         yield out
@@ -429,7 +446,8 @@ def _draw_rows(v, ax, hue):
     "Labels, the goal of each step, and what the policy is conditioned on"
     change = _edges(v.goal_idx)
     _bars(ax, 1, change, [hue[v.goal_idx[a]] for a in change[:-1]])
-    for a,b in zip(change, change[1:]): ax.text((a+b)/2, 1, f'$z_{{{v.goal_idx[a]}}}$', ha='center', va='center', fontsize=8)
+    for a,b in zip(change, change[1:]):
+        ax.text((a+b)/2, 1, f'$z_{{{v.goal_idx[a]}}}$', ha='center', va='center', fontsize=8)
     for c in range(len(v.starts)): _draw_condition(v, c, ax, hue)
     for s in v.ep.spans:
         ax.barh(2, s.stop-s.start, left=s.start, height=.8, color='.9', edgecolor='w')
@@ -455,7 +473,8 @@ def plot_pass(
             ax.imshow(v.ep.frames(t, t+1)[0], extent=(mid-half, mid+half, 0, 1), interpolation='nearest')
             ax.text(mid, -.04, f'{word} {t}', ha='center', va='top', fontsize=7)
             if word == 'goal':
-                fig.add_artist(ConnectionPatch((t,-.45), (mid,1), 'data', 'data', axesA=axs[1], axesB=ax, color=hue[t], lw=1.2))
+                line = ConnectionPatch((t,-.45), (mid,1), 'data', 'data', axesA=axs[1], axesB=ax, color=hue[t], lw=1.2)
+                fig.add_artist(line)
         ax.set(ylim=(-.16,1), xlim=(0,N), aspect='auto'); ax.axis('off')
     _draw_rows(v, axs[1], hue)
     return fig

@@ -147,6 +147,8 @@ def _finish(self:EpisodeWriter):
     "Write the facts"
     if not self.n: raise ValueError(f"nothing was recorded for {self.path}")
     names = [f for f in ('frames.mp4','actions.npy','embeds.npy') if (self.dir/f).is_file()]
+    if not {'frames.mp4','actions.npy'} <= set(names):
+        raise FileNotFoundError(f"{self.path} was cleared away while it was written, by a newer process: record it again")
     facts = dict(format=_FORMAT, n=self.n, fps=self.fps, size=list(self.size), **self.meta)
     write_meta(self.dir, facts | dict(files={f:sha256(self.dir/f) for f in names}))
 

@@ -29,7 +29,8 @@ class PriorConfig(Config):
     d: int = 512      # Width of texts and goals
     hidden: int = 512 # Width of the two hidden layers
     latent: int = 512 # Width of the draw z
-    presets: ClassVar[dict] = {'2x': {}, 'mini': dict(d=128, hidden=256, latent=32), 'tiny': dict(d=16, hidden=32, latent=4)}
+    presets: ClassVar[dict] = {'2x': {}, 'mini': dict(d=128, hidden=256, latent=32),
+        'tiny': dict(d=16, hidden=32, latent=4)}
 
 def _mlp(d_in, hidden, d_out): # (b,d_in) -> (b,d_out)
     "Two hidden layers, each normalised before its ReLU"
@@ -104,11 +105,13 @@ class Pairs:
         joined = (torch.cat([getattr(x, k) for x in (self, other)]) for k in ('text','goal','task'))
         return Pairs(*joined, self.names, self.phrases + other.phrases)
 
+# %% ../nbs/06_prior.ipynb #s01
 def _pair_up(goal, task, names, phrases, clip):
     "Embed the texts (phrases, n) of windows (goal, (n,d)), whose tasks are indices into names"
     goal = torch.as_tensor(goal)
     if goal.shape[1] != clip.d:
-        raise ValueError(f'the episodes have embeddings of width {goal.shape[1]}, this MineCLIP has {clip.d}: embed them again')
+        raise ValueError(f'the episodes have embeddings of width {goal.shape[1]}, '
+            f'this MineCLIP has {clip.d}: embed them again')
     if goal.isnan().any(): raise ValueError('an event lies in the first 15 steps of its episode, where no embedding is')
     unique = sorted(set(phrases)); row = {p:i for i,p in enumerate(unique)}
     text = clip.embed_text(unique).cpu()[[row[p] for p in phrases]]
@@ -150,6 +153,7 @@ class SpanEvents:
 # %% ../nbs/06_prior.ipynb #c021
 def _unit(x): return F.normalize(torch.as_tensor(x, dtype=torch.float32), dim=-1)
 
+# %% ../nbs/06_prior.ipynb #s02
 @torch.no_grad()
 def find_pairs(
     episodes,         # With `.embeds` (n,d); labels are not used
@@ -182,6 +186,7 @@ def _read_pairs(path):
     if text.shape != goal.shape: raise ValueError(f"{path}: {text.shape} texts and {goal.shape} goals are no pairs")
     return text, goal
 
+# %% ../nbs/06_prior.ipynb #s03
 def load_pairs(
     path,          # `data.pkl` of the published code
     n_val:int=200, # Pairs held back
@@ -211,13 +216,14 @@ class PriorTrainConfig(Config):
     patience: int = 0           # Validations in a row without a new best before it ends early; 0: never
     device: str = 'auto'        # 'auto', 'cpu', 'cuda', 'mps'
     seed: int = 0               # Of weights, batches and draws
-    presets: ClassVar[dict] = {'mini': {}, '2x': dict(lr=1e-4), 'tiny': dict(steps=400, batch=64, lr=3e-3, val_every=50, device='cpu')}
+    presets: ClassVar[dict] = {'mini': {}, '2x': dict(lr=1e-4),
+        'tiny': dict(steps=400, batch=64, lr=3e-3, val_every=50, device='cpu')}
     def check(self):
         if self.noise <= 0: raise ValueError(f'noise {self.noise} is not above 0')
 
 # %% ../nbs/06_prior.ipynb #n307
 @torch.no_grad()
-def _validate(prior, pairs, beta, batch, seed=0): # loss, kl (nats), kl_dims, recon, cosine of the deterministic prior with the goal
+def _validate(prior, pairs, beta, batch, seed=0): # loss, kl (nats), kl_dims, recon, cosine of z=0 with the goal
     "The bound on held-out pairs, at the scale of the training loss (`beta` for `batch` pairs)"
     text,goal = (x.to(next(prior.parameters()).device) for x in (pairs.text, pairs.goal))
     eps = torch.randn(len(text), prior.cfg.latent, generator=torch.Generator().manual_seed(seed)).to(text)
@@ -250,7 +256,8 @@ def train_prior(
     for step,loss in fit(prior, _batches(train, cfg, rng, dev), lambda batch: cvae_loss(prior, *batch, beta)[0], opt):
         cosine.step(); total += loss
         if step % cfg.val_every and step != cfg.steps: continue
-        history.append(dict(step=step, train=total/((step-1) % cfg.val_every + 1), **_validate(prior, val, beta, cfg.batch))); total = 0.
+        train_loss,total = total/((step-1) % cfg.val_every + 1),0.
+        history.append(dict(step=step, train=train_loss, **_validate(prior, val, beta, cfg.batch)))
         if log: log(history[-1])
         if best is None or history[-1]['loss'] < best['loss']:
             best,state = history[-1],{k:v.clone() for k,v in prior.state_dict().items()}
@@ -313,5 +320,6 @@ def from_official(cls:Prior,
     state = {k:torch.as_tensor(v) for k,v in read_official(weights, 'prior').items()}
     name = 'weights' if isinstance(weights, dict) else str(weights)
     try: (hidden,_),(d,_),(latent2,_) = (state[f'{k}.weight'].shape for k in ('encoder.0','decoder.6','encoder.6'))
-    except (KeyError, ValueError) as e: raise ValueError(f"{name} is no prior: its width cannot be read ({e})") from None
+    except (KeyError, ValueError) as e:
+        raise ValueError(f"{name} is no prior: its width cannot be read ({e})") from None
     return load_strict(cls(PriorConfig(d, hidden, latent2//2)), state, name).to(get_device(str(device))).eval()

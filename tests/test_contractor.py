@@ -205,3 +205,35 @@ def test_embeddings_are_of_the_recording(site, tmp_path):
     want = np.concatenate(list(embed_segments([frames], Mean())))
     np.testing.assert_allclose(ep.embeds[15:], want[15:], atol=.1) and np.isnan(ep.embeds[:15]).all()
     assert is_embedded(tmp_path/'e', Mean())
+
+WRITER = "import sys; from steve1.data.collect import Ledger\nfor i in range(40): Ledger(sys.argv[1]).add(f'{sys.argv[2]}-{i}', 'network', 'x'*500)"
+def test_a_ledger_with_eight_writers(tmp_path):
+    "Every event of every process is there, and every line is whole"
+    env = dict(os.environ, PYTHONPATH=str(repo_root()), OMP_NUM_THREADS='1')
+    for p in [subprocess.Popen([sys.executable, '-c', WRITER, str(tmp_path/'ledger.jsonl'), str(k)], env=env) for k in range(8)]: assert p.wait(120) == 0
+    lines = (tmp_path/'ledger.jsonl').read_text().splitlines()
+    assert len([json.loads(l) for l in lines]) == 320 and len(Ledger(tmp_path/'ledger.jsonl').last) == 320
+
+def test_a_ledger_is_no_way_out(tmp_path):
+    "A link in place of a ledger is not followed"
+    (tmp_path/'other').write_text('mine'); (tmp_path/'ledger.jsonl').symlink_to(tmp_path/'other')
+    with pytest.raises(OSError, match='symbolic link'): Ledger(tmp_path/'ledger.jsonl').add('a', 'broken')
+    assert (tmp_path/'other').read_text() == 'mine'
+
+ODD = ['..', '.', '~', '_', '_..', '__', '-', ' ', 'a', 'a.mp4', '8.0', '8.0_', '..mp4', '.mp4', 'x.mp4.mp4', '%2e%2e', '..\\x', 'con', 'a\nb', 'a\x7fb', 'a:b', '．．', 'ledger.jsonl', 'unversioned', 'index']
+def test_names_of_an_index_stay_inside(tmp_path):
+    "Whatever an index calls its recordings, raw files and episodes lie below their folders, or the name is refused; none shares a file with another"
+    rng, raw, data, taken = random.Random(0), tmp_path/'raw', tmp_path/'data', 0
+    for _ in range(3000):
+        paths = ['/'.join(rng.choice(ODD) for _ in range(rng.randint(1, 3))) for _ in range(2)]
+        try: entries = RecordingIndex('https://host/', paths).recordings
+        except ValueError: continue
+        taken += 1
+        for e in entries:
+            files = [e.raw_path(raw, x) for x in ('.mp4','.jsonl')]
+            for p,folder in ((files[0], raw), (files[1], raw), (data/e.name, data)):
+                p = Path(os.path.normpath(p)); assert p.is_relative_to(folder) and p != folder and p.name not in ('ledger.jsonl',) or p.parent != data, (paths, p)
+        assert len({e.name for e in entries}) == len({e.raw_path(raw, '.mp4') for e in entries}) == len(entries), paths
+    assert taken > 500
+    for base in ('file:///etc', '/etc', 'ftp://host'):
+        with pytest.raises(ValueError, match='must be an address'): RecordingIndex(base, ['a'])

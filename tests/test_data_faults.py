@@ -56,6 +56,35 @@ def test_killed_generation_resumes(tmp_path, env, monkeypatch):
     for a,b in zip(list_episodes(folder), list_episodes(tmp_path/'whole')): assert validate_episode(a).meta == validate_episode(b).meta
     assert not list(folder.glob('.tmp-*'))
 
+@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='needs /proc to find the worker')
+def test_a_worker_ends_with_its_leader(tmp_path, env):
+    "A killed generation leaves no worker behind that writes on"
+    (tmp_path/'slow_player.py').write_text(PLAYER.replace('sleep(.05)', 'sleep(60)'))
+    p, workers, end = start(tmp_path, env, tmp_path/'d'), [], time.monotonic()+30
+    while not workers and time.monotonic() < end:
+        time.sleep(.1)
+        children = Path(f'/proc/{p.pid}/task/{p.pid}/children').read_text().split()
+        workers = [int(c) for c in children if b'spawn_main' in Path(f'/proc/{c}/cmdline').read_bytes()]
+    time.sleep(2)                                                     # the worker is in the middle of its job
+    p.send_signal(signal.SIGKILL); p.wait()
+    def runs(pid):
+        try: return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] not in 'ZX'
+        except OSError: return False
+    end = time.monotonic()+10
+    while any(map(runs, workers)) and time.monotonic() < end: time.sleep(.05)
+    assert workers and not any(map(runs, workers))
+
+def test_what_is_cleared_cannot_appear(tmp_path, monkeypatch):
+    "A writer that is cleared away under way cannot make its episode visible, however far the clearing has come"
+    from steve1.base import files
+    seen, remove = [], files._remove
+    monkeypatch.setattr(files, '_remove', lambda p: (seen.append(writer.dir.exists()), remove(p)))
+    with pytest.raises(OSError):
+        with EpisodeWriter(tmp_path/'d'/'a', (32,32)) as writer:
+            writer.add_many(np.zeros((20,32,32,3), np.uint8), dict(jump=np.zeros(20, int)))
+            with files.sole_writer(tmp_path/'d'): pass
+    assert seen[0] is False and not (tmp_path/'d'/'a').exists()
+
 def test_killed_worker_costs_one_episode(tmp_path, env):
     "A worker process that is killed takes down its episode alone"
     folder = tmp_path/'d'
@@ -228,3 +257,47 @@ def test_fault_in_a_worker_is_named(tmp_path):
     record(tmp_path/'bad')
     (tmp_path/'bad'/'frames.mp4').write_bytes(b'')
     with pytest.raises(EpisodeError, match='bad.frames.mp4'): next(iter(ChunkStream([tmp_path/'bad'], CFG, batch=2).batches(workers=2)))
+
+# --- places that are only read
+
+READ_ONLY = '''
+import os, sys
+from pathlib import Path
+import numpy as np
+from steve1.dataset import ChunkStream, DataConfig
+from steve1.episodes import Episode, find_episodes, list_episodes, validate_episode
+from steve1.data.embed import is_embedded
+from steve1.data.foreign import index_folder
+from steve1.data.inspect import episode_cli
+from steve1.data.sampling import make_sampling
+folder, frozen = Path(sys.argv[1]), [os.path.abspath(p) for p in sys.argv[1:]]
+def refuse(event, args):
+    "A file system that is mounted read-only, for everything below the frozen folders"
+    writes = event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY|os.O_RDWR|os.O_CREAT)
+    if not writes and event not in ('os.mkdir', 'os.rename', 'os.remove', 'os.rmdir', 'os.link', 'os.symlink'): return
+    for p in args[:2]:
+        if isinstance(p, (str, bytes, os.PathLike)) and any(os.path.abspath(os.fsdecode(p)).startswith(f) for f in frozen):
+            raise OSError(30, 'Read-only file system', os.fsdecode(p))
+sys.addaudithook(refuse)
+paths = list_episodes(folder)
+for p in paths:
+    ep = validate_episode(p)
+    ep.frames(0, 4), ep.actions, ep.embeds, ep.loss_mask, ep.spans, is_embedded(p, 'x')
+stream = ChunkStream(paths, DataConfig(T=16, max_gap=30), batch=2)
+for i in range(3): stream.batch(i)
+episode_cli(['validate', str(folder)]); episode_cli(['info', str(folder)])
+assert len(index_folder(folder)) == len(paths)
+if len(sys.argv) == 2: make_sampling('frozen', [str(folder)])
+'''
+
+@pytest.mark.parametrize('root_too', [False, True])
+def test_a_read_only_dataset_can_be_read(tmp_path, env, root_too):
+    "Listing, checking, sampling and training write nothing into the dataset; without a writable cache it goes on from memory"
+    for n in 'ab':
+        with EpisodeWriter(tmp_path/'e'/n, (128,128)) as w:
+            w.add_many(np.zeros((80,128,128,3), np.uint8), dict(jump=np.ones(80, int)))
+            e = np.zeros((80,512), np.float16); e[:15] = np.nan; w.add_embeds(e, 'x')
+    shutil.copytree(PUBLISHED, tmp_path/'e'/'c')
+    frozen = [str(tmp_path/'e')] + [os.environ['STEVE1_DATA']]*root_too
+    r = subprocess.run([sys.executable, '-c', READ_ONLY, *frozen], env=env, capture_output=True, text=True)
+    assert r.returncode == 0 and '3 episodes, 0 faulty' in r.stdout, r.stdout+r.stderr[-1500:]

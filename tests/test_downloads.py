@@ -242,8 +242,8 @@ def test_links(tmp_path, name):
     assert (tmp_path/'secret').read_text() == 'precious'
 
 def _note_download(path):
-    from steve1.models.published import _write_down
-    _write_down(path, 'http://x')
+    from steve1.models.published import _write_ledger
+    _write_ledger(path, 'http://x')
 
 def test_ledger_written_by_eight(tmp_path):
     "Eight processes add a file each to one ledger: all eight stand in it"
@@ -277,7 +277,8 @@ def test_command(tmp_path):
 def test_command_without_a_network(capsys):
     "What the command says by itself"
     from steve1.models.published import download_cli
-    with pytest.raises(SystemExit, match="'steve3.weights' is no published file"): download_cli(['steve3.weights'])
-    download_cli([], list=True); download_cli(['idm'], dry_run=True, mirror='http://127.0.0.1:1/')
+    with pytest.raises(SystemExit): download_cli(['steve3.weights'])
+    assert "steve1_download: 'steve3.weights' is no published file" in capsys.readouterr().err
+    download_cli(['--list']); download_cli(['idm', '--dry_run', '--mirror', 'http://127.0.0.1:1/'])
     said = capsys.readouterr().out
     assert 'attn.pth' in said and 'http://127.0.0.1:1/4x_idm.model ->' in said

@@ -147,6 +147,62 @@ def test_a_mistake_is_never_retried():
     with pytest.raises(TypeError, match='colour'): Supervised(make_vec('blockworld', colour='red', **kw), [dict(seed=1)]).reset()
     with pytest.raises(ValueError, match='no episodes'): Supervised(several(faulty, 1), [])
 
+# --- replies that make no sense
+
+PLACE = dict(xpos=0., ypos=64., zpos=0., pitch=0., yaw=0.)
+OBS = dict(inventory=dict(dirt=1), location_stats=PLACE, isGuiOpen=False)
+GOOD = dict(obs=OBS, frame=[64,64,3], info=dict(broken='', placed='', in_water=False, eye_in_water=False))
+def reply(**changes): return json.dumps({**GOOD, **changes})+'\n'
+def obs(**changes): return reply(obs={**OBS, **changes})
+
+GARBAGE = dict(
+    noise='\xff\xfe rubbish\n', cut='{"obs": {"inve\n', empty='\n', nothing='null\n', list='[1, 2]\n', text='"KeyboardInterrupt"\n',
+    deep='['*200_000+'\n', digits='1'*6000+'\n', no_frame=json.dumps(dict(obs=OBS, info=GOOD['info']))+'\n',
+    large_frame=reply(frame=[4000,4000,3]), huge_frame=reply(frame=[10**9,10**9,3]), negative_frame=reply(frame=[-64,-64,3]),
+    odd_frame=reply(frame=[64,64,4]), float_frame=reply(frame=[64.,64.,3]), text_frame=reply(frame='64x64'), flat_frame=reply(frame=[64*64*3]),
+    obs_list=reply(obs=[]), no_place=obs(location_stats={}), place_list=obs(location_stats=[1,2]), nan=obs(location_stats={**PLACE, 'yaw':float('nan')}),
+    infinite=obs(location_stats={**PLACE, 'xpos':float('inf')}), text_place=obs(location_stats={**PLACE, 'pitch':'down'}),
+    negative_items=obs(inventory=dict(dirt=-1)), half_item=obs(inventory=dict(dirt=.5)), items_list=obs(inventory=['dirt']), gui=obs(isGuiOpen='yes'),
+    no_info=reply(info=None), info_list=reply(info=[]), broken=reply(info={**GOOD['info'], 'broken':3}), water=reply(info={**GOOD['info'], 'in_water':'no'}),
+    interrupt='{"error": "KeyboardInterrupt", "text": "stop"}\n', exit='{"error": "SystemExit", "text": "0"}\n', builtin='{"error": "print", "text": "0"}\n',
+    dunder='{"error": "__import__", "text": "os"}\n', error_list='{"error": ["ValueError"], "text": "x"}\n', no_text='{"error": "ValueError"}\n',
+    twice=reply()*2, failed_list='{"failed": [1]}\n')
+
+@linux
+@pytest.mark.parametrize('what', GARBAGE)
+def test_garbage_is_a_failure_of_that_world(what):
+    "Whatever a game's process says, its episode fails with a cause, no error of ours is raised, and the next reset brings a new world"
+    with faulty(fault='say', say=GARBAGE[what], at=2, only=[1]) as env:
+        env.reset(seed=1); env.step({})
+        with pytest.raises(EnvFailed) as e: env.step({}); env.step({})
+        assert e.value.cause == 'crash' and len(str(e.value)) < 3000
+        assert env.pid is None
+        assert env.reset(seed=2)['pov'].shape == (64,64,3)
+        for _ in range(3): env.step({})
+
+@linux
+@pytest.mark.parametrize('fault', ['flood', 'cut'])
+def test_a_line_without_end_and_a_picture_cut_short(fault):
+    "Neither fills our memory nor kills us"
+    with faulty(fault=fault, at=2, only=[1]) as env:
+        env.reset(seed=1); env.step({})
+        with pytest.raises(EnvFailed): env.step({}); env.step({})
+        assert env.reset(seed=2)['pov'].shape == (64,64,3)
+
+@linux
+def test_a_run_goes_on_beside_garbage():
+    "Episodes of a game that talks nonsense fail with their cause, are replaced, and cost the others nothing"
+    make = lambda: faulty(fault='say', say=GARBAGE['interrupt'], at=2, only=[1,3])
+    with Supervised(several(make, 2), [dict(seed=s) for s in range(6)], spare=[10,11]) as w:
+        w.reset()
+        while w.playing:
+            playing = list(w.playing)
+            lost = w.step(jump(2))[2]
+            for i in playing:
+                if not lost[i] and w.playing[i].steps == 5: w.end(i)
+    assert sorted(o.seed for o in w.outcomes if o.ok) == [0,2,4,5,10,11]
+    assert all('unknown kind' in o.detail and o.cause == 'crash' for o in w.outcomes if not o.ok)
+
 # --- other interpreters
 
 def interpreters():
@@ -245,3 +301,19 @@ def test_adapter_against_the_real_specification(package, name, tmp_path):
     env = dict(os.environ, MINESTUDIO_DIR=str(tmp_path))
     r = subprocess.run([python, '-c', SPEC, str(repo_root()), str(repo_root()/'steve1'), package, name], input=json.dumps({k:0 for k in KEYS}), env=env, capture_output=True, text=True)
     assert r.returncode == 0 and 'as specified' in r.stdout, r.stderr[-2000:]
+
+@linux
+def test_ctrl_c_ends_a_rollout_in_one_line(tmp_path):
+    "An interrupted run says so in one line, with the shell's exit status, and leaves no half-written film"
+    code = "from steve1.rollout import rollout_cli; rollout_cli()"
+    words = ['dig a hole', '--n_steps', '100000', '--height', '90', '--name', 'stopped']
+    env = dict(os.environ, STEVE1_DATA=str(tmp_path), OMP_NUM_THREADS='1')
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder, until = tmp_path/'runs'/'stopped', time.monotonic()+90
+    while not list(folder.glob('.tmp-*.mp4')) and p.poll() is None and time.monotonic() < until: time.sleep(.05)
+    time.sleep(.5)
+    p.send_signal(signal.SIGINT)
+    _, said = p.communicate(timeout=60)
+    if 'make mini' in said: pytest.skip('no weights to play with')
+    assert (p.returncode, said.strip().splitlines()) == (130, ['steve1_rollout: stopped'])
+    assert [f.name for f in folder.iterdir() if f.name != '.lock'] == []

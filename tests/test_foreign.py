@@ -225,3 +225,58 @@ def test_commands(tmp_path):
     put(folder/'00001'/'actions.pkl', b'')
     p = command(tmp_path, 'index', folder, '--dry_run')
     assert p.returncode == 1 and '00001: actions.pkl is empty' in p.stdout and not index_path(folder).exists()
+
+READERS = """
+import sys
+from steve1.data.foreign import index_folder
+from steve1.data.sampling import read_sampling, sampling_summary
+index = index_folder(sys.argv[1])
+print(len(index.whole), [len(x) for x in read_sampling('mine')], len(sampling_summary(read_sampling('mine')[0])))
+"""
+def test_a_read_only_data_folder(tmp_path):
+    "Reading works where nothing can be written; writing ends in one line that names the place"
+    drop = ['setpriv', '--bounding-set=-dac_override,-dac_read_search'] if os.geteuid() == 0 else [] # root may write anywhere, until it may not
+    if drop and not shutil.which('setpriv'): pytest.skip('root, and no setpriv to give its rights up')
+    folder, data = fill(tmp_path/'few', 4), tmp_path/'data'
+    make_sampling('mine', str(folder), val_share=.3)
+    index_folder(folder, save=False)
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(repo_root()), STEVE1_DATA=str(data))
+    run = lambda code, *args: subprocess.run([*drop, sys.executable, '-c', code, *map(str, args)], env=env, capture_output=True, text=True, timeout=60)
+    cli = "import sys; from steve1.data.{0} import {1}_cli; {1}_cli(sys.argv[1:])".format
+    (tmp_path/'ix.json').write_text(json.dumps(dict(basedir='http://127.0.0.1:9/', relpaths=['8.0/a'])))
+    folders = [data, *(p for p in data.rglob('*') if p.is_dir())]
+    for p in folders: p.chmod(0o555)
+    try:
+        got = run(READERS, folder)
+        assert got.returncode == 0 and got.stdout.startswith('4 ['), got.stderr
+        assert run(cli('collect', 'contractor'), tmp_path/'ix.json', '--status').returncode == 0
+        for words in ((cli('sampling', 'sampling'), 'other', folder), (cli('collect', 'contractor'), tmp_path/'ix.json'),
+                (cli('importing', 'recordings'), tmp_path, '--out', 'new'), (cli('foreign', 'foreign'), 'index', folder, '--link', 'new')):
+            got = run(*words)
+            lines = got.stderr.strip().splitlines()
+            assert got.returncode == 1 and 'Traceback' not in got.stderr and lines[-1].startswith('steve1_') and str(data) in lines[-1] or 'recording in' in lines[-1], got.stderr
+    finally:
+        for p in folders: p.chmod(0o755)
+
+def test_an_index_is_not_believed(tmp_path):
+    "Names in a stored index that lead out of the folder, and folders that would fetch from an address, are not used"
+    folder = fill(tmp_path/'some', 3)
+    index_folder(folder)
+    kept = json.loads(index_path(folder).read_text())
+    for name in ('../one', '/etc', '..', '.', 'a/b', '', 7):
+        index_path(folder).write_text(json.dumps(kept | dict(entries=[[name, *kept['entries'][0][1:]]])))
+        assert not EpisodeIndex.load(folder).entries, name
+    (folder/'00001'/'.origin.json').write_text(json.dumps(dict(address='https://host/x', files={'../../../x':3})))
+    index = index_folder(folder)
+    assert '.origin.json' in index.broken['00001'] and [p.name for p in index.whole] == ['00000','00002']
+    assert [p.name for p in list_episodes(link_episodes(index, 'linked'))] == ['00000','00002']
+
+def test_unknown_sampling(tmp_path):
+    "One line that lists what there is, from the command that reads it"
+    folder = fill(tmp_path/'few', 4)
+    make_sampling('mine', str(folder), val_share=.3)
+    for name,text in (('theirs', 'known: mine'), ('../mine', 'must be a folder below data/samplings')):
+        with pytest.raises((FileNotFoundError, ValueError), match=text): read_sampling(name)
+    code = "import sys; from steve1.train import train_cli; train_cli(sys.argv[1:])"
+    got = subprocess.run([sys.executable, '-c', code, '--sampling', 'theirs'], env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(repo_root())), capture_output=True, text=True, timeout=60)
+    assert got.returncode and 'Traceback' not in got.stderr and 'known: mine' in got.stderr, got.stderr

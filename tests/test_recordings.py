@@ -90,3 +90,56 @@ def test_command(tmp_path):
     r = cmd('--size', 'big')
     assert r.returncode and '160x256' in r.stderr and 'Traceback' not in r.stderr, r
     assert '--action_fps' in cmd('--help').stdout
+
+COMMAND = "from steve1.data.importing import recordings_cli\nif __name__ == '__main__': recordings_cli()\n"
+def test_blank_lines_at_the_end(tmp_path):
+    "Blank lines at the end are no lines, for plain actions and for a contractor's"
+    from steve1.data.contractor import RecordingError, read_steps
+    from steve1.data.tracks import read_lines
+    step = json.dumps(dict(mouse=dict(dx=1, dy=0, buttons=[], newButtons=[]), keyboard=dict(keys=[]), isGuiOpen=False))
+    for line,read in (('{"camera": [1.0, 0.0]}', lambda p: read_lines(p).rows), (step, lambda p: read_lines(p).rows), (step, lambda p: list(read_steps(p)))):
+        for end in ('', '\n', '\n\n', '\r\n \n\t\n\n'):
+            (tmp_path/'actions.jsonl').write_text('\n'.join([line]*3)+end)
+            assert len(read(tmp_path/'actions.jsonl')) == 3
+        (tmp_path/'actions.jsonl').write_text(f'{line}\n\n{line}\n')
+        with pytest.raises(RecordingError, match='line 2: blank'): read(tmp_path/'actions.jsonl')
+
+def test_a_matroska_cut_short(tmp_path):
+    "A .mkv states its length in seconds alone; half of one is not taken for a whole one"
+    from steve1.data.contractor import RecordingError
+    from steve1.data.tracks import Recording
+    src = write(tmp_path/'r', 200)
+    with av.open(str(src/'video.mp4')) as old, av.open(str(src/'video.mkv'), 'w') as new:
+        s = new.add_stream_from_template(old.streams.video[0])
+        for p in old.demux(video=0):
+            if p.dts is not None: p.stream = s; new.mux(p)
+    (src/'video.mp4').unlink()
+    assert Recording(src).n == 200
+    whole = (src/'video.mkv').read_bytes()
+    for share in (.3, .5, .8):
+        (src/'video.mkv').write_bytes(whole[:int(len(whole)*share)])
+        with pytest.raises(RecordingError, match='video.mkv: '): Recording(src)
+
+def test_a_turned_video(tmp_path):
+    "A phone's video that players turn is refused with the way out"
+    from steve1.data.contractor import RecordingError
+    from steve1.data.tracks import Recording
+    src = write(tmp_path/'r', 20)
+    data = bytearray((src/'video.mp4').read_bytes())
+    at = data.index(b'tkhd')+4+20+16+4*(0)
+    matrix = data.index((1<<16).to_bytes(4, 'big')+b'\0'*12+(1<<16).to_bytes(4, 'big')+b'\0'*12+(1<<30).to_bytes(4, 'big'), at)
+    data[matrix:matrix+36] = b''.join(v.to_bytes(4, 'big', signed=True) for v in (0, 1<<16, 0, -1<<16, 0, 0, 0, 0, 1<<30))
+    (src/'video.mp4').write_bytes(data)
+    with pytest.raises(RecordingError, match='video.mp4: frame 0 .*write it upright'): list(Recording(src).frames())
+
+def test_interrupted(tmp_path):
+    "Ctrl-C in a conversion: one line, status 130, and no part of an episode"
+    for i in range(6): write(tmp_path/'in'/f'r{i}', 600, (360,640), seed=i)
+    (tmp_path/'steve1_recordings').write_text(COMMAND)
+    p = subprocess.Popen([sys.executable, str(tmp_path/'steve1_recordings'), str(tmp_path/'in'), '--out', str(tmp_path/'out')], env=ENV, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic()+60
+    while not list(tmp_path.glob('out/.tmp-*')) and time.monotonic() < end: time.sleep(.05)
+    os.killpg(p.pid, signal.SIGINT)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and 'Traceback' not in err and err.splitlines()[-1].startswith('steve1_recordings: stopped'), err
+    for e in list_episodes(tmp_path/'out') if list(tmp_path.glob('out/r*')) else (): validate_episode(e)

@@ -134,7 +134,7 @@ def test_half_a_file_is_not_a_shorter_video(tmp_path, name, read):
         path = tmp_path/name
     READERS[read](path)
     path.write_bytes(path.read_bytes()[:path.stat().st_size//2])
-    with pytest.raises(VideoError, match=f'{name} (is cut short|has a frame)'): READERS[read](path)
+    with pytest.raises(VideoError, match=f'{name}(:| is cut short)'): READERS[read](path)
 
 def test_damage_that_the_decoder_notices_is_not_passed_on(tmp_path):
     "Where FFmpeg conceals an error it marks the frame; such a frame is never handed out"

@@ -131,6 +131,13 @@ def open_plain(
         raise OSError(errno.ELOOP, f'{path} is a symbolic link, which is not followed; remove it') from None
 
 # %% ../../nbs/base/files.ipynb #c014
+def _clear(path):
+    "Remove a temporary file or folder; renamed first, so that a process that still writes it cannot publish the rest"
+    gone = path.with_name(f'.tmp-removed-{uuid.uuid4().hex[:8]}')
+    try: path.rename(gone)
+    except FileNotFoundError: return
+    _remove(gone)
+
 @contextmanager
 def sole_writer(
     folder:Path, # Of a dataset or run; it is made
@@ -143,7 +150,7 @@ def sole_writer(
     except Timeout:
         raise RuntimeError(f"another process is writing to {folder}; wait for it or choose another name") from None
     try:
-        for p in folder.glob('.tmp-*'): _remove(p)
+        for p in folder.glob('.tmp-*'): _clear(p)
         yield
     finally: lock.release()
 

@@ -6,13 +6,23 @@
 __all__ = ['Worker', 'run_jobs', 'ray_jobs']
 
 # %% ../../nbs/base/jobs.ipynb #c002
-import multiprocessing, os, time
+import multiprocessing, os, signal, threading, time
+from contextlib import contextmanager
 from multiprocessing.connection import wait
+from threading import Thread
 import cv2
 
 # %% ../../nbs/base/jobs.ipynb #c005
+def _end_with_parent():
+    "End this process when its parent ends, also in the middle of a job"
+    def watch():
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+    Thread(target=watch, daemon=True).start()
+
 def _serve(conn, f):
-    "What a worker process does: jobs in, results out, until told to stop or orphaned"
+    "What a worker process does: jobs in, results out, until its parent stops it or ends"
+    _end_with_parent()
     os.environ['OMP_NUM_THREADS'] = '1'; cv2.setNumThreads(1) # many processes, one thread each
     conn.send('up')
     try:
@@ -25,6 +35,14 @@ def _do(f, job):
     try: return job, f(job), None
     except Exception as e: return job, None, f'{type(e).__name__}: {e}'
 
+@contextmanager
+def _no_interrupts():
+    "A process started in here ignores Ctrl-C, which is for its parent: that one ends it"
+    if threading.current_thread() is not threading.main_thread(): yield; return # only the main thread may say so
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try: yield
+    finally: signal.signal(signal.SIGINT, before)
+
 # %% ../../nbs/base/jobs.ipynb #c006
 class Worker:
     "A process that does one job at a time, and may die of it"
@@ -32,7 +50,8 @@ class Worker:
         ctx = multiprocessing.get_context('spawn') # a fork would copy the locks of running threads
         self.conn, far = ctx.Pipe()
         self.process = ctx.Process(target=_serve, args=(far, f), daemon=True)
-        self.process.start(); far.close()
+        with _no_interrupts(): self.process.start()
+        far.close()
         self.up = False           # starting up does not count as work
 
     def give(self, job): self.conn.send((job,)); self.job, self.since = job, time.monotonic() if self.up else float('inf')

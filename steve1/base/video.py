@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GOP', 'FILM', 'CONTAINERS', 'toy_play', 'contact_sheet', 'save_image', 'resize_frames', 'VideoOutput',
            'VideoSettings', 'VideoWriter', 'VideoError', 'EpisodeError', 'short_error', 'open_video', 'VideoReader',
-           'FrameTimes', 'frame_times', 'iter_frames', 'count_frames']
+           'FrameTimes', 'frame_times', 'decode_frames', 'iter_frames', 'count_frames']
 
 # %% ../../nbs/base/video.ipynb #c002
 import os
@@ -261,9 +261,9 @@ def short_error(
     return str(e).partition('\n')[0].partition(": '")[0]
 
 def _raise_video_error(path, what, e):
-    "Raise FFmpeg's error `e` as an OSError if it is one, else as a VideoError"
+    "Raise FFmpeg's error `e`: as an OSError if it is one, else as a VideoError that begins with the path"
     if isinstance(e, OSError): raise type(e)(e.errno, e.strerror, str(path)) from None
-    raise VideoError(f"{path} {what} ({short_error(e)})") from None
+    raise VideoError(f"{path}{what} ({short_error(e)})") from None
 
 # %% ../../nbs/base/video.ipynb #e0open3b
 def _open_container(path, is_mp4):
@@ -274,7 +274,7 @@ def _open_container(path, is_mp4):
         raise VideoError(f"{path} is no readable video (none of mp4, mov, mkv, webm, avi)") from None
     except av.error.FFmpegError as e:
         if isinstance(e, av.error.InvalidDataError) and is_mp4: e = _NO_INDEX
-        _raise_video_error(path, 'is no readable video', e)
+        _raise_video_error(path, ' is no readable video', e)
 
 # %% ../../nbs/base/video.ipynb #e0open3
 def open_video(
@@ -410,7 +410,7 @@ def _packets(path, file, stream):
                 n += 1
                 if p.pts is not None: end = max(end, float((p.pts+(p.duration or 0))*p.time_base))
             yield p
-    except av.error.FFmpegError as e: _raise_video_error(path, f'cannot be read after frame {n}', e)
+    except av.error.FFmpegError as e: _raise_video_error(path, f' cannot be read after frame {n}', e)
     if n < stream.frames: raise VideoError(f"{path} is cut short: {n} of {stream.frames} frames")
     said = 0 if stream.frames else _said_duration(file, stream)
     if said and end < said-1: raise VideoError(f"{path} is cut short: {end:.1f} of {said:.1f} seconds")
@@ -419,6 +419,7 @@ def _packets(path, file, stream):
 # %% ../../nbs/base/video.ipynb #e0all3
 class FrameTimes(NamedTuple):
     "When the frames of a video are shown"
+    n: int            # Frames
     times: np.ndarray # int64 (n,), ascending, in units of `base`; None where the file states none
     base: Fraction    # Seconds a unit
     rate: Fraction    # Frames a second on average; None where the file states none
@@ -432,27 +433,33 @@ def frame_times(
     file, stream = open_video(path)
     with file:
         times = [p.pts for p in _packets(path, file, stream) if p.size and not p.is_discard]
+        n, ctx = len(times), stream.codec_context
+        if not n: raise VideoError(f"{path} is a video of 0 frames")
         times = None if None in times else np.sort(np.array(times, np.int64))
-        ctx = stream.codec_context
-        return FrameTimes(times, stream.time_base, stream.average_rate, (ctx.height, ctx.width))
+        return FrameTimes(n, times, stream.time_base, stream.average_rate, (ctx.height, ctx.width))
 
 # %% ../../nbs/base/video.ipynb #e0all4
+def decode_frames(
+    path:str|Path, # A video file
+): # Yields PyAV's frames
+    "All frames in order; VideoError if one cannot be used or the file is cut short"
+    (file, stream), i = open_video(path), 0
+    size = stream.codec_context.height, stream.codec_context.width
+    with file:
+        for p in _packets(path, file, stream):
+            try: frames = p.decode()
+            except av.error.FFmpegError as e: _raise_video_error(path, f': frame {i} cannot be decoded', e)
+            for f in frames:
+                if fault := _frame_fault(f, size): raise VideoError(f"{path}: frame {i} cannot be used ({fault})")
+                yield f
+                i += 1
+
 def iter_frames(
     path:str|Path, # A video file
 ): # Yields uint8 RGB (h,w,3)
-    "All frames in order, converted by FFmpeg; VideoError if one cannot be used or the file is cut short"
-    file, stream = open_video(path)
-    size, convert, i = (stream.codec_context.height, stream.codec_context.width), VideoReformatter(), 0
-    with file:
-        packets = _packets(path, file, stream)
-        for p in packets:
-            try: frames = p.decode()
-            except av.error.FFmpegError as e: _raise_video_error(path, f'has a frame {i} that cannot be decoded', e)
-            for i,f in enumerate(frames, i):
-                if fault := _frame_fault(f, size):
-                    raise VideoError(f"{path} has a frame {i} that cannot be used: {fault}")
-                yield convert.reformat(f, format='rgb24', **_ONE).to_ndarray()
-            i += bool(frames)
+    "All frames in order, converted by FFmpeg; VideoError as `decode_frames`"
+    convert = VideoReformatter()
+    for f in decode_frames(path): yield convert.reformat(f, format='rgb24', **_ONE).to_ndarray()
 
 # %% ../../nbs/base/video.ipynb #e0count2
 def count_frames(

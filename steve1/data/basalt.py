@@ -37,8 +37,6 @@ def _task_of(path):
 
 # %% ../../nbs/data/basalt.ipynb #c009
 _NAME = re.compile(r'(.+)-([0-9a-f]+)-(\d{8}-\d{6})$')
-_SECONDS = 295, 305 # from the beginning of a recording to that of its continuation
-
 def _parsed(name):
     "(alias, session, time) of a recording's name, or None"
     m = _NAME.match(name)
@@ -46,13 +44,14 @@ def _parsed(name):
 
 def demonstrations(
     names, # Of recordings, without suffix: alias-session-date-time
+    seconds:tuple=(295, 305), # Least and most from the beginning of a recording to that of its continuation
 ) -> list: # of lists: the files of a demonstration in order
     "Recordings that continue one another: the same session, five minutes apart"
     parsed = {n:p for n in names if (p := _parsed(n))}
     out, before = [[n] for n in names if n not in parsed], None
     for n,(*session,time) in sorted(parsed.items(), key=lambda x: x[1]):
         same = before and before[0] == session
-        if same and _SECONDS[0] <= (time-before[1]).total_seconds() <= _SECONDS[1]: out[-1].append(n)
+        if same and seconds[0] <= (time-before[1]).total_seconds() <= seconds[1]: out[-1].append(n)
         else: out.append([n])
         before = session, time
     return out

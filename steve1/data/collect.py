@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 import pandas as pd
 import tyro
+from filelock import FileLock
 from tqdm import tqdm
 from fastcore.basics import patch
 from ..config import Config, data_dir
@@ -69,17 +70,28 @@ class RecordingIndex:
                 raise ValueError(f"{name}: entry {i} of 'relpaths' is no plain relative path: {str(p)[:80]!r}")
             paths[stem] = None
         self.relpaths = list(paths) # once each, in the index's order
+        self.recordings = [self._entry(p) for p in self.relpaths]
+        _check_distinct(self.recordings, name)
 
     def __len__(self): return len(self.relpaths)
     def __repr__(self): return f'RecordingIndex({self.name!r}, {len(self):,} recordings in {self.basedir})'
 
 # %% ../../nbs/data/collect.ipynb #d002
-@patch(as_prop=True)
-def recordings(self:RecordingIndex) -> list: # of `IndexEntry`
-    def entry(path):
-        version, name = recorder_version(path), Path(path).name
-        return IndexEntry(f'{version}_{name}' if version else name, self.basedir+quote(path), version)
-    return [entry(p) for p in self.relpaths]
+@patch
+def _entry(self:RecordingIndex, path):
+    version, name = recorder_version(path), Path(path).name
+    return IndexEntry(f'{version}_{name}' if version else name, self.basedir+quote(path), version)
+
+def _check_distinct(entries, name):
+    "Raise ValueError if two recordings would be one episode, or one would take the place of a dataset's own file"
+    known = {}
+    for e in entries:
+        if e.name in _RESERVED: raise ValueError(f"{name}: a recording must not be called {e.name!r}, as a dataset's own file is")
+        if e.name in known:
+            raise ValueError(f"{name}: {e.url} and {known[e.name]} would both be the episode {e.name!r}; leave one out")
+        known[e.name] = e.url
+
+_RESERVED = 'ledger.jsonl', 'recordings.jsonl'
 
 # %% ../../nbs/data/collect.ipynb #c007
 @patch(cls_method=True)
@@ -125,7 +137,9 @@ def add(self:Ledger,
     "Append an event"
     self.path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(dict(name=name, what=what, reason=reason)).encode()
-    with open_plain(self.path, 'ab+') as f: # refuses a link
+    lock = self.path.with_name(f'.{self.path.name}.lock')
+    open_plain(lock, 'a').close() # refuses a link
+    with FileLock(lock), open_plain(self.path, 'ab+') as f:
         f.seek(-min(1, f.tell()), os.SEEK_END)
         start = b'' if f.read(1) in (b'', b'\n') else b'\n'
         os.write(f.fileno(), start+line+b'\n')

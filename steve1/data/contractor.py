@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DROP_REASONS', 'RecordingError', 'json_lines', 'read_steps', 'ContractorActions', 'parse_steps', 'load_cursor',
-           'draw_cursor', 'batches', 'ContractorFrames', 'open_recording', 'frame_sizes', 'write_recording',
-           'check_size', 'ContractorConfig', 'recorder_version', 'write_frames', 'convert_contractor',
-           'write_contractor']
+           'draw_cursor', 'batches', 'ContractorFrames', 'recording_error', 'decode_recording', 'frame_sizes',
+           'write_recording', 'check_size', 'ContractorConfig', 'recorder_version', 'write_frames',
+           'convert_contractor', 'write_contractor']
 
 # %% ../../nbs/data/contractor.ipynb #c002
 import hashlib, json, re
@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-import av
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
@@ -24,7 +23,7 @@ from ..config import Config
 from ..base.actions import ACTION_DTYPE, HOTBAR, KEYS
 from ..base.commands import FrameSize
 from ..base.files import sha256
-from ..base.video import VideoError, VideoWriter, open_video, resize_frames, short_error
+from ..base.video import VideoError, VideoWriter, decode_frames, resize_frames
 from ..episodes import EpisodeWriter, RowWriter, clip_id
 from .embed import embed_segments
 
@@ -239,27 +238,31 @@ def _kept(self:ContractorFrames):
         yield i, [resize_frames(full, s) for s in self.sizes]
 
 # %% ../../nbs/data/contractor.ipynb #c030
-def open_recording(
-    path:Path, # A video
-) -> tuple: # FFmpeg's container (a context manager), and its video stream
-    "Open a recording's video; RecordingError says what is wrong with it"
-    try: return open_video(path)
-    except VideoError as e: raise RecordingError(str(e).replace(f'{path} is', f'{path.name}:')) from None
+def recording_error(
+    path:Path,      # A video
+    e:VideoError,   # What is wrong with it
+) -> RecordingError:
+    "The same message, with the file's name in place of its path"
+    return RecordingError(f"{path.name}: {str(e).removeprefix(str(path)).removeprefix(':').strip().removeprefix('is ')}")
 
+# %% ../../nbs/data/contractor.ipynb #d019
+def decode_recording(
+    path:Path, # A video
+): # Yields PyAV's frames
+    "All frames of a recording's video; RecordingError names the first one that cannot be used"
+    try: yield from decode_frames(path)
+    except VideoError as e: raise recording_error(path, e) from None
+
+# %% ../../nbs/data/contractor.ipynb #d021
 @patch
 def _decode(self:ContractorFrames):
     "Yields all frames as PyAV decodes them; counts them in `n`"
-    name, self.n = self.video.name, 0
+    self.n = 0
     if not self.video.is_file(): raise RecordingError(f"no video at {self.video}")
-    file, stream = open_recording(self.video)
-    with file:
-        self.size = stream.codec_context.height, stream.codec_context.width
-        try:
-            for f in file.decode(stream): yield f; self.n += 1
-        except av.error.FFmpegError as e:
-            raise RecordingError(f"{name}: frame {self.n} cannot be decoded ({short_error(e)})") from None
-        if self.n < stream.frames: raise RecordingError(f"{name}: cut short, {self.n} of {stream.frames} frames")
-        if not self.n: raise RecordingError(f"{name}: a video of 0 frames")
+    for f in decode_recording(self.video):
+        self.size = f.height, f.width
+        yield f
+        self.n += 1
 
 # %% ../../nbs/data/contractor.ipynb #c036
 def _ahead(it):
@@ -407,17 +410,22 @@ def write_contractor(
     return mp4, jsonl
 
 # %% ../../nbs/data/contractor.ipynb #c044
+_CENTRE = 640., 360. # of the recorder's screen
+
 def _to_steps(rows, gui, stuck):
     "Yields the lines of a recorder that saw these actions"
-    slot, x, y, before = 0, 640., 360., set()
+    slot, before, was_open, at = 0, set(), None, _CENTRE
     for i,r in enumerate(rows):
         dy, dx = (float(d)/_DEGREES for d in r['camera'])
-        x, y = (min(max(x+dx, 0.), 1279.), min(max(y+dy, 0.), 719.)) if gui[i] else (640., 360.)
+        if gui[i] != was_open: at, was_open = _CENTRE, gui[i] # the game puts the mouse in the middle
+        (x,y), speed = at, 2 if gui[i] else 1
+        at = x+speed*dx, y+speed*dy
+        if gui[i]: at = min(max(at[0], 0.), 1279.), min(max(at[1], 0.), 719.)
         down = {b for b,k in _MOUSE.items() if r[k]}
         new = down-before if i else {0} if stuck else set() # what is down as the recording begins was pressed earlier
         before, stuck = down, stuck and (not i or 0 not in new) # the button hangs until it is pressed
         slot = next((j for j,k in enumerate(HOTBAR) if r[k]), slot)
-        mouse = dict(x=x, y=y, dx=dx, dy=dy, scaledX=x-640, scaledY=y-360, dwheel=0.,
+        mouse = dict(x=x, y=y, dx=dx, dy=dy, scaledX=(x-640)/speed, scaledY=(y-360)/speed, dwheel=0.,
             buttons=sorted(down|{0} if stuck else down), newButtons=sorted(new))
         yield _step(mouse, r, slot, bool(gui[i]), i)
 

@@ -7,7 +7,7 @@ __all__ = ['IndexedEpisode', 'inspect_episode', 'EpisodeIndex', 'index_path', 'i
            'foreign_cli']
 
 # %% ../../nbs/data/foreign.ipynb #c002
-import json, os
+import contextlib, json, os
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class IndexedEpisode(namedtuple('IndexedEpisode', 'name format n fps size source
 
 def _scan(path):
     "Files of a folder: name -> (bytes, time of change)"
-    with os.scandir(path) as it: found = [(e.name, e.stat()) for e in it if e.name in EPISODE_FILES]
+    with os.scandir(path) as it: found = [(e.name, e.stat()) for e in it if e.name in (*EPISODE_FILES, '.origin.json')]
     return {name:(s.st_size, s.st_mtime_ns) for name,s in sorted(found) if s}
 
 def _stamp(files): return new_hash(repr(files).encode()).hexdigest()[:16]
@@ -55,7 +55,8 @@ def _check_lengths(ep, files):
     if room < ep.n: raise EpisodeError(f'{stated} says {ep.n} steps, {name} has room for {room} at most')
 
 def _check_files(files, kind):
-    "Raise EpisodeError if a file is missing or empty"
+    "Raise EpisodeError if a file is missing or empty, or the folder names an address to fetch from"
+    if '.origin.json' in files: raise EpisodeError('.origin.json names an address that files are fetched from; remove it')
     for f in _NEEDED[kind]:
         if f not in files: raise EpisodeError(f'no {f}')
         if not files[f][0]: raise EpisodeError(f'{f} is empty')
@@ -125,8 +126,10 @@ def load(cls:EpisodeIndex,
     "The index as it was written last"
     try:
         d = json.loads(index_path(folder).read_text())
-        usable = d['version'] == cls.VERSION and d['folder'] == str(Path(folder).resolve())
-        return cls(folder, [IndexedEpisode(*e) for e in d['entries']] if usable else [])
+        entries = [IndexedEpisode(*e) for e in d['entries']]
+        plain = all(e.name and e.name == Path(e.name).name != '..' for e in entries) # no name leads out of the folder
+        usable = plain and d['version'] == cls.VERSION and d['folder'] == str(Path(folder).resolve())
+        return cls(folder, entries if usable else [])
     except (OSError, ValueError, TypeError, KeyError): return cls(folder, []) # it is only a cache
 
 # %% ../../nbs/data/foreign.ipynb #c017
@@ -155,7 +158,8 @@ def index_folder(
     index = EpisodeIndex(folder, _inspect_all(folder, names, known, threads))
     if not len(index):
         raise FileNotFoundError(f"no episode in {folder}: none of its {len(names)} folders has one of {', '.join(EPISODE_FILES)}")
-    if save and index.entries != known: index.save()
+    if save and index.entries != known:
+        with contextlib.suppress(OSError): index.save() # where nothing can be stored, the next look takes longer
     return index
 
 # %% ../../nbs/data/foreign.ipynb #c024

@@ -9,14 +9,13 @@ __all__ = ['POV', 'ACTION_NAMES', 'VIDEO_PATH', 'action_vectors', 'step_tasks', 
 import json, os
 from fractions import Fraction
 from pathlib import Path
-import av
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 from fastcore.basics import patch
 from ..base.actions import KEYS
 from ..base.files import atomic_path
-from ..base.video import EpisodeError, VideoWriter
+from ..base.video import EpisodeError, VideoOutput, VideoWriter, open_video
 from ..episodes import Episode, list_episodes
 
 # %% ../../nbs/data/lerobot.ipynb #c006
@@ -94,8 +93,8 @@ class _JoinedVideo:
     def __init__(self, path, stream, fps=20):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.kind, self.fps, self.n, self.bytes = _stream_kind(stream), fps, 0, 0
-        self.file = av.open(str(path), 'w', options=dict(movflags='faststart'))
-        self.stream = self.file.add_stream_from_template(stream)
+        self.file = VideoOutput(path, index_first=True)
+        self.stream = self.file.container.add_stream_from_template(stream)
         self.stream.time_base = Fraction(1, fps*_TICKS)
 
     def fits(self, stream, size, max_mb): return self.kind == _stream_kind(stream) and self.bytes+size <= max_mb*2**20
@@ -113,8 +112,8 @@ class _JoinedVideo:
 def _plain_video(ep, tmp):
     "A video of exactly the episode's frames, each of which needs only earlier ones: its own, or one made in `tmp`"
     own, made = ep.path/'frames.mp4', Path(tmp)/'encoded.mp4'
-    with av.open(str(own)) as f:
-        stream = f.streams.video[0]
+    f, stream = open_video(own)
+    with f:
         packets = [(p.pts, p.dts) for p in f.demux(stream) if p.size]
         if stream.codec_context.name == 'h264' and len(packets) == ep.n and all(a == b for a,b in packets): return own
     w = VideoWriter(made, ep.size, ep.fps)
@@ -149,8 +148,8 @@ class LeRobotWriter:
 def _add_video(self:LeRobotWriter, ep, tmp):
     "Copy the frames; returns where they are now"
     path = _plain_video(ep, tmp)
-    with av.open(str(path)) as f:
-        stream, size = f.streams.video[0], os.path.getsize(path)
+    (f, stream), size = open_video(path), os.path.getsize(path)
+    with f:
         if self.video and not self.video.fits(stream, size, self.video_mb):
             self.video.close()
             self.video = None

@@ -232,7 +232,11 @@ def _start(self:MixedPlay):
 @patch
 def _make_player(self:MixedPlay, env, player, i):
     rng = np.random.default_rng((self.seed,19,i))
-    if player.path is None: return _ExpertPlayer(env.worlds[0], rng, player.only)
+    if player.path is None:
+        if not hasattr(env, 'worlds'):
+            raise ValueError(f"scripted experts read BlockWorld's map, which {self.mix.env} does not have; "
+                'use checkpoints as players there')
+        return _ExpertPlayer(env.worlds[0], rng, player.only)
     policy = self.mix.policy_of(player)[0]
     goal = load_moment(player.goal, policy.cfg.d_goal).embed if player.goal else None
     return _PolicyPlayer(policy, rng.integers(2**62), goal, self.mix.cond_scale)

@@ -173,6 +173,8 @@ def _read_list(path, name):
         raise FileNotFoundError(f"no sampling {name!r} ({path}); known: {', '.join(known) or 'none'}; "
             f"`make_sampling({name!r}, datasets)` makes it")
     lines = [l.strip() for l in path.read_text().splitlines() if l.strip()]
+    if bad := next((l for l in lines if '..' in Path(l).parts), None):
+        raise ValueError(f"{path.name} names {bad!r}, which leaves the data root; make the sampling again")
     found = {l:local_copy(l) if is_address(l) else find_data(l) for l in dict.fromkeys(lines)}
     missing = [p for p in found.values() if not p.is_dir()]
     if missing:
@@ -184,6 +186,7 @@ def read_sampling(
     name:str, # As given to `make_sampling`
 ) -> tuple: # (train, val): lists of episode folders; in a mixture a folder may be listed several times
     "The two lists of a sampling"
+    check_name(name, 'sampling', 'samplings')
     train, val = (_read_list(find_data('samplings', f), name) for f in _files(name))
     trained = {os.path.realpath(p) for p in train}
     if both := {p for p in val if os.path.realpath(p) in trained}:

@@ -88,7 +88,7 @@ def write_confidence(
     meta, model, masked = Episode(folder).meta, load_idm(str(idm)), low_confidence(confidence, min_confidence)[step]
     if masked.all():
         raise RecordingError(f"{meta['recording']['name']}: mean confidence {confidence.mean():.3f}, nowhere "
-            f"{min_confidence} over a second: {Path(idm).name} does not know this game, or min_confidence is too high")
+            f"{min_confidence} over a second: min_confidence is too high for {Path(idm).name} and this video")
     path = folder/'confidence.npy'
     np.save(path, confidence[step].astype(np.float16))
     facts = dict(confidence=round(float(confidence[step].mean()), 3), masked=int(masked.sum()))

@@ -11,14 +11,13 @@ import re
 from collections import namedtuple
 from fractions import Fraction
 from pathlib import Path
-import av
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from fastcore.basics import patch
 from ..base.actions import ACTION_DTYPE, KEYS, check_action
-from ..base.video import resize_frames, short_error
-from .contractor import RecordingError, json_lines, open_recording, parse_steps, read_steps
+from ..base.video import VideoError, frame_times, resize_frames
+from .contractor import RecordingError, decode_recording, json_lines, parse_steps, read_steps, recording_error
 
 # %% ../../nbs/data/tracks.ipynb #c005
 def _check_keys(line, where, all_keys):
@@ -174,26 +173,15 @@ def _read_picture(path):
     return cv2.cvtColor(x, cv2.COLOR_BGR2RGB)
 
 # %% ../../nbs/data/tracks.ipynb #c019
-def _times_of(pts, rate, base):
-    "Times of frames shown at `pts`, in units of `base` seconds; without them at an even rate"
-    if None in pts: return Times.even(len(pts), rate or 20)
-    start = (np.sort(np.array(pts, np.int64))-min(pts))*20*base.numerator
-    last = int(np.median(np.diff(start))) if len(start) > 1 else base.denominator
-    return Times(start, int(start[-1])+last, base.denominator)
-
 def _video_times(path):
     "Times of a video's frames from its index, and their height and width"
-    file, stream = open_recording(path)
-    with file:
-        try: packets = [(p.pts, p.is_discard) for p in file.demux(stream) if p.size]
-        except av.error.FFmpegError as e:
-            raise RecordingError(f"{path.name}: its index cannot be read ({short_error(e)})") from None
-        size = stream.codec_context.height, stream.codec_context.width
-        rate, base, stated = stream.average_rate, stream.time_base, stream.frames
-    if len(packets) < stated: raise RecordingError(f"{path.name}: cut short, {len(packets)} of {stated} frames")
-    pts = [t for t,discarded in packets if not discarded]
-    if not pts: raise RecordingError(f"{path.name}: a video of 0 frames")
-    return _times_of(pts, rate, base), size
+    try: found = frame_times(path)
+    except VideoError as e: raise recording_error(path, e) from None
+    n, base = found.n, found.base
+    if found.times is None: return Times.even(n, found.rate or 20), found.size
+    start = (found.times-found.times[0])*20*base.numerator
+    last = int(np.median(np.diff(start))) if n > 1 else base.denominator
+    return Times(start, int(start[-1])+last, base.denominator), found.size
 
 # %% ../../nbs/data/tracks.ipynb #d004
 class Recording:
@@ -236,13 +224,8 @@ def frames(self:Recording): # Yields uint8 RGB (h,w,3)
 @patch
 def _decode(self:Recording):
     "Yields the frames of the video"
-    file, stream = open_recording(self.video)
-    convert, i = VideoReformatter(), 0
-    with file:
-        try:
-            for i,f in enumerate(file.decode(stream), 1): yield convert.reformat(f, format='rgb24').to_ndarray()
-        except av.error.FFmpegError as e:
-            raise RecordingError(f"{self.video.name}: frame {i} cannot be decoded ({short_error(e)})") from None
+    convert = VideoReformatter()
+    for f in decode_recording(self.video): yield convert.reformat(f, format='rgb24').to_ndarray()
 
 # %% ../../nbs/data/tracks.ipynb #c022
 _RENDERED = (360, 640) # height and width from which the published frames were reduced

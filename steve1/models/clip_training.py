@@ -13,77 +13,105 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from fastcore.basics import patch
 from ..config import Config, get_device, get_dtype
 from .tokenizers import WordTokenizer
 from ..mineclip import MineCLIP, MineCLIPConfig
+from ..training.optim import fit, param_groups, warmup_cosine
 
 # %% ../../nbs/models/clip_training.ipynb #c005
 @dataclass
 class CaptionedWindows:
     "Captioned windows: frames once, windows as rows of indices"
     frames: np.ndarray # uint8 (m,h,w,3)
-    index: np.ndarray  # int64 (n,16) into frames
-    task: np.ndarray   # int64 (n,) into names
+    index: np.ndarray  # int64 (n,16): each window's frames, as indices into `frames`
+    task: np.ndarray   # int64 (n,): each window's task, as an index into `names`
     names: tuple       # The tasks
     def __post_init__(self):
         if len(self.index) != len(self.task): raise ValueError(f'{len(self.index)} windows but {len(self.task)} tasks')
     def __len__(self): return len(self.index)
-    @classmethod
-    def from_clips(cls, clips, task, names): # clips: uint8 (n,16,h,w,3)
-        n,w = clips.shape[:2]
-        return cls(clips.reshape(-1, *clips.shape[2:]), np.arange(n*w).reshape(n, w), np.asarray(task), tuple(names))
+
+# %% ../../nbs/models/clip_training.ipynb #m001
+@patch(cls_method=True)
+def from_clips(cls:CaptionedWindows,
+    clips, # Windows that share no frames, uint8 (n,16,h,w,3)
+    task,  # Task of each window, (n,), indices into `names`
+    names, # The tasks
+) -> CaptionedWindows:
+    "Captioned windows of separate clips"
+    n,w = clips.shape[:2]
+    return cls(clips.reshape(-1, *clips.shape[2:]), np.arange(n*w).reshape(n, w), np.asarray(task), tuple(names))
 
 # %% ../../nbs/models/clip_training.ipynb #c007
 def pick_events(
     episodes,      # Objects with `.events`, a list of (step, task name)
     names,         # The tasks that count
-    per_task:int,  # At most so many events a task
-    rng,           # A numpy generator
-    window:int=16, # An event needs so many frames, itself included
-) -> list: # For each episode a sorted list of (step, task id)
+    per_task:int,  # Largest number of events of a task
+    rng,           # numpy generator
+    window:int=16, # Frames that must lead up to an event, its own included
+) -> list: # For each episode a sorted list of (step, index of the task)
     "Choose events, every task from as many episodes as there are"
     chosen = [[] for _ in episodes]
     for i,name in enumerate(names):
-        steps = [(e, rng.permutation([s for s,t in ep.events if t == name and s >= window-1])) for e,ep in enumerate(episodes)]
-        turns = [(k, rng.random(), e, int(s)) for e,ss in steps for k,s in enumerate(ss)]
+        turns = []
+        for e,ep in enumerate(episodes):
+            steps = rng.permutation([s for s,t in ep.events if t == name and s >= window-1])
+            turns.append([(k, e, int(s)) for k,s in enumerate(steps)])
+        turns = [(k, rng.random(), e, s) for steps in turns for k,e,s in steps] # first events first, in random order
         for _,_,e,s in sorted(turns)[:per_task]: chosen[e].append((s, i))
     return [sorted(c) for c in chosen]
 
+# %% ../../nbs/models/clip_training.ipynb #m005
+def _needed_frames(n, events, window): # bool (n,)
+    "Which frames of an episode belong to a window"
+    need = np.zeros(n, bool)
+    for s,_ in events: need[s-window+1:s+1] = True
+    return need
+
+def _runs(flags): # bool (n,) -> [[start, stop], ...]
+    "Runs of True"
+    return np.flatnonzero(np.diff(np.r_[0, flags.astype(int), 0])).reshape(-1, 2).tolist()
+
+def _decode_needed(episodes, needed): # -> uint8 (m,h,w,3), or None if nothing is needed
+    "The needed frames of all episodes, one after the other"
+    frames,at = None,0
+    for ep,need in zip(episodes, needed):
+        for a,b in _runs(need):
+            x = np.asarray(ep.frames(a, b))
+            if frames is None: frames = np.empty((int(sum(n.sum() for n in needed)), *x.shape[1:]), np.uint8)
+            frames[at:at+b-a] = x; at += b-a
+    return frames
+
+# %% ../../nbs/models/clip_training.ipynb #m014
 @patch(cls_method=True)
 def from_episodes(cls:CaptionedWindows,
     episodes,          # Objects with `.n`, `.events` and `.frames(a,b)`
     names,             # The tasks
-    per_task:int=2000, # At most so many windows a task
-    seed:int=0,        # Which ones
+    per_task:int=2000, # Largest number of windows of a task
+    seed:int=0,        # Of the choice of events
     window:int=16,     # Frames in a window
 ) -> CaptionedWindows:
     "The captioned windows of recorded episodes"
     chosen = pick_events(episodes, names, per_task, np.random.default_rng(seed), window)
-    needed = [np.zeros(ep.n, bool) for ep in episodes]
-    for need,events in zip(needed, chosen):
-        for s,_ in events: need[s-window+1:s+1] = True
-    frames,index,task,at = None,[],[],0
-    for ep,need,events in zip(episodes, needed, chosen):
-        place = np.cumsum(need) - 1 + at
-        edges = np.flatnonzero(np.diff(np.r_[0, need.astype(int), 0])).reshape(-1, 2)
-        for a,b in edges.tolist():
-            x = np.asarray(ep.frames(a, b))
-            if frames is None: frames = np.empty((int(sum(n.sum() for n in needed)), *x.shape[1:]), np.uint8)
-            frames[at:at+b-a] = x; at += b-a
-        index += [place[s-window+1:s+1] for s,_ in events]; task += [t for _,t in events]
+    needed = [_needed_frames(ep.n, events, window) for ep,events in zip(episodes, chosen)]
+    frames,index,task,at = _decode_needed(episodes, needed),[],[],0
     if frames is None: raise ValueError(f'no event of {tuple(names)} in {len(episodes)} episodes')
+    for need,events in zip(needed, chosen):
+        place = np.cumsum(need) - 1 + at                                     # step of the episode -> index into frames
+        index += [place[s-window+1:s+1] for s,_ in events]
+        task += [t for _,t in events]
+        at += int(need.sum())
     return cls(frames, np.array(index, dtype=np.int64), np.array(task, dtype=np.int64), tuple(names))
 
 # %% ../../nbs/models/clip_training.ipynb #c014
 def info_nce(
     scores, # (b,b): window i against text j
-    task,   # (b,) int64; two items of one task are not each other's negatives
+    task,   # int64 (b,); two items of one task are not each other's negatives
 ): # Scalar
     "Symmetric InfoNCE without false negatives"
     same = task[:,None] == task[None]
-    scores = scores.masked_fill(same & ~torch.eye(len(task), dtype=torch.bool, device=task.device), -torch.inf)
+    itself = torch.eye(len(task), dtype=torch.bool, device=task.device)
+    scores = scores.masked_fill(same & ~itself, -torch.inf)
     at = torch.arange(len(task), device=task.device)
     return (F.cross_entropy(scores, at) + F.cross_entropy(scores.T, at))/2
 
@@ -93,18 +121,19 @@ class ClipTrainConfig(Config):
     "How a MineCLIP is trained"
     steps: int = 600            # Optimiser steps
     batch: int = 256            # Windows in a step
-    frames: int = 6             # Of the 16 frames, so many are looked at in a step
-    lr: float = 1e-3            # Highest learning rate; it warms up and falls to zero as a cosine
-    warmup: float = .05         # Share of the steps
-    weight_decay: float = .05   # AdamW's, on matrices only
+    frames: int = 6             # Frames of a window that a step uses, 1 to 16
+    lr: float = 1e-3            # Highest learning rate; it rises linearly and falls to zero as a cosine
+    warmup: float = .05         # Share of the steps in which the learning rate rises, 0 to 1
+    weight_decay: float = .05   # Weight decay of AdamW, on matrices only
     clip_grad: float = 1.       # Largest gradient norm
-    word_dropout: float = .25   # Chance that a word of a caption is dropped, replaced by `<unk>` or given one in front
+    word_dropout: float = .25   # Chance that a word of a caption is dropped, replaced by `<unk>` or preceded by one
     flip: bool = True           # Mirror half of the windows
     brightness: float = .15     # Windows are brighter or darker by up to this share
-    device: str = 'auto'        # Where to train
-    dtype: str = 'auto'         # Number format of matrix products
-    seed: int = 0               # Weights, batches, captions
-    presets: ClassVar[dict] = {'mini': {}, 'tiny': dict(steps=160, batch=48, frames=6, lr=4e-3, word_dropout=.1, brightness=0., device='cpu', dtype='float32')}
+    device: str = 'auto'        # Where to train; 'auto' picks
+    dtype: str = 'auto'         # Number format of matrix products; 'auto' picks
+    seed: int = 0               # Of weights, batches and captions
+    presets: ClassVar[dict] = {'mini': {}, 'tiny': dict(steps=160, batch=48, frames=6, lr=4e-3, word_dropout=.1,
+        brightness=0., device='cpu', dtype='float32')}
     def check(self):
         if not 1 <= self.frames <= 16: raise ValueError(f'frames {self.frames} is not in 1..16')
         if not 0 <= self.word_dropout < 1: raise ValueError(f'word_dropout {self.word_dropout} is not in [0,1)')
@@ -112,40 +141,45 @@ class ClipTrainConfig(Config):
 # %% ../../nbs/models/clip_training.ipynb #c018
 def hide_words(
     text:str,  # A caption
-    p:float,   # Chance a word
-    rng,       # A numpy generator
+    p:float,   # Chance that a word is changed, 0 to 1
+    rng,       # numpy generator
 ) -> str: # At least one of its words is left
-    "Drop words, put `<unk>` in their place, or an `<unk>` before them"
+    "Drop words, replace them by `<unk>`, or put an `<unk>` before them"
     out,words = [],text.split()
     for w,u in zip(words, rng.random(len(words))):
         if u < p/2: continue
         out += ['<unk>'] if u < .75*p else ['<unk>', w] if u < p else [w]
     return ' '.join(out) if any(w != '<unk>' for w in out) else words[rng.integers(len(words))]
 
-def _pick_frames(
-    k:int,      # How many
-    rng,        # A numpy generator
-    window:int=16, # Of so many
-): # (k,) int64, rising
-    "One place in each of k equal stretches of a window"
+def _pick_frames(k, rng, window=16): # int64 (k,), rising
+    "One position in each of k equal stretches of a window"
     edges = np.linspace(0, window, k+1).round().astype(int)
     return np.array([rng.integers(a, b) for a,b in zip(edges, edges[1:])])
 
-def _sample_batch(
-    data:CaptionedWindows,        # What to draw from
-    by_task:list,        # For each task the windows that show it
-    cfg:ClipTrainConfig, # `batch`, `frames`, `flip`, `brightness`
-    rng,                 # A numpy generator
-): # frames float32 (b,k,h,w,3) 0..255, places (k,), task (b,)
-    "A balanced batch of windows, a few frames of each"
+# %% ../../nbs/models/clip_training.ipynb #m009
+def _sample_batch(data, by_task, cfg, rng): # -> frames float32 (b,k,h,w,3) 0..255, positions (k,), task (b,)
+    "A balanced batch of windows, a few frames of each; `by_task`: for each task its windows"
     have = [i for i,w in enumerate(by_task) if len(w)]
     task = np.array([have[i % len(have)] for i in rng.permutation(cfg.batch)])
-    rows,at = np.array([rng.choice(by_task[t]) for t in task]),_pick_frames(cfg.frames, rng, data.index.shape[1])
+    rows = np.array([rng.choice(by_task[t]) for t in task])
+    at = _pick_frames(cfg.frames, rng, data.index.shape[1])
     x = torch.from_numpy(data.frames[data.index[rows][:,at]])
-    if cfg.flip: x = torch.where(torch.from_numpy(rng.random(len(x)) < .5)[:,None,None,None,None], x.flip(3), x)
+    if cfg.flip:
+        mirrored = torch.from_numpy(rng.random(len(x)) < .5)[:,None,None,None,None]
+        x = torch.where(mirrored, x.flip(3), x)
     x = x.float()
-    if cfg.brightness: x.mul_(torch.from_numpy(rng.uniform(1-cfg.brightness, 1+cfg.brightness, (len(x),1,1,1,1))).float()).clamp_(0, 255)
+    if cfg.brightness:
+        factor = rng.uniform(1-cfg.brightness, 1+cfg.brightness, (len(x),1,1,1,1))
+        x.mul_(torch.from_numpy(factor).float()).clamp_(0, 255)
     return x, torch.from_numpy(at), torch.from_numpy(task)
+
+def _batches(data, phrases, cfg, rng): # yields frames, positions, task, texts
+    "A batch for each step, with a caption for each window"
+    by_task = [np.flatnonzero(data.task == i) for i in range(len(phrases))]
+    for _ in range(cfg.steps):
+        frames,at,task = _sample_batch(data, by_task, cfg, rng)
+        drawn = (phrases[t][rng.integers(len(phrases[t]))] for t in task.tolist())
+        yield frames, at, task, [hide_words(text, cfg.word_dropout, rng) for text in drawn]
 
 # %% ../../nbs/models/clip_training.ipynb #c022
 @dataclass
@@ -158,11 +192,12 @@ class Retrieval:
     @property
     def accuracy(self): return float(np.nanmean(self.confusion.diagonal()))
 
+# %% ../../nbs/models/clip_training.ipynb #m011
 @torch.no_grad()
 def embed_captioned(
-    clip:MineCLIP, # The model
-    data:CaptionedWindows,  # Captioned windows
-    dtype=None,    # For `embed_frames`
+    clip:MineCLIP,         # The model
+    data:CaptionedWindows, # n windows
+    dtype=None,            # Number format, as in `embed_frames`
 ): # (n,d)
     "Embed captioned windows; shared frames are encoded once"
     feats = clip.embed_frames(data.frames, dtype=dtype, rgb=True)
@@ -171,90 +206,83 @@ def embed_captioned(
 @torch.no_grad()
 def retrieval(
     clip:MineCLIP,  # The model
-    video,          # (n,d) embeddings of windows
-    task,           # (n,) their tasks
-    phrases:dict,   # Task name -> phrases; the order is that of the task ids
-    draws:int=64,   # So many times one phrase a task
-    seed:int=0,     # Which ones
+    video,          # Embeddings of windows (n,d)
+    task,           # Their tasks, integers (n,)
+    phrases:dict,   # Task name -> phrases, in the order of the task indices
+    draws:int=64,   # Number of draws of one phrase for each task
+    seed:int=0,     # Of the draws
 ) -> Retrieval:
     "Can a window find its phrase among one phrase of every task?"
     names,k,rng = tuple(phrases),len(phrases),np.random.default_rng(seed)
-    scores = clip.score(video, clip.embed_text([p for v in phrases.values() for p in v])).cpu().numpy()
-    start,count = np.cumsum([0, *map(len, phrases.values())][:-1]),np.array([len(v) for v in phrases.values()])
+    texts = [p for v in phrases.values() for p in v]
+    scores = clip.score(video, clip.embed_text(texts)).cpu().numpy()
+    count = np.array([len(v) for v in phrases.values()])
+    start = np.cumsum([0, *count])[:-1]                                        # column of each task's first phrase
     hits,task = np.zeros((k,k)),np.asarray(task)
     for _ in range(draws): np.add.at(hits, (task, scores[:,start + rng.integers(count)].argmax(1)), 1)
     with np.errstate(invalid='ignore'): return Retrieval(names, hits/hits.sum(1, keepdims=True))
 
 # %% ../../nbs/models/clip_training.ipynb #c025
-def _learning_rate(
-    step:int,            # From 0
-    cfg:ClipTrainConfig, # `steps`, `lr`, `warmup`
-) -> float:
-    "Linear warm-up, then a cosine to zero"
-    warm = max(1, round(cfg.warmup*cfg.steps))
-    if step < warm: return cfg.lr*(step+1)/warm
-    return cfg.lr*(1 + math.cos(math.pi*(step-warm)/max(1, cfg.steps-warm)))/2
+def _new_model(shape, phrases, cfg):
+    "A MineCLIP whose vocabulary is that of the phrases"
+    texts = sum(map(tuple, phrases), ())
+    words = WordTokenizer.fit(texts, shape.vocab, shape.context).words if shape.tokenizer == 'words' else ()
+    return MineCLIP(shape, words).to(get_device(cfg.device))
 
-def _make_optimizer(
-    clip:nn.Module,      # The model
-    cfg:ClipTrainConfig, # `lr`, `weight_decay`
-): # AdamW
-    "Weight decay on matrices, none on biases, norms, positions and the temperature"
-    decay = [p for n,p in clip.named_parameters() if p.ndim > 1 and not n.endswith(('pos','token.weight'))]
-    rest = [p for n,p in clip.named_parameters() if p.ndim <= 1 or n.endswith(('pos','token.weight'))]
-    return torch.optim.AdamW([dict(params=decay, weight_decay=cfg.weight_decay), dict(params=rest, weight_decay=0.)], lr=cfg.lr, betas=(.9,.98))
-
-def _train_step(
-    clip:MineCLIP, opt, # The model and its optimiser
-    batch,              # frames, places, task
-    texts:list,         # A caption a window
-    cfg:ClipTrainConfig,# `clip_grad`, `dtype`
-) -> float: # The loss
-    "One step of contrastive training"
+def _contrastive_loss(clip, cfg): # -> function: batch -> scalar loss
+    "The loss of a batch from `_batches`"
     dev = clip.scale.device; dtype = get_dtype(dev, cfg.dtype)
-    frames,at,task = (x.to(dev) for x in batch)
-    with torch.autocast(dev.type, dtype, enabled=dtype != torch.float32): scores = clip(frames, clip.tokenize(texts).to(dev), at)
-    loss = info_nce(scores.float(), task)
-    opt.zero_grad(set_to_none=True); loss.backward()
-    nn.utils.clip_grad_norm_(clip.parameters(), cfg.clip_grad)
-    opt.step()
-    with torch.no_grad(): clip.scale.clamp_(max=math.log(100)) # CLIP's bound on the temperature
-    return loss.item()
+    def loss(batch):
+        *tensors,texts = batch
+        frames,at,task = (x.to(dev) for x in tensors)
+        with torch.autocast(dev.type, dtype, enabled=dtype != torch.float32):
+            scores = clip(frames, clip.tokenize(texts).to(dev), at)
+        return info_nce(scores.float(), task)
+    return loss
 
-# %% ../../nbs/models/clip_training.ipynb #c026
-def train_mineclip(
-    data:CaptionedWindows,          # Captioned windows to learn from
-    captions:dict,         # Task name -> phrases, in the order of `data.names`
-    cfg:ClipTrainConfig,   # How
-    shape:MineCLIPConfig,  # Which model
-    val:CaptionedWindows=None,      # Windows of other episodes
-    held_out:dict=None,    # Task name -> phrases that are never trained on
-    log=None,              # Called with each entry of the history, every 20 steps
-): # The model and a record of its training
-    "Train a MineCLIP on captioned windows"
-    if tuple(captions) != tuple(data.names): raise ValueError(f'captions are for {tuple(captions)}, windows for {tuple(data.names)}')
-    torch.manual_seed(cfg.seed); rng,phrases,start = np.random.default_rng(cfg.seed),list(captions.values()),time.perf_counter()
-    clip = MineCLIP(shape, WordTokenizer.fit(sum(map(tuple, phrases), ()), shape.vocab, shape.context).words if shape.tokenizer == 'words' else ()).to(get_device(cfg.device))
-    opt,by_task,history,total = _make_optimizer(clip, cfg),[np.flatnonzero(data.task == i) for i in range(len(phrases))],[],0.
-    for step in range(cfg.steps):
-        for g in opt.param_groups: g['lr'] = _learning_rate(step, cfg)
-        batch = _sample_batch(data, by_task, cfg, rng)
-        texts = [hide_words(phrases[t][rng.integers(len(phrases[t]))], cfg.word_dropout, rng) for t in batch[2].tolist()]
-        total += _train_step(clip, opt, batch, texts, cfg)
-        if (step+1) % 20 == 0 or step+1 == cfg.steps:
-            history.append(dict(step=step+1, loss=total/(20 if (step+1) % 20 == 0 else (step+1) % 20), seconds=time.perf_counter()-start)); total = 0.
-            if log: log(history[-1])
-    record = dict(train=cfg.to_dict(), windows=len(data), frames=len(data.frames), seconds=time.perf_counter()-start, history=history)
-    if val is not None: record['retrieval'] = _validate(clip.eval(), val, captions, held_out)
-    return clip.eval(), record
+def _steps(clip, data, phrases, cfg, rng): # yields (steps done, loss)
+    "Train as `cfg` says"
+    no_decay = lambda name, p: p.ndim <= 1 or name.endswith(('pos','token.weight'))
+    opt = torch.optim.AdamW(param_groups(clip, cfg.weight_decay, no_decay), lr=cfg.lr, betas=(.9,.98))
+    rise = max(1, round(cfg.warmup*cfg.steps))
+    schedule = lambda step: warmup_cosine(step, cfg.lr, rise, cfg.steps, first=1)
+    batches,loss = _batches(data, phrases, cfg, rng),_contrastive_loss(clip, cfg)
+    for done in fit(clip, batches, loss, opt, schedule, cfg.clip_grad):
+        with torch.no_grad(): clip.scale.clamp_(max=math.log(100)) # CLIP's bound on the temperature
+        yield done
 
-def _validate(
-    clip:MineCLIP, # The model
-    val:CaptionedWindows,   # Windows of episodes that were not trained on
-    seen:dict,     # Task name -> phrases it was trained with
-    unseen:dict=None, # Task name -> phrases it was not
-) -> dict: # Of 'seen' and 'unseen', each with accuracy, per_task, confusion
-    "Retrieval with phrases seen and never seen"
+# %% ../../nbs/models/clip_training.ipynb #m015
+def _validate(clip, val, seen, unseen=None): # -> 'seen' and 'unseen': accuracy, per_task, confusion
+    "Retrieval with phrases of the training and with others"
     video = embed_captioned(clip, val)
     tables = {k:retrieval(clip, video, val.task, p) for k,p in dict(seen=seen, unseen=unseen).items() if p}
-    return {k:dict(accuracy=r.accuracy, per_task=r.per_task, confusion=r.confusion.round(4).tolist()) for k,r in tables.items()}
+    return {k:dict(accuracy=r.accuracy, per_task=r.per_task, confusion=r.confusion.round(4).tolist())
+        for k,r in tables.items()}
+
+# %% ../../nbs/models/clip_training.ipynb #c026
+_LOG_EVERY = 20 # Steps between two entries of the history
+
+def train_mineclip(
+    data:CaptionedWindows,     # Windows to learn from
+    captions:dict,             # Task name -> phrases, in the order of `data.names`
+    cfg:ClipTrainConfig,       # How to train
+    shape:MineCLIPConfig,      # Size of the model
+    val:CaptionedWindows=None, # Windows of other episodes; None: no validation
+    held_out:dict=None,        # Task name -> phrases that are never trained on
+    log=None,                  # Called with each entry of the history, every 20 steps
+) -> tuple: # A `MineCLIP` in evaluation mode, and a record of its training
+    "Train a MineCLIP on captioned windows"
+    if tuple(captions) != tuple(data.names):
+        raise ValueError(f'captions are for {tuple(captions)}, windows for {tuple(data.names)}')
+    torch.manual_seed(cfg.seed)
+    rng,phrases,start = np.random.default_rng(cfg.seed),list(captions.values()),time.perf_counter()
+    clip,history,since = _new_model(shape, phrases, cfg),[],[]
+    for step,loss in _steps(clip, data, phrases, cfg, rng):
+        since.append(loss)
+        if step % _LOG_EVERY and step != cfg.steps: continue
+        history.append(dict(step=step, loss=sum(since)/len(since), seconds=time.perf_counter()-start)); since = []
+        if log: log(history[-1])
+    seconds = time.perf_counter()-start
+    record = dict(train=cfg.to_dict(), windows=len(data), frames=len(data.frames), seconds=seconds, history=history)
+    if val is not None: record['retrieval'] = _validate(clip.eval(), val, captions, held_out)
+    return clip.eval(), record

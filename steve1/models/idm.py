@@ -247,7 +247,7 @@ def _key_score(key, said, done): # bool (n,) labelled, bool (n,) recorded
 def score_labels(
     said, # Rows (n,) of `ACTION_DTYPE`, labelled
     done, # Rows (n,) of `ACTION_DTYPE`, recorded
-) -> list: # Dicts: key, steps, precision, recall, f1 of each key; key, steps, error_turning, error (degrees) of each axis
+) -> list: # Dicts: key, steps, precision, recall, f1 for a key; key, steps, error_turning, error (degrees) for an axis
     "Labels against the truth: keys that were ever down, and both camera axes"
     rows = [_key_score(k, said[k] == 1, done[k] == 1) for k in BUTTONS if (done[k] == 1).any()]
     turn = np.asarray(done['camera'], float)

@@ -35,6 +35,7 @@ class _MildChange:
         out = cv2.LUT(img.reshape(len(img), -1), lut).reshape(img.shape)
         return _shift(_shift(out, self.dy, 1), self.dx, 2)
 
+# %% ../../nbs/training/augment.ipynb #s01
 def _draw_mild(rng):
     "Contrast ±10 %, brightness ±12 grey levels, up to 2 pixels each way"
     gain, bias = float(rng.uniform(.9, 1.1)), float(rng.uniform(-12, 12))
@@ -59,9 +60,11 @@ def matrix(self:_StrongChange): # (3,4): an affine map of the colour
     c,s = math.cos(2*math.pi*self.hue), math.sin(2*math.pi*self.hue)
     turn = np.array([[1,0,0],[0,c,s],[0,-s,c]])
     m = np.linalg.inv(_YIQ) @ turn @ _YIQ if self.hue else np.eye(3)
-    m = self.contrast*self.brightness*(self.saturation*m + (1-self.saturation)*_LUMA) # the rotation of the hue keeps the luma
+    m = self.saturation*m + (1-self.saturation)*_LUMA # the rotation of the hue keeps the luma
+    m = self.contrast*self.brightness*m
     return np.column_stack([m, np.full(3, 128*(1-self.contrast))])
 
+# %% ../../nbs/training/augment.ipynb #s02
 @patch
 def affine(self:_StrongChange, h, w): # (2,3): an affine map of the position, about the middle
     turn, scale, shear, dy, dx = self.view

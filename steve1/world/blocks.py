@@ -32,6 +32,7 @@ def show_pictures(
     fig.tight_layout(pad=.3)
     return figure_image(fig)
 
+# %% ../../nbs/world/blocks.ipynb #c010a-2
 def figure_image(
     fig, # matplotlib figure; it is closed
 ):       # -> an `IPython.display.Image`
@@ -95,6 +96,7 @@ def _item_row(item):
 
 ITEM_TABLE = np.array([_item_row(i) for i in ITEMS], [('places','u1'), ('icon','u1')]) # a row for each item
 
+# %% ../../nbs/world/blocks.ipynb #c008-2
 @jit_inline
 def is_plant(
     kind, # Kind of block
@@ -156,6 +158,7 @@ def _plant_textures(T, rng):
     _flower_texture(T, rng, Kind.POPPY, petal=(215,30,28), heart=(40,30,30))
     _flower_texture(T, rng, Kind.DANDELION, petal=(250,225,40), heart=(250,190,30))
 
+# %% ../../nbs/world/blocks.ipynb #c012b-2
 def _flower_texture(T, rng, kind, petal, heart):
     "A round blossom on a stem with one leaf"
     T[kind,:,8:16,7], T[kind,:,12,5:7] = (60,130,40,255), (60,130,40,255)
@@ -219,6 +222,7 @@ class Arena:
     near:tuple=()       # Start where blocks of these kinds are within 9 blocks
     most:int=400        # Places to look at before the best one is taken
 
+# %% ../../nbs/world/blocks.ipynb #c019-2
 ARENAS = dict( # name -> Arena
     plains=Arena(),
     forest=Arena(12., 19., trees=3.2, near=(Kind.LOG,)),
@@ -236,6 +240,7 @@ def _soil(x, y, z, h, sandy, seed):
     if sandy: return Kind.SAND
     return Kind.GRASS if y==h and h>=SEA_LEVEL else Kind.DIRT
 
+# %% ../../nbs/world/blocks.ipynb #c020-2
 @jit
 def _ground(blocks, heights, seed, height, relief):
     "Fill in soil, stone, sand and water; write each column's height"
@@ -272,6 +277,7 @@ def _plant_at(x, z, seed, grass, flowers):
         return Kind.POPPY if _value_noise(x,z,16,seed+8)>.5 else Kind.DANDELION
     return Kind.AIR
 
+# %% ../../nbs/world/blocks.ipynb #c021-2
 @jit
 def _plants(blocks, heights, seed, trees, grass, flowers):
     "Trees, tall grass and flowers on the lawns"
@@ -318,6 +324,7 @@ def _fill_world(seed, height, relief, trees, grass, flowers, blocks, tops, light
             n = .6*_value_noise(x*2,z*2,16,seed+77)+.4*_value_noise(x*2,z*2,8,seed+78)
             clouds[x,z] = n>.6
 
+# %% ../../nbs/world/blocks.ipynb #c022-2
 def generate_terrain(
     seed:int,    # 0 to 2^63-1; worlds whose seeds differ by a multiple of 1,000,003 look the same
     arena:Arena, # The landscape

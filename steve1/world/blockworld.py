@@ -26,6 +26,7 @@ def check_size(
 
 MAX_SEED = 2**63-1 # largest seed of a world
 
+# %% ../../nbs/world/blockworld.ipynb #c005a-2
 def check_seed(
     seed, # Should be a whole number, 0 to `MAX_SEED`
 ):        # -> int
@@ -54,6 +55,7 @@ def _canvas(out, shape):
 # %% ../../nbs/world/blockworld.ipynb #c005
 _ARRAYS = ('blocks','tops','light','clouds','slots') # with `players` all that changes
 
+# %% ../../nbs/world/blockworld.ipynb #c005-2
 class Worlds:
     "n worlds in stacked arrays, stepped and drawn in one call each"
     def __init__(self,
@@ -92,6 +94,7 @@ def step(self:Worlds,
     if len(wrong): raise ValueError(f'the camera of world {wrong[0]} does not turn by finite degrees')
     step_worlds(*self._part(None, 'blocks','tops','light','slots','_records'), a)
 
+# %% ../../nbs/world/blockworld.ipynb #c005d-2
 @patch
 def render(self:Worlds,
     size:tuple=(360,640), # (height, width) in pixels, 16 to 2160 each
@@ -136,6 +139,7 @@ def _check_items(items):
         if name not in ITEMS[1:]: raise ValueError(f'unknown item {name!r}: the items are {", ".join(ITEMS[1:])}')
         if not isinstance(n, (int,np.integer)) or n<0: raise ValueError(f'the count of {name} must be a whole number from 0, not {n!r}')
 
+# %% ../../nbs/world/blockworld.ipynb #c006b-2
 @patch
 def reset(self:World,
     seed:int=0,         # Seed of terrain, start and drops, 0 to `MAX_SEED`
@@ -164,6 +168,7 @@ def _count_near(blocks, x, y, z, kind, r):
             for k in range(max(0,y-3),min(HEIGHT,y+5)): n += blocks[(x+i)&WRAP,k,(z+j)&WRAP]==kind
     return n
 
+# %% ../../nbs/world/blockworld.ipynb #c007-2
 @patch
 def _start_place(self:World, rng):
     "(x,y,z) of the ground block to start on: the best of some places drawn at random"
@@ -193,6 +198,7 @@ def _spawn(self:World):
     p.yaw,p.pitch,p.ground = (yaw+180)%360-180, rng.uniform(-5,15), 1
     aim_at(self.blocks, p)
 
+# %% ../../nbs/world/blockworld.ipynb #c007b-2
 @patch
 def nearest(self:World,
     kinds,      # Kinds of block to look for, such as `(Kind.LOG,)`
@@ -220,6 +226,7 @@ def step(self:World,
     step_worlds(*self._worlds._part(self._i, 'blocks','tops','light','slots','_records'), controls)
     return self
 
+# %% ../../nbs/world/blockworld.ipynb #c008-2
 @patch
 def render(self:World,
     size:tuple=(360,640), # (height, width) in pixels, 16 to 2160 each
@@ -247,6 +254,7 @@ def inventory(self:World): # -> dict item name -> count, all items
     counts = np.bincount(self.slots[:,0], self.slots[:,1], len(ITEMS)).astype(int)
     return {name:int(counts[i]) for i,name in enumerate(ITEMS) if i}
 
+# %% ../../nbs/world/blockworld.ipynb #c009-2
 @patch(as_prop=True)
 def location_stats(self:World): # -> dict of floats
     "Where the player is (blocks) and looks (degrees)"
@@ -260,6 +268,7 @@ def save_state(self:World): # -> dict: seed, arena, and arrays
     arrays = {n:getattr(self, n).copy() for n in _ARRAYS}
     return dict(seed=self.seed, arena=self.arena, **arrays, player=self._worlds._records[self._i:self._i+1].copy())
 
+# %% ../../nbs/world/blockworld.ipynb #c009b-2
 @patch
 def load_state(self:World,
     state:dict, # What `save_state` returned

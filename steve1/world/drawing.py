@@ -42,6 +42,7 @@ def _texel(u, v):
 @jit_inline
 def _sign(d): return 1 if d>0 else -1
 
+# %% ../../nbs/world/drawing.ipynb #c008b-2
 @jit_inline
 def _first_crossing(o, i, s, per_block):
     "Length of the ray from `o` in cell i to the next plane in direction s"
@@ -100,6 +101,7 @@ def _in_front(ix, iy, iz, axis, s):
     "The cell from which a ray entered block (ix,iy,iz) across `axis` in direction s"
     return (ix-s if axis==0 else ix), (iy-s if axis==1 else iy), (iz-s if axis==2 else iz)
 
+# %% ../../nbs/world/drawing.ipynb #c011-2
 @jit_inline
 def _face_light(light, ix, iy, iz, axis, s, fu, fv):
     "Light 0..255 at (fu,fv) in 0..1 of a face: its front cell and the nearest corner's three, interpolated"
@@ -134,6 +136,7 @@ def _side_shade(axis, s):
     "Brightness a unit of light: tops are brightest, then the two pairs of sides, then bottoms"
     return .64/255 if axis==0 else .82/255 if axis==2 else 1/255 if s<0 else .5/255
 
+# %% ../../nbs/world/drawing.ipynb #c012b-2
 @jit_inline
 def _block_color(light, tex, mean, kind, ix, iy, iz, axis, t, row, col, hx, hy, hz, s, texels):
     "Colour of a block hit at (hx,hy,hz) of its cell; `texels` is how many of them a pixel covers at distance 1"
@@ -165,6 +168,7 @@ def _aim_mark(kind, hx, hy, hz, t, texels, crack):
     if crack>0 and cell_hash(int(hx*8)*7+int(hz*5), int(hy*8)*5+int(hz*8)*3, 3)<crack*.65: k *= .35
     return k
 
+# %% ../../nbs/world/drawing.ipynb #c014-2
 @jit_inline
 def _through_water(r, g, b, dy, swum, surface, wet):
     "A colour behind `swum` blocks of water, whose surface mirrors some sky where the eye is above it"

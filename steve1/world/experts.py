@@ -11,182 +11,26 @@ from dataclasses import dataclass
 import numpy as np
 from fastcore.basics import patch
 from ..base.actions import ActionMap, is_null
-from .blocks import BLOCK_TABLE, HEIGHT, ITEMS, Kind, SEA_LEVEL, WRAP, is_plant, jit
+from .blocks import HEIGHT, ITEMS, Kind, SEA_LEVEL, WRAP
 from .blockworld import check_seed
 from .envs import BlockWorldEnv
+from .movement import ScriptedPlayer, Stuck
 from .tasks import EventFinder, MetricTracker, TASKS
 
-# %% ../../nbs/world/experts.ipynb #c005
-@jit
-def _sees(blocks, ox, oy, oz, x, y, z):
-    "Does a ray from (ox,oy,oz) to the middle of block (x,y,z) meet nothing but air, water and plants before it?"
-    dx,dy,dz = x+.5-ox, y+.4-oy, z+.5-oz
-    n = int(math.sqrt(dx*dx+dy*dy+dz*dz)*8)+1
-    for i in range(n):
-        t = i/n
-        ix,iy,iz = int(math.floor(ox+dx*t)), int(math.floor(oy+dy*t)), int(math.floor(oz+dz*t))
-        if ix==x and iy==y and iz==z: return True
-        if iy>=0 and iy<HEIGHT and BLOCK_TABLE[blocks[ix&WRAP,iy,iz&WRAP]]['solid']: return False
-    return True
-
-# %% ../../nbs/world/experts.ipynb #c005b
-@jit
-def _preference(i, j, fx, fz, d):
-    "A distance, made longer for what lies more than 60° off the direction (fx,fz) in which the player looks"
-    return d*1.3+3 if i*fx+j*fz<.5*math.sqrt(i*i+j*j) else d
-
-@jit
-def _nearest_seen(blocks, wanted, ox, oy, oz, yaw, r, lo, hi, jitter, seed):
-    "Best visible block with `wanted[kind]` and no water on it, within r columns and eye levels lo..hi; y=-1 if there is none"
-    np.random.seed(seed)
-    best,bx,by,bz = 1e9,0,-1,0
-    px,py,pz = int(math.floor(ox)), int(math.floor(oy)), int(math.floor(oz))
-    fx,fz = -math.sin(math.radians(yaw)), math.cos(math.radians(yaw))
-    for i in range(-r,r+1):
-        for j in range(-r,r+1):
-            if i==0 and j==0: continue                                      # not the column the player stands in
-            x,z = (px+i)&WRAP, (pz+j)&WRAP
-            for y in range(max(1,py+lo), min(HEIGHT-1,py+hi+1)):
-                if not wanted[blocks[x,y,z]] or blocks[x,y+1,z]==Kind.WATER: continue
-                d = _preference(i, j, fx, fz, math.sqrt(i*i+j*j+2.*(y-oy)**2) + np.random.random()*jitter)
-                if d<best and _sees(blocks,ox,oy,oz,px+i,y,pz+j): best,bx,by,bz = d,px+i,y,pz+j
-    return best,bx,by,bz
-
-# %% ../../nbs/world/experts.ipynb #c006
-@jit
-def _is_open_water(blocks, x, z):
-    "Water on the surface, here and two blocks off to all sides"
-    y = SEA_LEVEL
-    if blocks[x,y,z]!=Kind.WATER: return False
-    if blocks[(x+2)&WRAP,y,z]!=Kind.WATER or blocks[(x-2)&WRAP,y,z]!=Kind.WATER: return False
-    return blocks[x,y,(z+2)&WRAP]==Kind.WATER and blocks[x,y,(z-2)&WRAP]==Kind.WATER
-
-@jit
-def _nearest_water(blocks, px, pz, yaw, r, deep, jitter, seed):
-    "Surface of the best open water within r columns (three blocks deep if `deep`); y=-1 if there is none"
-    np.random.seed(seed)
-    best,bx,by,bz = 1e9,0,-1,0
-    fx,fz = -math.sin(math.radians(yaw)), math.cos(math.radians(yaw))
-    for i in range(-r,r+1):
-        for j in range(-r,r+1):
-            x,z = (px+i)&WRAP, (pz+j)&WRAP
-            if not _is_open_water(blocks, x, z) or (deep and blocks[x,SEA_LEVEL-2,z]!=Kind.WATER): continue
-            d = _preference(i, j, fx, fz, math.sqrt(i*i+j*j) + np.random.random()*jitter)
-            if d<best: best,bx,by,bz = d,px+i,SEA_LEVEL,pz+j
-    return best,bx,by,bz
-
-# %% ../../nbs/world/experts.ipynb #c008
-class _Stuck(Exception): "An expert looked too often without acting"
-
-class Expert:
-    "Scripted player: one method for each task, a generator of wishes (pressed keys, `camera` in degrees)"
-    def __init__(self,
-        world,   # `World` to play in
-        rng,     # numpy Generator of all that is random about the expert
-    ):
-        self.w, self.rng, self.looks = world, rng, 0
-        self.speed = rng.uniform(5.,10.)        # degrees a step when turning
-    @property
-    def p(self): return self.w.p                # the player's record
-    @property
-    def eye(self): return self.p.x, self.p.y+1.62, self.p.z
-
-    def look(self):
-        "Count a look at the world and draw a seed for it; raises when there were too many without an action"
-        self.looks += 1
-        if self.looks>200: raise _Stuck
-        return int(self.rng.integers(2**31))
-
-    def distance(self, x, z): return math.hypot(x-self.p.x, z-self.p.z)
-
-# %% ../../nbs/world/experts.ipynb #c008b
-def _cell(v): return int(np.floor(v)) & WRAP # the column that a coordinate lies in
-
-def _ahead(p, heading, d):
-    "(x,z) at distance d of a player in a direction"
-    return p.x-d*math.sin(math.radians(heading)), p.z+d*math.cos(math.radians(heading))
-
-@patch
-def turn(self:Expert, yaw, pitch, tremor=.25):
-    "(camera, largest remaining angle in degrees) of one step towards a direction"
-    dy,dp = (yaw-self.p.yaw+180)%360-180, pitch-self.p.pitch
-    step = np.clip(np.array([dp,dy])*.5, -self.speed, self.speed) + self.rng.normal(0,tremor,2)*(abs(dy)+abs(dp)>1)
-    return step, max(abs(dy),abs(dp))
-
-@patch
-def towards(self:Expert, x, y, z):
-    "(yaw, pitch) from the eye to a point"
-    dx,dy,dz = (to-at for to,at in zip((x,y,z), self.eye))
-    return math.degrees(math.atan2(-dx,dz)), -math.degrees(math.atan2(dy,math.hypot(dx,dz)))
-
-@patch
-def block(self:Expert, x, y, z): return self.w.blocks[x&WRAP,y,z&WRAP] if 0<=y<HEIGHT else Kind.AIR
-
-# %% ../../nbs/world/experts.ipynb #c009
-@patch
-def walk(self:Expert, x, z, near, y=None, most=110):
-    "Walk until within `near` blocks of (x,z), looking at height y (None: ahead), jumping over steps and round obstacles"
-    sprint, level, t, last = self.rng.random()<.5, self.rng.uniform(2,16), 0, None
-    while self.distance(x,z)>near and t<most:
-        p,d = self.p,self.distance(x,z)
-        yaw,pitch = self.towards(x, p.y+1 if y is None else y, z)
-        wish = dict(camera=self.turn(yaw, pitch if y is not None and d<6 else level)[0])
-        facing = abs((yaw-p.yaw+180)%360-180)
-        if facing<50: wish |= dict(forward=1, sprint=int(sprint and d>4))
-        if facing<60 and p.bump or p.in_water: wish['jump'] = 1
-        yield wish
-        t += 1
-        if t%20==0:
-            place = np.array([self.p.x,self.p.y,self.p.z])
-            if last is not None and np.abs(place-last).sum()<.6 and facing<60: yield from self.sidestep(yaw)
-            last = place
-
-@patch
-def sidestep(self:Expert, yaw):
-    "Get round what is in the way: strafe and jump, or cut through it"
-    side = self.rng.choice(['left','right'])
-    if self.rng.random()<.6:
-        for _ in range(12): yield dict(camera=self.turn(yaw,10)[0], forward=1, jump=1) | {side:1}
-    else:
-        for k in range(24):
-            camera, jump = self.turn(yaw, 0 if k<12 else 30)[0], int(k>12 and self.p.bump)
-            yield dict(camera=camera, attack=1, forward=1, jump=jump)
-
-# %% ../../nbs/world/experts.ipynb #c009b
-@patch
-def mine(self:Expert, x, y, z, near, most=60):
-    "Aim at a block and hold attack until it is gone"
-    kind, off = self.block(x,y,z), self.rng.uniform(-.12,.12,3)
-    middle = .3 if is_plant(kind) else .5
-    for _ in range(most):
-        if self.block(x,y,z)!=kind: return
-        tx,ty,tz = x+.5+off[0], y+middle+off[1], z+.5+off[2]
-        camera,err = self.turn(*self.towards(tx,ty,tz), tremor=.12)
-        yield dict(camera=camera, attack=int(err<12), forward=int(self.distance(tx,tz)>near+.4 and err<30))
-
-@patch
-def wander(self:Expert, most):
-    "Walk a few steps in some direction"
-    heading = self.p.yaw+self.rng.uniform(-120,120)
-    yield from self.walk(*_ahead(self.p, heading, 20), 3, most=most)
-    yield dict(camera=self.turn(heading,5)[0])
-
 # %% ../../nbs/world/experts.ipynb #c011
-def _wanted(kinds):
-    "Kinds of block as a table of bools"
-    table = np.zeros(len(Kind), np.bool_)
-    table[list(kinds)] = True
-    return table
+class Expert(ScriptedPlayer):
+    "One method for each task, a generator of wishes (pressed keys, `camera` in degrees)"
 
+# %% ../../nbs/world/experts.ipynb #c011-2
 @patch
 def gather(self:Expert, kinds, near, lo, hi, r=14, jitter=1.5):
     "Mine visible blocks of some kinds, nearest first; lo..hi are levels relative to the eye"
-    wanted = _wanted(kinds)
     while True:
-        _,x,y,z = _nearest_seen(self.w.blocks, wanted, *self.eye, self.p.yaw, r, lo, hi, jitter, self.look())
-        if y<0:
+        found = self.find(kinds, r, lo, hi, jitter, self.look())
+        if found is None:
             yield from self.wander(40)
             continue
+        x,y,z = found
         yield from self.walk(x+.5, z+.5, near, y=y+.4)
         if self.distance(x+.5,z+.5)>near+1.2:
             yield from self.wander(15)
@@ -219,17 +63,18 @@ def dig(self:Expert):
         camera,err = self.turn(yaw, pitch, tremor=.1)
         yield dict(camera=camera, attack=int(err<35))
 
+# %% ../../nbs/world/experts.ipynb #c012b-2
 @patch
 def leave_canopy(self:Expert):
     "Walk to where nothing is overhead"
     for _ in range(4):
         p = self.p
-        if self.w.tops[0,_cell(p.x),_cell(p.z)]<p.y+1.5: return
+        if self.w.tops[(0,*self.column(p.x, p.z))]<p.y+1.5: return
         self.look()
         for r in range(2,12):
             h = math.radians(self.rng.uniform(-180,180))
             x,z = p.x+r*math.cos(h), p.z+r*math.sin(h)
-            if abs(self.w.tops[0,_cell(x),_cell(z)]-p.y)<3: break
+            if abs(self.w.tops[(0,*self.column(x, z))]-p.y)<3: break
         yield from self.walk(x, z, .5, most=40)
 
 # %% ../../nbs/world/experts.ipynb #c013
@@ -244,6 +89,7 @@ def sky(self:Expert):
             pitch = np.clip(pitch+self.rng.uniform(-15,15), -88, -50)
         yield dict(camera=self.turn(yaw, pitch, tremor=.6)[0])
 
+# %% ../../nbs/world/experts.ipynb #c013-2
 @patch
 def inventory(self:Expert):
     "Open the inventory and move the cursor from slot to slot"
@@ -259,10 +105,11 @@ def inventory(self:Expert):
 def land_ahead(self:Expert, heading, far=7):
     "Is there land, and no cliff, in this direction?"
     for d in (2,4,far):
-        x,z = map(_cell, _ahead(self.p, heading, d))
+        x,z = self.column(*self.ahead(heading, d))
         if self.w.blocks[x,SEA_LEVEL,z]==Kind.WATER or self.w.tops[0,x,z]>self.p.y+3*d/2+3: return False
     return True
 
+# %% ../../nbs/world/experts.ipynb #c014-2
 @patch
 def explore(self:Expert):
     "Run across the land, away from water and round obstacles"
@@ -285,21 +132,22 @@ def explore(self:Expert):
 @patch
 def to_water(self:Expert, deep):
     "Walk and swim to the nearest open water"
-    shallow = lambda: deep and self.w.blocks[_cell(self.p.x),SEA_LEVEL-2,_cell(self.p.z)]!=Kind.WATER
-    while not self.p.in_water or shallow():
-        p = self.p
-        px,pz = int(np.floor(p.x)), int(np.floor(p.z))
-        _,x,y,z = _nearest_water(self.w.blocks, px, pz, p.yaw, 40, deep, 3., self.look())
-        if y<0:
+    p = self.p
+    shallow = lambda: deep and self.block(int(np.floor(p.x)), SEA_LEVEL-2, int(np.floor(p.z)))!=Kind.WATER
+    while not p.in_water or shallow():
+        found = self.find_water(40, deep, 3., self.look())
+        if found is None:
             yield from self.wander(60)
             continue
+        x,y,z = found
         yield from self.walk(x+.5, z+.5, .8, most=160)
         yield dict(camera=self.turn(p.yaw,8)[0], forward=1)
 
+# %% ../../nbs/world/experts.ipynb #c015-2
 @patch
 def water_ahead(self:Expert, heading, far, level=SEA_LEVEL):
     "Share of four points in a direction that are water"
-    points = [map(_cell, _ahead(self.p, heading, far*f)) for f in (.3,.6,1.,1.2)]
+    points = [self.column(*self.ahead(heading, far*f)) for f in (.3,.6,1.,1.2)]
     return np.mean([self.w.blocks[x,level,z]==Kind.WATER for x,z in points])
 
 # %% ../../nbs/world/experts.ipynb #c015b
@@ -316,6 +164,7 @@ def swim(self:Expert):
             yield dict(camera=self.turn(h, level)[0], forward=1, jump=int(self.rng.random()<.92))
             if k>8 and (not self.p.in_water or k%10==0 and self.water_ahead(h,2.5)<.5): break
 
+# %% ../../nbs/world/experts.ipynb #c015b-2
 @patch
 def underwater(self:Expert):
     "Dive to the bottom and stay there"
@@ -342,6 +191,7 @@ def in_hole(self:Expert):
     x,z,p = int(np.floor(self.p.x)), int(np.floor(self.p.z)), self.p
     return all(self.w.tops[0,(x+i)&WRAP,(z+j)&WRAP]>=p.y+1 for i,j in ((1,0),(-1,0),(0,1),(0,-1)))
 
+# %% ../../nbs/world/experts.ipynb #c016-2
 @patch
 def tower(self:Expert):
     "Jump and place dirt under the feet; dig for some first when there is none"
@@ -372,6 +222,7 @@ class ExpertPlay:
 
 _ACTIONS = ActionMap()
 
+# %% ../../nbs/world/experts.ipynb #c018-2
 def policy_row(
     wish:dict, # Pressed keys, and `camera` (pitch, yaw) in degrees; what is missing is 0
 ) -> np.void:  # A row of `ACTION_DTYPE`
@@ -391,17 +242,20 @@ def wishes(self:Expert,
     if task not in TASKS: raise ValueError(f'unknown task {task!r}: choose from {", ".join(TASKS)}')
     return self._wishes(getattr(self, task)(), n)
 
+# %% ../../nbs/world/experts.ipynb #c020-2
 @patch
 def _wishes(self:Expert, moves, n):
     for _ in range(n):
         try: wish = next(moves)
-        except (StopIteration, _Stuck):
+        except (StopIteration, Stuck):
             wish, moves = dict(camera=(0,self.rng.choice([-6.,6.])), forward=1), self.explore()
         self.looks = 0
         yield wish
 
 # %% ../../nbs/world/experts.ipynb #c020b
-_gathered = dict(wood=(Kind.LOG,), leaves=(Kind.LEAVES,), seeds=(Kind.TALL_GRASS,), flower=(Kind.POPPY,Kind.DANDELION), sand=(Kind.SAND,))
+_gathered = dict( # task -> kinds of block that it breaks
+    wood=(Kind.LOG,), leaves=(Kind.LEAVES,), seeds=(Kind.TALL_GRASS,),
+    flower=(Kind.POPPY,Kind.DANDELION), sand=(Kind.SAND,))
 _weights = dict(dig=1., dirt=1., sky=.7, leaves=1.2, wood=1.6, seeds=1.3, flower=1.5, explore=.9, swim=1.2, underwater=1.2,
     inventory=.6, tower=.7, sand=1.2) # how often a task is chosen where all are possible
 
@@ -410,13 +264,13 @@ def feasible(self:Expert, task):
     "Does this place offer a task right now?"
     p = self.p
     if task in _gathered:
-        return _nearest_seen(self.w.blocks, _wanted(_gathered[task]), *self.eye, p.yaw, 12, -4, 3, 0., 0)[2]>=0
+        return self.find(_gathered[task], 12, -4, 3) is not None
     if task in ('swim','underwater'):
-        px,pz = int(np.floor(p.x)), int(np.floor(p.z))
-        return _nearest_water(self.w.blocks, px, pz, p.yaw, 14, task=='underwater', 0., 0)[2]>=0
+        return self.find_water(14, task=='underwater') is not None
     if task in ('dig','tower','dirt'): return not p.in_water
     return True
 
+# %% ../../nbs/world/experts.ipynb #c020b-2
 @patch
 def choose(self:Expert,
     before:str, # Task before this one, which is not repeated; None: none
@@ -467,6 +321,7 @@ def _stumble(self:Recorder, task):
         self.burst = [wish]*int(self.rng.integers(2,8))
     return self.burst.pop() if self.burst else None
 
+# %% ../../nbs/world/experts.ipynb #c021b-2
 @patch
 def recorded(self:Recorder) -> ExpertPlay: # All steps so far
     "What was recorded"
@@ -505,6 +360,7 @@ def _start(seed, size, only):
 def _check_steps(n):
     if not isinstance(n, (int,np.integer)) or n<1: raise ValueError(f'n_steps must be 1 or more, not {n!r}')
 
+# %% ../../nbs/world/experts.ipynb #c022b-2
 def play(
     seed:int,              # Seed of world, arena and experts, 0 to 2^63-1
     n_steps:int=600,       # Steps to record, null steps not counted

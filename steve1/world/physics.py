@@ -42,6 +42,7 @@ def _collides(blocks, x, y, z):
                 if _solid_at(blocks, ix, iy, iz): return True
     return False
 
+# %% ../../nbs/world/physics.ipynb #c004b-2
 @jit
 def _kind_at(blocks, x, y, z):
     "Kind of block at a point; AIR below and above the world"
@@ -60,6 +61,7 @@ def _move_axis(blocks, p, dx, dy, dz, careful):
     p.x, p.y, p.z = x, y, z
     return True
 
+# %% ../../nbs/world/physics.ipynb #c006-2
 @jit
 def _fall(blocks, p):
     "Vertical part of a step: land on what is below, stop at what is above"
@@ -109,6 +111,7 @@ def _slow_down(blocks, p, forward):
     p.vz *= k
     p.vy = (p.vy-.08)*.98
 
+# %% ../../nbs/world/physics.ipynb #c007b-2
 @jit
 def _move(blocks, p, a):
     "One step of walking, jumping, swimming and falling; `a` is zero while a screen is open"
@@ -168,6 +171,7 @@ def give_item(
             return True
     return False
 
+# %% ../../nbs/world/physics.ipynb #c010-2
 @jit
 def _take(slots, s):
     "Remove one item from a slot"
@@ -237,6 +241,7 @@ def _slot_at(cx, cy):
     if c<0 or c>8 or r<0 or r>3: return -1
     return c if r==3 else 9+r*9+c
 
+# %% ../../nbs/world/physics.ipynb #c013-2
 @jit
 def _click(slots, p, s, one):
     "Pick up, put down, merge or swap the stack in slot s; `one` puts down a single item"
@@ -269,6 +274,7 @@ def _screen(slots, p, a):
         if s>=0 and (left or right): _click(slots, p, s, right and not left)
     p.lmb_held, p.rmb_held = int(a[_KEY.attack]>0), int(a[_KEY.use]>0)
 
+# %% ../../nbs/world/physics.ipynb #c013b-2
 @jit
 def _hands(slots, p, a):
     "Hotbar keys, drop, swap hands, pick the item of the block aimed at"

@@ -59,6 +59,7 @@ def release(self:HumanPlayer,
     "A key or mouse button went up"
     self.held.discard(key)
 
+# %% ../../nbs/world/play.ipynb #c008b-2
 @patch
 def wheel(self:HumanPlayer,
     clicks:int, # Away from the hand (positive) is a slot to the left
@@ -134,6 +135,7 @@ def _pygame():
     if pygame.display.get_driver()=='offscreen': raise RuntimeError(_NO_DISPLAY.format(''))
     return pygame
 
+# %% ../../nbs/world/play.ipynb #c016-2
 def _key_name(pygame, key):
     "Our name of a pygame key: 'w', 'space', 'shift', ..."
     name = pygame.key.name(key)
@@ -191,6 +193,7 @@ def handle(self:Window,
     elif e.type in (pg.MOUSEBUTTONDOWN,pg.MOUSEBUTTONUP) and e.button<=3:
         (p.press if e.type==pg.MOUSEBUTTONDOWN else p.release)('mouse '+('left','middle','right')[e.button-1])
 
+# %% ../../nbs/world/play.ipynb #c019-2
 @patch
 def _escape(self:Window):
     "Leave the inventory, or let the mouse go"
@@ -209,6 +212,7 @@ def draw(self:Window):
     if not self.caught: self._draw_help()
     pg.display.flip()
 
+# %% ../../nbs/world/play.ipynb #c020-2
 @patch
 def _draw_help(self:Window):
     s, w, h = self.screen, *self.screen.get_size()
@@ -261,6 +265,7 @@ def jpeg(
 _browser_keys = {' ':'space', 'Shift':'shift', 'Control':'ctrl'}
 _buttons = ('mouse left','mouse middle','mouse right')
 
+# %% ../../nbs/world/play.ipynb #c026b-2
 def _browser_event(player, e, last=None):
     "Pass a browser's event (`ipyevents`) on to a player; `last` is (x, y) of the mouse before, the result after it"
     key = _browser_keys.get(e.get('key'), str(e.get('key','')).lower())
@@ -282,6 +287,7 @@ _pads = dict(forward=dict(forward=1), back=dict(back=1), left=dict(left=1), righ
     mine=dict(attack=1), place=dict(use=1), sneak=dict(sneak=1), inventory=dict(inventory=1)) | {
     '◀':dict(camera=(0,-7.5)), '▶':dict(camera=(0,7.5)), '▲':dict(camera=(-5,0)), '▼':dict(camera=(5,0))} # button -> action
 
+# %% ../../nbs/world/play.ipynb #c029-2
 class NotebookView:
     "A widget around a `Game`: picture, buttons, and keyboard and mouse where `ipyevents` is installed"
     def __init__(self,
@@ -316,6 +322,7 @@ def push(self:NotebookView,
     self.queue += actions
     while self.queue and not self.running: self.tick()
 
+# %% ../../nbs/world/play.ipynb #c029b-2
 @patch
 def tick(self:NotebookView):
     "One step, and the picture of it"
@@ -333,6 +340,7 @@ def listen(self:NotebookView): # -> a line for the player
     self.events.on_dom_event(on)
     return f'Switch on <b>live</b> and point at the picture: {" · ".join(_KEYS_HELP)}'
 
+# %% ../../nbs/world/play.ipynb #c030-2
 @patch
 def run(self:NotebookView,
     on:bool, # Start or stop
@@ -347,6 +355,7 @@ def run(self:NotebookView,
     self.running = on
     if on: self.task = asyncio.ensure_future(loop())
 
+# %% ../../nbs/world/play.ipynb #c030-3
 @patch
 def _ipython_display_(self:NotebookView):
     from IPython.display import display

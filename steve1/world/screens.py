@@ -22,6 +22,7 @@ def _fill(o, y0, y1, x0, x1, r, g, b, a):
             o[i,j,1] = np.uint8(o[i,j,1]*(1-a)+g*a)
             o[i,j,2] = np.uint8(o[i,j,2]*(1-a)+b*a)
 
+# %% ../../nbs/world/screens.ipynb #c004-2
 @jit
 def _icon_texel(kind, u, v):
     "(face, row, column, brightness) of an icon at (u,v) in 0..1; face -1 is outside"
@@ -34,6 +35,7 @@ def _icon_texel(kind, u, v):
     if abs(x)<=1 and s>=0 and s<1: return 0, min(15,int(s*16)), min(15,int((1-abs(x))*15.9)), (.8 if x<0 else .6)
     return -1,0,0,0.
 
+# %% ../../nbs/world/screens.ipynb #c004-3
 @jit
 def _icon(o, tex, kind, y0, y1, x0, x1):
     "Draw the icon of a kind of block into a rectangle"
@@ -54,6 +56,7 @@ def _digit(o, mask, y, x, s, brightness):
         for j in range(3):
             if mask[i,j]: _fill(o, y+i*s, y+(i+1)*s, x+j*s, x+(j+1)*s, brightness, brightness, brightness, 1.)
 
+# %% ../../nbs/world/screens.ipynb #c005-2
 @jit
 def _number(o, n, y, x, s, digits):
     "Write a number whose lower right corner is (y,x) with pixels of size s and a shadow"
@@ -65,6 +68,7 @@ def _number(o, n, y, x, s, digits):
         _digit(o, digits[d], y-5*s, x, s, 255.)
         if n==0: return
 
+# %% ../../nbs/world/screens.ipynb #c005-3
 @jit
 def _slot(o, tex, digits, item, n, y0, y1, x0, x1):
     "Draw what is in an inventory slot"
@@ -88,6 +92,7 @@ def _draw_hand(o, tex, slots, p):
         icon = ITEM_TABLE[slots[p.slot,0]]['icon']
         _icon(o, tex, icon, cy-int(h*.14), cy+int(h*.10), cx-int(w*.05), cx+int(w*.085))
 
+# %% ../../nbs/world/screens.ipynb #c005b-2
 @jit
 def _draw_crosshair(o):
     h,w = o.shape[0], o.shape[1]
@@ -109,6 +114,7 @@ def _draw_hotbar(o, tex, digits, slots, p):
             _fill(o, y0+1, y1-1, a+1, b-1, 110., 110., 110., 1.)
         _slot(o, tex, digits, slots[s,0], slots[s,1], y0+2, y1-2, a+2, b-2)
 
+# %% ../../nbs/world/screens.ipynb #c006-2
 @jit
 def _draw_hearts(o):
     "Ten hearts at the left and ten drumsticks at the right above the hotbar"
@@ -135,6 +141,7 @@ def _draw_panel(o):
                               (.20,.31,.31,.40,40.,150.,160.), (.31,.41,.33,.38,60.,60.,150.)):
         _fill(o, int(h*y0), int(h*y1), int(w*x0), int(w*x1), r, g, b, 1.)
 
+# %% ../../nbs/world/screens.ipynb #c006b-2
 @jit
 def _draw_cursor(o, tex, digits, p):
     "The arrow, and the stack that it carries"
@@ -180,6 +187,7 @@ def _draw_frames(blocks, tops, light, clouds, slots, players, tex, mean, digits,
     for i in range(len(players)):
         _draw_frame(blocks[i], tops[i], light[i], clouds[i], slots[i], players[i], tex, mean, digits, out[i])
 
+# %% ../../nbs/world/screens.ipynb #c007-2
 def draw_worlds(
     blocks,  # uint8 `(n,WIDTH,HEIGHT,WIDTH)`, a `Kind` in each cell
     tops,    # int8 `(n,2,WIDTH,WIDTH)`, as in `refresh_column`

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 # %% ../../nbs/world/tasks.ipynb #c005
 def _is_held_out(phrase): return zlib.crc32(phrase.encode())%5==0
 
+# %% ../../nbs/world/tasks.ipynb #c005-2
 @dataclass(frozen=True)
 class Task:
     "A thing to do, how people ask for it, and how it is measured"

@@ -129,6 +129,7 @@ def _error_reply(e, call):
     wrong = [c.__name__ for c in CALL_ERRORS if isinstance(e, c)] or ['RuntimeError'] * (call == 'make')
     return dict(error=wrong[0], text=text) if wrong else dict(failed='%s: %s' % (type(e).__name__, text))
 
+# %% ../../nbs/world/worker.ipynb #c016-2
 def _serve(calls, replies, pictures):
     "Answer calls, lines of one text file, in another until there are no more"
     env = None
@@ -154,6 +155,7 @@ def _work(spec, quiet):
     with os.fdopen(spec['calls']) as calls, os.fdopen(spec['replies'], 'w') as replies:
         _serve(calls, replies, _Pictures(spec['frames']))
 
+# %% ../../nbs/world/worker.ipynb #c020-2
 def _main():
     "Fork into guard and worker"
     spec = json.loads(sys.argv[1])
@@ -216,6 +218,7 @@ class _Game:
 
     def close(self): self.env.close()
 
+# %% ../../nbs/world/worker.ipynb #c029-2
 def _guarded(do, *args):
     "A call into the game, whose exceptions are all failures of the world"
     try: return do(*args)
@@ -226,6 +229,7 @@ def _rose(new, old, kind):
     "Names of the counters of a kind that rose since the last step"
     return [n for n,v in new[kind].items() if v > old[kind].get(n, 0)]
 
+# %% ../../nbs/world/worker.ipynb #c030-2
 def _translate(self, raw):
     "What the game reported (observation and info in one) as (obs, info) of the common interface"
     new = {k:_counts(raw.get(k, {})) for k in ('mine_block', 'use_item')}

@@ -1,10 +1,10 @@
-"A world of noise that keeps the interface of steve1's environments and fails as told; needs numpy alone, Python 3.8 on"
-import os, signal, subprocess, sys, time
+"A world of noise that keeps the interface of steve1's environments and fails on demand; needs numpy alone, Python 3.8 on"
+import json, os, signal, subprocess, sys, time
 import numpy as np
 
 class Faulty:
-    def __init__(self, seed=0, size=(64,64), fault='', at=0, child=False, bad_seeds=(), only=(), pause=0., still=False):
-        self.seed, self.size, self.fault, self.at, self.pause = seed, tuple(size), fault, at, pause
+    def __init__(self, seed=0, size=(64,64), fault='', at=0, child=False, bad_seeds=(), only=(), pause=0., still=False, say=''):
+        self.seed, self.size, self.fault, self.at, self.pause, self.say = seed, tuple(size), fault, at, pause, say
         self.bad_seeds, self.only = tuple(bad_seeds), tuple(only)         # seeds that cannot start; seeds that fail (none named: all)
         self.still = np.zeros((*self.size, 3), np.uint8) if still else None
         signal.signal(signal.SIGUSR1, lambda *_: self.hoard.append(np.ones(200_000_000, np.uint8)))      # a leak from outside
@@ -39,3 +39,7 @@ class Faulty:
     def do_leak(self): self.hoard.append(np.ones(20_000_000, np.uint8)); time.sleep(.02)
     def do_chatter(self): print('noise on standard output '*1000)
     def do_ask(self): input('shall I? ')
+    def do_say(self): os.write(json.loads(sys.argv[1])['replies'], self.say.encode('latin-1'))          # over the worker's own pipe
+    def do_flood(self):
+        while True: os.write(json.loads(sys.argv[1])['replies'], b'x'*60000)
+    def do_cut(self): os.ftruncate(json.loads(sys.argv[1])['frames'], 0)
