@@ -132,12 +132,75 @@ class World:
     @property
     def arena(self): return self._worlds.arenas[self._i]
 
+# %% ../../nbs/world/blockworld.ipynb #c008
+@patch
+def step(self:World,
+    action, # A row of `ACTION_DTYPE`, or a dict as MineRL has it
+):          # -> self
+    "Advance by one step of 1/20 s"
+    controls = _controls(np.array([to_row(action)], ACTION_DTYPE))
+    step_worlds(*self._worlds._part(self._i, 'blocks','tops','light','slots','_records'), controls)
+    return self
+
+# %% ../../nbs/world/blockworld.ipynb #c008-2
+@patch
+def render(self:World,
+    size:tuple=(360,640), # (height, width) in pixels, 16 to 2160 each
+    out=None,             # uint8 `(h,w,3)` to draw into instead; `size` is then not used
+):                        # -> uint8 `(h,w,3)` RGB
+    "What the player sees"
+    out = _canvas(out, (*check_size(size),3))
+    draw_worlds(*self._worlds._part(self._i, *_ARRAYS, '_records'), out[None])
+    return out
+
 # %% ../../nbs/world/blockworld.ipynb #c006b
 def _check_items(items):
     "Names and counts of items, before anything changes"
     for name,n in (items or {}).items():
         if name not in ITEMS[1:]: raise ValueError(f'unknown item {name!r}: the items are {", ".join(ITEMS[1:])}')
         if not isinstance(n, (int,np.integer)) or n<0: raise ValueError(f'the count of {name} must be a whole number from 0, not {n!r}')
+
+# %% ../../nbs/world/blockworld.ipynb #c009
+@patch
+def give(self:World,
+    item:str, # One of `ITEMS`
+    n:int=1,  # Count, 0 or more; 64 fill a slot
+):
+    "Put items into the inventory"
+    _check_items({item:n})
+    for k in [64]*(n//64)+[n%64]*(n%64>0):
+        if not give_item(self.slots, ITEMS.index(item), k): raise ValueError(f'no room for {n} {item}')
+
+@patch(as_prop=True)
+def inventory(self:World): # -> dict item name -> count, all items
+    "What the player carries"
+    counts = np.bincount(self.slots[:,0], self.slots[:,1], len(ITEMS)).astype(int)
+    return {name:int(counts[i]) for i,name in enumerate(ITEMS) if i}
+
+# %% ../../nbs/world/blockworld.ipynb #c009-2
+@patch(as_prop=True)
+def location_stats(self:World): # -> dict of floats
+    "Where the player is (blocks) and looks (degrees)"
+    p = self.p
+    return dict(xpos=float(p.x), ypos=float(p.y), zpos=float(p.z), pitch=float(p.pitch), yaw=float(p.yaw))
+
+# %% ../../nbs/world/blockworld.ipynb #c007b-2
+@patch
+def nearest(self:World,
+    kinds,      # Kinds of block to look for, such as `(Kind.LOG,)`
+    r:int=16,   # Columns to each side, in blocks
+    up:int=6,   # Levels above the feet (the last one excluded)
+    down:int=5, # Levels below the feet
+):              # -> (x,y,z) in blocks, x and z not wrapped; None if there is none
+    "The nearest block of some kinds, seen or hidden"
+    if min(r, up, down)<0: raise ValueError(f'r={r}, up={up}, down={down} are distances in blocks and cannot be negative')
+    p = self.p
+    x,y,z = (int(np.floor(v)) for v in (p.x, p.y, p.z))
+    low, xs, zs = max(0,y-down), np.arange(x-r,x+r+1), np.arange(z-r,z+r+1)
+    box = self.blocks[np.ix_(xs&WRAP, np.arange(low,min(HEIGHT,y+up)), zs&WRAP)]
+    at = np.argwhere(np.isin(box, list(kinds))) + (x-r, low, z-r)
+    if not len(at): return None
+    return tuple(int(v) for v in at[((at+.5-[p.x,p.y+1,p.z])**2).sum(1).argmin()])
 
 # %% ../../nbs/world/blockworld.ipynb #c006b-2
 @patch
@@ -197,69 +260,6 @@ def _spawn(self:World):
     else: yaw = math.degrees(math.atan2(-(to[0]+.5-p.x), to[2]+.5-p.z)) + rng.uniform(-75,75)
     p.yaw,p.pitch,p.ground = (yaw+180)%360-180, rng.uniform(-5,15), 1
     aim_at(self.blocks, p)
-
-# %% ../../nbs/world/blockworld.ipynb #c007b-2
-@patch
-def nearest(self:World,
-    kinds,      # Kinds of block to look for, such as `(Kind.LOG,)`
-    r:int=16,   # Columns to each side, in blocks
-    up:int=6,   # Levels above the feet (the last one excluded)
-    down:int=5, # Levels below the feet
-):              # -> (x,y,z) in blocks, x and z not wrapped; None if there is none
-    "The nearest block of some kinds, seen or hidden"
-    if min(r, up, down)<0: raise ValueError(f'r={r}, up={up}, down={down} are distances in blocks and cannot be negative')
-    p = self.p
-    x,y,z = (int(np.floor(v)) for v in (p.x, p.y, p.z))
-    low, xs, zs = max(0,y-down), np.arange(x-r,x+r+1), np.arange(z-r,z+r+1)
-    box = self.blocks[np.ix_(xs&WRAP, np.arange(low,min(HEIGHT,y+up)), zs&WRAP)]
-    at = np.argwhere(np.isin(box, list(kinds))) + (x-r, low, z-r)
-    if not len(at): return None
-    return tuple(int(v) for v in at[((at+.5-[p.x,p.y+1,p.z])**2).sum(1).argmin()])
-
-# %% ../../nbs/world/blockworld.ipynb #c008
-@patch
-def step(self:World,
-    action, # A row of `ACTION_DTYPE`, or a dict as MineRL has it
-):          # -> self
-    "Advance by one step of 1/20 s"
-    controls = _controls(np.array([to_row(action)], ACTION_DTYPE))
-    step_worlds(*self._worlds._part(self._i, 'blocks','tops','light','slots','_records'), controls)
-    return self
-
-# %% ../../nbs/world/blockworld.ipynb #c008-2
-@patch
-def render(self:World,
-    size:tuple=(360,640), # (height, width) in pixels, 16 to 2160 each
-    out=None,             # uint8 `(h,w,3)` to draw into instead; `size` is then not used
-):                        # -> uint8 `(h,w,3)` RGB
-    "What the player sees"
-    out = _canvas(out, (*check_size(size),3))
-    draw_worlds(*self._worlds._part(self._i, *_ARRAYS, '_records'), out[None])
-    return out
-
-# %% ../../nbs/world/blockworld.ipynb #c009
-@patch
-def give(self:World,
-    item:str, # One of `ITEMS`
-    n:int=1,  # Count, 0 or more; 64 fill a slot
-):
-    "Put items into the inventory"
-    _check_items({item:n})
-    for k in [64]*(n//64)+[n%64]*(n%64>0):
-        if not give_item(self.slots, ITEMS.index(item), k): raise ValueError(f'no room for {n} {item}')
-
-@patch(as_prop=True)
-def inventory(self:World): # -> dict item name -> count, all items
-    "What the player carries"
-    counts = np.bincount(self.slots[:,0], self.slots[:,1], len(ITEMS)).astype(int)
-    return {name:int(counts[i]) for i,name in enumerate(ITEMS) if i}
-
-# %% ../../nbs/world/blockworld.ipynb #c009-2
-@patch(as_prop=True)
-def location_stats(self:World): # -> dict of floats
-    "Where the player is (blocks) and looks (degrees)"
-    p = self.p
-    return dict(xpos=float(p.x), ypos=float(p.y), zpos=float(p.z), pitch=float(p.pitch), yaw=float(p.yaw))
 
 # %% ../../nbs/world/blockworld.ipynb #c009b
 @patch

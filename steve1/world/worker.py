@@ -194,13 +194,13 @@ class _Game:
     def __init__(self,
         seed=0, # Seed of the first world
     ):
-        self.seed, self.last, self.done = seed, None, False
+        self.seed, self.last, self.done = _check_seed(seed), None, False
         self.env, self.blocks = self.open()
 
     def reset(self,
         seed=None, # Seed of the world; None: the same as before
     ):             # -> obs
-        if seed is not None: self.seed = seed
+        if seed is not None: self.seed = _check_seed(seed)
         self.done, self.old = False, None
         self.last = self.translate(_guarded(self.start))
         return self.last[0]
@@ -219,6 +219,12 @@ class _Game:
     def close(self): self.env.close()
 
 # %% ../../nbs/world/worker.ipynb #c029-2
+def _check_seed(seed):
+    "Minecraft's seeds have 64 bits"
+    if not isinstance(seed, int): raise TypeError('a seed must be a whole number, not %r' % (seed,))
+    if not -2**63 <= seed < 2**63: raise ValueError('seed %d is out of range: Minecraft takes a whole number from %d to %d' % (seed, -2**63, 2**63-1))
+    return seed
+
 def _guarded(do, *args):
     "A call into the game, whose exceptions are all failures of the world"
     try: return do(*args)
