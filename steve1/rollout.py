@@ -65,6 +65,7 @@ def _measure(self:Rollout, i, infos=None):
     if self.envs.terminated[i]: return dict.fromkeys(METRICS, math.nan)
     return self.trackers[i].update(one_world(self.obs, i), None if infos is None else one_world(infos, i))
 
+# %% ../nbs/07_rollout.ipynb #v001b
 @patch
 def step(self:Rollout) -> np.ndarray: # What was done: a row of `ACTION_DTYPE` a world
     "Act once in every world"
@@ -75,6 +76,7 @@ def step(self:Rollout) -> np.ndarray: # What was done: a row of `ACTION_DTYPE` a
     for i in self.alive: self._next_stage(i)
     return rows
 
+# %% ../nbs/07_rollout.ipynb #v001c
 @patch
 def _next_stage(self:Rollout, i):
     "Take up the next goal of a world's schedule if it is time"
@@ -95,6 +97,7 @@ def failed(self:Rollout) -> dict: # World number -> text
     "Why worlds were lost"
     return {i:str(e) for i,e in enumerate(self.envs.failures) if e}
 
+# %% ../nbs/07_rollout.ipynb #v004b
 @patch
 def now(self:Rollout,
     i:int, # A world
@@ -115,6 +118,7 @@ class Played(NamedTuple):
     stages:np.ndarray  # int64 (b,n): which of its stages each step was played for
     failed:dict        # Case number -> why its world failed
 
+# %% ../nbs/07_rollout.ipynb #c012b
 def rollout(
     policy:Policy,  # The network that plays
     cases:list,     # A `Case` a world
@@ -155,6 +159,7 @@ def _headline(case, values):
     names = [case.goal.task.metric] if case.goal.task else grown
     return '   '.join(f'{m} {values[m]:.0f}' for m in names)
 
+# %% ../nbs/07_rollout.ipynb #c023b
 def overlay(
     frame,       # uint8 (h,w,3)
     case:Case,   # What is played
@@ -178,6 +183,7 @@ def overlay(
 # %% ../nbs/07_rollout.ipynb #c027
 def _n_cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
+# %% ../nbs/07_rollout.ipynb #c027b
 def film_rollout(
     policy:Policy,        # The network that plays
     cases:list,           # A `Case` a world
@@ -233,6 +239,7 @@ def _parse_seeds(seeds):
         if not re.fullmatch(r'[0-9]{1,18}', w): raise ValueError(f'seeds: {w!r} is no whole number from 0 to 10^18')
     return tuple(map(int, words))
 
+# %% ../nbs/07_rollout.ipynb #v010b
 @patch
 def check(self:RolloutConfig):
     if not self.prompts or not self.seeds: raise ValueError('nothing to play: give at least one prompt and one seed')
@@ -257,6 +264,7 @@ def _facts(system, cfg, case):
     return dict(prompt=case.name or case.goal.name, goals=goals, seed=case.seed, arena=case.arena, cond_scale=case.cond_scale,
                 n_steps=cfg.n_steps, env=cfg.env, size=list(cfg.size) if cfg.video else None, weights=system.weights)
 
+# %% ../nbs/07_rollout.ipynb #c035b
 def _is_finished(folder, cfg, case, facts):
     "Is this case there, whole, and just as asked for now?"
     endings = ('json','csv','mp4') if cfg.video else ('json','csv')
@@ -272,6 +280,7 @@ def _write_case(folder, case, values, actions, stages, facts):
     metrics = {m:None if np.isnan(v) else round(float(v), 3) for m,v in zip(METRICS, values[-1])}
     write_text(folder/f'{case.stem}.json', json.dumps(facts | dict(metrics=metrics), indent=1)+'\n')
 
+# %% ../nbs/07_rollout.ipynb #c037b
 def _gather(folder, cfg, cases):
     "The table and the contact sheet over all cases of a run"
     done = [json.loads((folder/f'{c.stem}.json').read_text()) for c in cases]
@@ -281,6 +290,7 @@ def _gather(folder, cfg, cases):
     if cfg.video and whole: _write_sheet(folder, whole)
     return table
 
+# %% ../nbs/07_rollout.ipynb #c037c
 def _write_sheet(folder, whole):
     "Six moments of every film"
     titles = [f"{c.name or c.goal.name}   ·   world {c.seed}, {c.arena}   ·   {_headline(c.at(len(c.stages)-1), d['metrics'])}" for c,d in whole]
@@ -301,6 +311,7 @@ def run_rollouts(
         _play_missing(system, cfg, folder, [c for c in cases if not _is_finished(folder, cfg, c, facts[c.stem])], facts)
         return _gather(folder, cfg, cases)
 
+# %% ../nbs/07_rollout.ipynb #c036b
 def _play_missing(system, cfg, folder, cases, facts):
     "Play these cases and write their files"
     if not cases: return
@@ -320,6 +331,7 @@ def split_prompts(
     if not isinstance(prompts, str): return tuple(prompts)
     return tuple(p.strip() for p in re.split(r',(?!\s*then\s)', prompts, flags=re.I) if p.strip())
 
+# %% ../nbs/07_rollout.ipynb #c044b
 @command('steve1_rollout')
 def rollout_cli(cfg:RolloutConfig):
     "Play prompts, and write videos and tables"

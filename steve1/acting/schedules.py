@@ -6,7 +6,7 @@
 __all__ = ['Stage', 'Case', 'make_case', 'parse_schedule']
 
 # %% ../../nbs/acting/schedules.ipynb #s002
-import re
+import hashlib, re
 from dataclasses import dataclass, replace
 from ..world.tasks import METRICS
 from .goals import Goal, System, as_goal
@@ -43,9 +43,11 @@ class Case:
 
     @property
     def stem(self):
-        "Start of its files' names, such as 'chop_a_tree_5'"
-        words = re.sub('[^a-z0-9]+', '_', (self.name or self.goal.name).lower()).strip('_')
-        return f"{words[:80] or 'prompt'}_{self.seed}"
+        "Start of its files' names, such as 'chop_a_tree_5'; a checksum stands for what they cannot hold"
+        name = self.name or self.goal.name
+        words = re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')[:80]
+        rest = '' if words.replace('_', ' ')==name else f"_{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
+        return f"{words or 'prompt'}{rest}_{self.seed}"
     @property
     def stages(self): return self.plan or (Stage(self.goal),)
 

@@ -31,6 +31,7 @@ OWN_PROMPTS = {k:t.prompt for k,t in TASKS.items() if t.prompt not in PAPER_PROM
 # %% ../../nbs/acting/session.ipynb #c008
 FPS = 20   # Steps, and so pictures, a second
 
+# %% ../../nbs/acting/session.ipynb #c008b
 class Session:
     "A world, an agent, and prompts that may change at any step"
     def __init__(self,
@@ -55,18 +56,24 @@ class Session:
 def t(self:Session) -> int:
     "Steps since the world began"
     return self.game.t if self.game else 0
+
 @patch(as_prop=True)
 def values(self:Session) -> dict: # Metric -> value
     "What has been measured in this world"
     return self.game.values[0]
+
+# %% ../../nbs/acting/session.ipynb #v101b
 @patch(as_prop=True)
 def goal(self:Session) -> Goal:
     "What the agent is conditioned on"
     return self.game.now(0).goal if self.game else self.plan[0].goal
+
 @patch(as_prop=True)
 def prompt(self:Session) -> str:
     "The name of the goal"
     return self.goal.name
+
+# %% ../../nbs/acting/session.ipynb #v101c
 @patch(as_prop=True)
 def cond_scale(self:Session) -> float:
     "Guidance now: 0 without a goal"
@@ -82,6 +89,7 @@ def say(self:Session,
     if self.game: self._begin_plan(); self.cuts.append((self.t, self.prompt))
     return self.goal
 
+# %% ../../nbs/acting/session.ipynb #c009b
 @patch
 def _make_plan(self:Session, prompt):
     "The stages of a prompt, with the tasks that the paper's prompts are about"
@@ -89,6 +97,7 @@ def _make_plan(self:Session, prompt):
     stages = parse_schedule(self.system, prompt, self.seed)
     return tuple(replace(s, goal=replace(s.goal, task=s.goal.task or known.get(s.goal.name))) for s in stages)
 
+# %% ../../nbs/acting/session.ipynb #c009c
 @patch
 def guide(self:Session,
     cond_scale:float, # From 0
@@ -132,6 +141,7 @@ def new_world(self:Session,
     self.frame = self.picture()
     self._note('new world', seed=self.seed, arena=arena)
 
+# %% ../../nbs/acting/session.ipynb #c011b
 @patch
 def _reset_scores(self:Session):
     "Forget what was measured in the world before"
@@ -159,6 +169,7 @@ def _unseen(self:Session):
     x, self.fresh = np.stack(self.fresh), []
     return x
 
+# %% ../../nbs/acting/session.ipynb #c014b
 @patch
 def _watch(self:Session):
     "Show MineCLIP the present moment"
@@ -168,6 +179,7 @@ def _watch(self:Session):
     e = next(self.embeds)[-1]
     self.embed = None if np.isnan(e[0]) else e
 
+# %% ../../nbs/acting/session.ipynb #c014c
 @patch
 def near(self:Session,
     goal:Goal, # Any goal of this system
@@ -186,6 +198,7 @@ def picture(self:Session,
     view = self.game.envs.picture(0, self.size)
     return overlay(view, case, self.t, row, self.values) if self.keys and case else view
 
+# %% ../../nbs/acting/session.ipynb #c015b
 @patch
 def step(self:Session): # uint8 (h,w,3)
     "One step of 1/20 s, measured and drawn"
@@ -218,6 +231,7 @@ async def run(self:Session,
             await asyncio.sleep(max(.002, due-time.perf_counter()))
     finally: self.playing = False
 
+# %% ../../nbs/acting/session.ipynb #c031b
 @patch
 def pause(self:Session):
     "Stop after the step that is under way"
@@ -245,6 +259,7 @@ def record(self:Session,
     self.script = dict(fps=FPS, size=list(self.size), weights=self.system.weights, seed=self.seed, arena=self.arena) | columns
     return path
 
+# %% ../../nbs/acting/session.ipynb #c034b
 @patch
 def _shoot(self:Session, prompt, cond_scale):
     "Add the present frame, and what the step before it was played for"
@@ -264,6 +279,7 @@ def save(self:Session) -> Path: # The film; its script is the .json beside it
     write_text(self.path.with_suffix('.json'), json.dumps(self.script, indent=1)+'\n')
     return self.path
 
+# %% ../../nbs/acting/session.ipynb #c035b
 @patch
 def drop(self:Session):
     "End the film and remove it"
@@ -272,6 +288,7 @@ def drop(self:Session):
     try: self._reel.__exit__(InterruptedError, InterruptedError(), None)   # for `atomic_path`: not whole
     except InterruptedError: pass
 
+# %% ../../nbs/acting/session.ipynb #c035c
 @patch
 def close(self:Session):
     "Stop, and drop a film that was not saved"
@@ -286,6 +303,7 @@ def _polyline(ys, w, h, low, high):
     y = h-1.5-(h-3)*np.clip((ys-low)/max(high-low, 1e-9), 0, 1)
     return [f'{a:.1f},{b:.1f}' for a,b,ok in zip(x, y, np.isfinite(ys)) if ok]
 
+# %% ../../nbs/acting/session.ipynb #c042b
 def _spark(ys, size=(150,22), limits=(0.,1.), color='#8fa3bf', cuts=(), points=160):
     "A line with the area below it as <svg>: values (n,), pixels (w,h), values at bottom and top, dashed lines at 0..1, most points"
     ys, (w,h) = np.asarray(ys, float), size
@@ -301,8 +319,10 @@ def _spark(ys, size=(150,22), limits=(0.,1.), color='#8fa3bf', cuts=(), points=1
 
 # %% ../../nbs/acting/session.ipynb #c044
 _WINDOW = 30*FPS                     # Steps that the plots reach back
+
 _OWN, _OTHER = '#ffc43d', '#8fa3bf'  # Colours of the prompt's metric and of the others
 
+# %% ../../nbs/acting/session.ipynb #c044b
 @patch
 def panel(self:Session) -> str: # HTML
     "Similarity and metrics of the last 30 seconds"
@@ -315,6 +335,7 @@ def panel(self:Session) -> str: # HTML
     rows = np.array(self.rows[-_WINDOW:], float).reshape(-1, len(METRICS))
     return ''.join(out+[self._metric_row(m, rows[:,j], cuts) for j,m in enumerate(METRICS)])
 
+# %% ../../nbs/acting/session.ipynb #c044c
 @patch
 def _metric_row(self:Session, m, ys, cuts):
     "One metric as a line of HTML"

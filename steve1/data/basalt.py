@@ -37,11 +37,13 @@ def _task_of(path):
 
 # %% ../../nbs/data/basalt.ipynb #c009
 _NAME = re.compile(r'(.+)-([0-9a-f]+)-(\d{8}-\d{6})$')
+
 def _parsed(name):
     "(alias, session, time) of a recording's name, or None"
     m = _NAME.match(name)
     return m and (m[1], m[2], datetime.strptime(m[3], '%Y%m%d-%H%M%S'))
 
+# %% ../../nbs/data/basalt.ipynb #e000
 def demonstrations(
     names, # Of recordings, without suffix: alias-session-date-time
     seconds:tuple=(295, 305), # Least and most from the beginning of a recording to that of its continuation
@@ -68,6 +70,7 @@ def _quit_step(rec):
     plays = np.any([rec.rows[k] > 0 for k in _PLAY], axis=0) & ~rec.gui
     return None if plays[last+1:].any() else last
 
+# %% ../../nbs/data/basalt.ipynb #e001
 def _fit_actions(rec):
     "`ContractorActions` as the policy can learn them, without ESC; and the step of leaving, or None"
     end, rows = _quit_step(rec), rec.rows.copy()
@@ -89,6 +92,7 @@ class BasaltConfig(CollectConfig):
             raise ValueError(f"task {self.task!r} is none of {', '.join(BASALT_TASKS)}")
         if self.limit is not None and self.limit < 1: raise ValueError(f"limit must be 1 or more, got {self.limit}")
 
+# %% ../../nbs/data/basalt.ipynb #e002
 def _recording_facts(frames, jsonl, end):
     "As of any contractor's recording; the steps after leaving are counted by themselves"
     facts, rec = frames.facts(jsonl), frames.rec
@@ -116,7 +120,8 @@ def convert_basalt(
     def facts(n):
         done = [] if end is None else [dict(step=n-1, task=task.prompt)]
         return dict(recording=_recording_facts(frames, jsonl, end), conversion=cfg.facts(cursor),
-            spans=[dict(start=0, stop=n, task=task.prompt)], events=done, basalt=dict(task=name, env=task.env, quit=end))
+            spans=[dict(start=0, stop=n, task=task.prompt)], events=done,
+            basalt=dict(task=name, env=task.env, quit=end))
     return write_frames(out, frames, cfg, 'basalt', facts, clip)
 
 # %% ../../nbs/data/basalt.ipynb #c021
@@ -128,6 +133,7 @@ def basalt_recordings(
     if not Path(source).is_dir(): return RecordingIndex.read(_INDEXES.get(str(source), source), base_url).recordings
     return [IndexEntry(p.stem, str(p.with_suffix('')), '') for p in sorted(Path(source).glob('*.mp4'))]
 
+# %% ../../nbs/data/basalt.ipynb #e003
 def collect_basalt(
     source:str|Path,  # As for `basalt_recordings`
     dataset:str|Path, # Name below data/datasets, or a folder

@@ -38,6 +38,7 @@ class IndexEntry(namedtuple('IndexEntry', 'name url version')):
     @property
     def remote(self): return '://' in self.url # else the files are the user's own and stay where they are
 
+# %% ../../nbs/data/collect.ipynb #e000
 @patch
 def raw_path(self:IndexEntry,
     raw:str|Path, # The folder of raw files
@@ -82,11 +83,13 @@ def _entry(self:RecordingIndex, path):
     version, name = recorder_version(path), Path(path).name
     return IndexEntry(f'{version}_{name}' if version else name, self.basedir+quote(path), version)
 
+# %% ../../nbs/data/collect.ipynb #e001
 def _check_distinct(entries, name):
     "Raise ValueError if two recordings would be one episode, or one would take the place of a dataset's own file"
     known = {}
     for e in entries:
-        if e.name in _RESERVED: raise ValueError(f"{name}: a recording must not be called {e.name!r}, as a dataset's own file is")
+        if e.name in _RESERVED:
+            raise ValueError(f"{name}: a recording must not be called {e.name!r}, as a dataset's own file is")
         if e.name in known:
             raise ValueError(f"{name}: {e.url} and {known[e.name]} would both be the episode {e.name!r}; leave one out")
         known[e.name] = e.url
@@ -110,6 +113,7 @@ def read(cls:RecordingIndex,
         raise ValueError(f"{path} is no index: it needs 'basedir' and 'relpaths'")
     return cls(base_url or d['basedir'], d['relpaths'], path.name)
 
+# %% ../../nbs/data/collect.ipynb #e002
 def _fetch_index(url):
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]
     path = data_dir('cache', 'contractor', 'index', f"{digest}_{url.rpartition('/')[2]}")
@@ -128,6 +132,7 @@ class Ledger:
             try: e = json.loads(line); self.last[e['name']] = (e['what'], e['reason'])
             except (ValueError, TypeError, KeyError): pass # an incomplete line
 
+# %% ../../nbs/data/collect.ipynb #e003
 @patch
 def add(self:Ledger,
     name:str,      # Of the recording
@@ -156,6 +161,7 @@ def _fetch_one(entry, raw, retries):
         return 'missing' if e.permanent else 'network', str(e).replace(entry.url, entry.name)
     except Exception as e: return 'crashed', f'{type(e).__name__}: {e}'
 
+# %% ../../nbs/data/collect.ipynb #e004
 def fetch_recordings(
     recordings,     # `IndexEntry`s
     raw:str|Path,   # Folder of raw files
@@ -202,6 +208,7 @@ def plan_collection(
         else: todo.append(r)
     return todo, there, given_up
 
+# %% ../../nbs/data/collect.ipynb #e005
 def _check_conversion(folder, cfg):
     "All episodes of a dataset are converted in one way"
     metas = (json.loads(p.read_text()) for p in folder.glob('[!.]*/metadata.json'))
@@ -218,8 +225,9 @@ def _convert(job):
     video, jsonl = (job.entry.raw_path(job.raw, x) for x in ('.mp4','.jsonl'))
     try: return str(job.convert(video, jsonl, job.out, job.cfg, clip))
     except OSError:
-        if not Path(job.out).is_dir(): raise
+        if not (Path(job.out)/'metadata.json').is_file(): raise
 
+# %% ../../nbs/data/collect.ipynb #e006
 def _drop_raw(entry, raw):
     "Delete fetched files; the user's own stay"
     for x in ('.mp4','.jsonl')*entry.remote: entry.raw_path(raw, x).unlink(missing_ok=True)
@@ -270,8 +278,9 @@ def collection_faults(
     folder = dataset_dir(dataset)
     last = Ledger(folder/'ledger.jsonl').last
     failed = [r.name for r in recordings if last.get(r.name, ('done',))[0] != 'done']
-    return {n:last[n] for n in failed if not (folder/n).is_dir()}
+    return {n:last[n] for n in failed if not (folder/n/'metadata.json').is_file()}
 
+# %% ../../nbs/data/collect.ipynb #e007
 def collection_report(
     recordings,       # `IndexEntry`s asked for
     dataset:str|Path, # Name below data/datasets, or a folder
@@ -302,7 +311,8 @@ class ContractorOptions(Config):
     collect:CollectConfig = CollectConfig() # How to fetch and convert
 
     def check(self):
-        if not self.index: raise ValueError(f"no index: name at least one of {', '.join(_INDEXES)}, a file or an address")
+        if not self.index:
+            raise ValueError(f"no index: name at least one of {', '.join(_INDEXES)}, a file or an address")
         if self.limit is not None and self.limit < 1: raise ValueError(f"limit must be 1 or more, got {self.limit}")
 
 # %% ../../nbs/data/collect.ipynb #d009
@@ -314,8 +324,8 @@ def _print_plan(recs, cfg):
     todo, there, given_up = plan_collection(recs, cfg.out, cfg.collect.retry)
     raw = Path(cfg.collect.raw or data_dir('cache', 'contractor'))
     have = sum(r.raw_path(raw, '.mp4').is_file() and r.raw_path(raw, '.jsonl').is_file() for r in todo)
-    print(f'{len(recs)} recordings: {len(there)} are episodes in {dataset_dir(cfg.out).name}, {len(given_up)} were given '
-        f'up, {len(todo)-have} would be fetched, {len(todo)} converted')
+    print(f'{len(recs)} recordings: {len(there)} are episodes in {dataset_dir(cfg.out).name}, '
+        f'{len(given_up)} were given up, {len(todo)-have} would be fetched, {len(todo)} converted')
 
 # %% ../../nbs/data/collect.ipynb #c027
 @command('steve1_contractor')

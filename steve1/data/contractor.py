@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DROP_REASONS', 'RecordingError', 'json_lines', 'read_steps', 'ContractorActions', 'parse_steps', 'load_cursor',
-           'draw_cursor', 'batches', 'ContractorFrames', 'recording_error', 'decode_recording', 'frame_sizes',
+           'draw_cursor', 'batches', 'recording_error', 'decode_recording', 'ContractorFrames', 'frame_sizes',
            'write_recording', 'check_size', 'ContractorConfig', 'recorder_version', 'write_frames',
            'convert_contractor', 'write_contractor']
 
@@ -31,6 +31,7 @@ from .embed import embed_segments
 class RecordingError(ValueError):
     "A recording that cannot be used; the message names the file, the place and the fault"
 
+# %% ../../nbs/data/contractor.ipynb #e000
 def json_lines(
     path:str|Path, # A file with one JSON value a line
 ): # Yields (place for an error, value) for each line
@@ -59,6 +60,7 @@ def _entry(d, key, kind, where):
         raise RecordingError(f"{where}: {key!r} must be finite, got {str(value)[:60]}")
     return value
 
+# %% ../../nbs/data/contractor.ipynb #e001
 def _list_of(d, key, kind, where):
     "Entry `key` of `d`, checked to be a list of numbers or names"
     values = _entry(d, key, list, where)
@@ -127,8 +129,9 @@ def _parse(steps, gui_scale, upstream):
 
 # %% ../../nbs/data/contractor.ipynb #c013
 class ContractorActions(namedtuple('ContractorActions', 'rows busy gui cursor slot stuck')):
-    "All n steps: rows (n,); bool (n,) busy, screen open, slot changed, attack ignored; cursor (n,2) x,y in screen pixels"
+    "All n steps: rows; bool busy, screen open, slot changed, attack ignored, each (n,); cursor (n,2) in screen pixels"
 
+# %% ../../nbs/data/contractor.ipynb #e002
 def parse_steps(
     steps,               # Checked steps, in order
     version:str='',      # Of the recorder, such as '6.9'
@@ -169,6 +172,7 @@ def _arrow():
     colour = small[...,:3]/np.maximum(small[...,3:], 1e-6)
     return np.concatenate([colour, small[...,3:]*255], 2).round().astype(np.uint8)
 
+# %% ../../nbs/data/contractor.ipynb #e003
 @lru_cache(8)
 def load_cursor(
     path:str=None, # A picture with alpha, of which the top left 16×16 pixels count; None: our own arrow
@@ -209,6 +213,22 @@ def batches(
             index, copies = [], []
     if index: yield np.array(index), list(map(np.stack, zip(*copies)))
 
+# %% ../../nbs/data/contractor.ipynb #c030
+def recording_error(
+    path:Path,      # A video
+    e:VideoError,   # What is wrong with it
+) -> RecordingError:
+    "The same message, with the file's name in place of its path"
+    return RecordingError(f"{path.name}: {str(e).removeprefix(str(path)).removeprefix(':').strip().removeprefix('is ')}")
+
+# %% ../../nbs/data/contractor.ipynb #d019
+def decode_recording(
+    path:Path, # A video
+): # Yields PyAV's frames
+    "All frames of a recording's video; RecordingError names the first one that cannot be used"
+    try: yield from decode_frames(path)
+    except VideoError as e: raise recording_error(path, e) from None
+
 # %% ../../nbs/data/contractor.ipynb #d008
 class ContractorFrames:
     "The kept frames of a recording at several sizes, with the cursor where a screen is open"
@@ -237,22 +257,6 @@ def _kept(self:ContractorFrames):
         if self.rec.gui[i]: draw_cursor(full, *self.rec.cursor[i], self.cursor)
         yield i, [resize_frames(full, s) for s in self.sizes]
 
-# %% ../../nbs/data/contractor.ipynb #c030
-def recording_error(
-    path:Path,      # A video
-    e:VideoError,   # What is wrong with it
-) -> RecordingError:
-    "The same message, with the file's name in place of its path"
-    return RecordingError(f"{path.name}: {str(e).removeprefix(str(path)).removeprefix(':').strip().removeprefix('is ')}")
-
-# %% ../../nbs/data/contractor.ipynb #d019
-def decode_recording(
-    path:Path, # A video
-): # Yields PyAV's frames
-    "All frames of a recording's video; RecordingError names the first one that cannot be used"
-    try: yield from decode_frames(path)
-    except VideoError as e: raise recording_error(path, e) from None
-
 # %% ../../nbs/data/contractor.ipynb #d021
 @patch
 def _decode(self:ContractorFrames):
@@ -274,6 +278,7 @@ def _ahead(it):
             f = pool.submit(next, it, None)
             yield x
 
+# %% ../../nbs/data/contractor.ipynb #e004
 def frame_sizes(
     size:tuple, # Height and width of the episode's frames
     clip,       # A MineCLIP, or None
@@ -309,6 +314,7 @@ def check_size(
     if len(size) == 2 and all(isinstance(s, int) and 16 <= s <= 2160 for s in size): return
     raise ValueError(f"size must be (height, width) in pixels from 16 to 2160, got {size}")
 
+# %% ../../nbs/data/contractor.ipynb #e005
 @dataclass(frozen=True)
 class ContractorConfig(Config):
     "How a contractor's recording becomes an episode"
@@ -329,6 +335,7 @@ def facts(self:ContractorConfig,
     digest = hashlib.sha256(cursor.tobytes()).hexdigest()[:12]
     return dict(upstream=self.upstream, size=list(self.size), crf=self.crf, cursor=digest)
 
+# %% ../../nbs/data/contractor.ipynb #e006
 def recorder_version(
     path:str|Path, # Of a recording, such as 8.0/cheeky-cornflower-setter-...mp4
 ) -> str: # '8.0', or '' if no folder of the path is a version
@@ -429,6 +436,7 @@ def _to_steps(rows, gui, stuck):
             buttons=sorted(down|{0} if stuck else down), newButtons=sorted(new))
         yield _step(mouse, r, slot, bool(gui[i]), i)
 
+# %% ../../nbs/data/contractor.ipynb #e007
 def _step(mouse, row, slot, screen_open, i):
     "One line of a recorder"
     keyboard = dict(keys=[_RECORDED_KEY[k] for k in KEYS if k in _RECORDED_KEY and row[k]], newKeys=[], chars='')

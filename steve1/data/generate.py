@@ -31,6 +31,7 @@ def _play_function(name):
     except (ImportError, AttributeError, ValueError) as e:
         raise ValueError(f"no play function {name!r} ({e}); give 'module:function', such as {EXPERTS!r}") from None
 
+# %% ../../nbs/data/generate.ipynb #c005b
 def _source(play):
     "What `metadata.json` names as the source"
     if isinstance(play, str): return play.partition(':')[0].rpartition('.')[2]
@@ -45,6 +46,7 @@ def _labels(play):
 # %% ../../nbs/data/generate.ipynb #g002
 def _is_made(path): return (Path(path)/'metadata.json').is_file()
 
+# %% ../../nbs/data/generate.ipynb #g002b
 def make_episode(
     path,               # Folder of the episode
     play=EXPERTS,       # The play function: 'module:function', a `Mix` or any function
@@ -72,6 +74,7 @@ class Report(NamedTuple):
     there:int   # Episodes that were there before
     failed:dict # Episode -> why it failed
 
+# %% ../../nbs/data/generate.ipynb #c011b
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Config):
     "How episodes are made"
@@ -112,6 +115,7 @@ def generate(
     if cfg.dry_run: return Report(0, sum(_is_made(j[0]) for j in jobs), {})
     with sole_writer(folder): return _make(jobs, cfg)
 
+# %% ../../nbs/data/generate.ipynb #c012b
 def _check_play(play, workers):
     "What is wrong with the players fails at once, not once an episode"
     check = getattr(_play_function(play), 'check_players', None)
@@ -162,6 +166,7 @@ class GenerateCommand(GenerateConfig):
         return Mix(tuple(self.agents.split(',')), _chances(self.switch), p_spin=self.spin, cond_scale=self.scale, env=self.env,
                    arena=self.arena, min_steps=self.min_steps, drop_null=self.drop_null, device=self.device)
 
+# %% ../../nbs/data/generate.ipynb #c024b
 def _chances(text):
     "'0.001' as one chance, '0.001,0.0003' as two, '' as None"
     try: chances = tuple(map(float, filter(None, text.split(','))))
@@ -177,6 +182,7 @@ def _summary(r, cfg):
     return (f'{r.there} of {cfg.n_episodes} episodes are there; {missing} would be made in {dataset_dir(cfg.dataset)}, '
             f'up to {cfg.n_steps} steps each, {missing*cfg.n_steps/72000:.2f} hours of play')
 
+# %% ../../nbs/data/generate.ipynb #g005b
 @command('steve1_generate')
 def generate_cli(cfg:GenerateCommand):
     "Make the episodes of a dataset that are missing"

@@ -28,12 +28,12 @@ _EPISODES_PATH = 'meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.pa
 def _features(size, fps, codec, pix_fmt):
     "What a step consists of, as in info.json"
     def number(dtype): return dict(dtype=dtype, shape=[1], names=None)
-    info = {'video.height':size[0], 'video.width':size[1], 'video.codec':codec, 'video.pix_fmt':pix_fmt, 'video.fps':fps,
-        'video.channels':3, 'video.is_depth_map':False, 'is_depth_map':False, 'has_audio':False}
+    info = {'video.height':size[0], 'video.width':size[1], 'video.codec':codec, 'video.pix_fmt':pix_fmt,
+        'video.fps':fps, 'video.channels':3, 'video.is_depth_map':False, 'is_depth_map':False, 'has_audio':False}
     video = dict(dtype='video', shape=[*size,3], names=['height','width','channels'], info=info)
     action = dict(dtype='float32', shape=[len(ACTION_NAMES)], names=ACTION_NAMES)
-    return {POV:video, 'action':action, 'imitate':number('bool'), 'next.done':number('bool'), 'timestamp':number('float32'),
-        **{k:number('int64') for k in ('frame_index','episode_index','index','task_index')}}
+    return {POV:video, 'action':action, 'imitate':number('bool'), 'next.done':number('bool'),
+        'timestamp':number('float32'), **{k:number('int64') for k in ('frame_index','episode_index','index','task_index')}}
 
 # %% ../../nbs/data/lerobot.ipynb #c008
 def action_vectors(
@@ -42,6 +42,7 @@ def action_vectors(
     "Actions as vectors"
     return np.column_stack([rows[k] for k in KEYS] + [rows['camera']]).astype(np.float32)
 
+# %% ../../nbs/data/lerobot.ipynb #e000
 def step_tasks(
     ep:Episode,   # With spans, or without
     default:str,  # Task of steps in no span
@@ -52,6 +53,7 @@ def step_tasks(
     for s in ep.spans: out[s.start:s.stop] = [(prompts or {}).get(s.task, s.task)]*(s.stop-s.start)
     return out
 
+# %% ../../nbs/data/lerobot.ipynb #e001
 def _columns(ep, number, first, tasks, known):
     "The steps of an episode, column by column; `known`: sentence -> its number"
     k = np.arange(ep.n)
@@ -70,6 +72,7 @@ def _episode_stats(x):
     s = dict(min=flat.min(0), max=flat.max(0), mean=flat.mean(0), std=flat.std(0), **dict(zip(_QUANTILES, quantiles)))
     return {k:v.reshape(3,1,1) if frames else v for k,v in s.items()} | dict(count=np.array([len(x)]))
 
+# %% ../../nbs/data/lerobot.ipynb #e002
 def _join_stats(stats):
     "Statistics of a feature over several episodes, from those of each"
     n = np.array([s['count'][0] for s in stats], float)
@@ -88,6 +91,7 @@ def _stream_kind(stream):
     c = stream.codec_context
     return c.name, c.height, c.width, c.pix_fmt, bytes(c.extradata or b'')
 
+# %% ../../nbs/data/lerobot.ipynb #e003
 class _JoinedVideo:
     "Packets of several videos in one file"
     def __init__(self, path, stream, fps=20):
@@ -135,7 +139,7 @@ class LeRobotWriter:
     ):
         self.root, self.size, self.fps, self.default, self.prompts = Path(root), tuple(size), int(fps), default, prompts
         self.data_mb, self.video_mb = data_mb, video_mb
-        self.n, self.rows, self.stats, self.tasks = 0, [], {}, {} # steps; rows of episodes; by feature; sentence -> number
+        self.n, self.rows, self.stats, self.tasks = 0, [], {}, {} # steps; episodes' rows; by feature; sentence -> number
         self.video, self.n_videos, self.kind = None, 0, None      # the open file, files so far, the first one's stream
         self.table, self.n_tables, self.table_bytes = None, 0, 0
         self.root.mkdir(parents=True)
@@ -166,9 +170,11 @@ def _arrow():
     "pyarrow and its parquet module"
     try: import pyarrow, pyarrow.parquet as parquet
     except ImportError:
-        raise ImportError("LeRobot's format needs pyarrow: pip install 'steve1[lerobot]', or pip install pyarrow") from None
+        text = "LeRobot's format needs pyarrow: pip install 'steve1[lerobot]', or pip install pyarrow"
+        raise ImportError(text) from None
     return pyarrow, parquet
 
+# %% ../../nbs/data/lerobot.ipynb #e004
 @patch
 def _add_table(self:LeRobotWriter, cols):
     "Write the steps; returns where they are now"
@@ -195,7 +201,8 @@ def add(self:LeRobotWriter,
     "Append an episode"
     if (ep.size, ep.fps) != (self.size, self.fps):
         raise EpisodeError(f"{ep.path} has frames of {ep.size[0]}×{ep.size[1]} at {ep.fps} a second, the others "
-            f"{self.size[0]}×{self.size[1]} at {self.fps}; a LeRobot dataset has one size and one rate, so export them apart")
+            f"{self.size[0]}×{self.size[1]} at {self.fps}; a LeRobot dataset has one size and one rate, "
+            "so export them apart")
     tasks = step_tasks(ep, self.default, self.prompts)
     for t in tasks: self.tasks.setdefault(t, len(self.tasks))
     cols = _columns(ep, len(self.rows), self.n, tasks, self.tasks)

@@ -103,6 +103,7 @@ class _Player(NamedTuple):
     goal:str      # The moment that is its goal; None: no goal
     only:str      # The one task of an expert; None: all
 
+# %% ../../nbs/data/players.ipynb #c014b
 def parse_player(
     word:str, # 'expert', 'expert:TASK', 'CHECKPOINT' or 'CHECKPOINT@GOAL'
 ) -> _Player:
@@ -116,6 +117,7 @@ def parse_player(
     raise FileNotFoundError(f"{word!r}: no checkpoint at {path}; "
         "give 'expert', a name in data/weights, or the path of a .safetensors or .weights file")
 
+# %% ../../nbs/data/players.ipynb #c014c
 def _parse_expert(word, head, goal):
     only = head.partition(':')[2]
     if goal: raise ValueError(f"{word!r}: experts take a task, not a goal: 'expert:wood'")
@@ -180,6 +182,7 @@ def chances(self:Mix,
     is_rl = ['rl_from' in w.name.replace('-', '_') for w in pair]
     return tuple(_PUBLISHED['to_rl' if mine and not other else 'switch'] for mine,other in zip(is_rl, is_rl[::-1]))
 
+# %% ../../nbs/data/players.ipynb #c020b
 @patch
 def policy_of(self:Mix, player):
     "(policy, checksum) of a checkpoint's player"
@@ -192,6 +195,7 @@ def check_players(self:Mix):
         if w.path is None and self.env != 'blockworld': raise ValueError(f"{w.name!r} plays BlockWorld only, not {self.env!r}")
         if w.goal: load_moment(w.goal, self.policy_of(w)[0].cfg.d_goal)
 
+# %% ../../nbs/data/players.ipynb #c020c
 @patch
 def __call__(self:Mix, seed, n_steps, size, only=None):
     if only: raise ValueError(f"a mix takes its tasks from its players: 'expert:{only}'")
@@ -229,6 +233,7 @@ def _start(self:MixedPlay):
     if env.failures[0]: raise env.failures[0]
     return env, one_world(obs, 0), [self._make_player(env, w, i) for i,w in enumerate(self.pair)]
 
+# %% ../../nbs/data/players.ipynb #p003b
 @patch
 def _make_player(self:MixedPlay, env, player, i):
     rng = np.random.default_rng((self.seed,19,i))
@@ -259,6 +264,7 @@ def _steps(self:MixedPlay, env, obs, players):
         if not spin and player.saw(after, info) and self.log: self.seen.append((len(self.log), player.task))
         obs = after
 
+# %% ../../nbs/data/players.ipynb #c024b
 @patch
 def _cut_short(self:MixedPlay, error):
     "The world failed: raise its error unless the episode is long enough"
@@ -296,6 +302,7 @@ def events(self:MixedPlay) -> list: # (step, task)
     "Steps whose last 16 frames show a task"
     return [(s,task) for s,task in self.seen if s < len(self.log)]
 
+# %% ../../nbs/data/players.ipynb #c025b
 @patch(as_prop=True)
 def meta(self:MixedPlay) -> dict: # For `metadata.json`: players, switches, spins, ended, mix
     "What happened, in plain values"
@@ -325,6 +332,7 @@ def plot_turns(
     ax.set(yticks=(0,1), yticklabels=names, xlim=(0,ep.n), ylim=(1.5,-.6), xlabel='step (20 a second)')
     return fig
 
+# %% ../../nbs/data/players.ipynb #c028b
 def _plot_span(ax, s, row, n):
     "One task of an expert"
     ax.barh(row, s.stop-s.start, left=s.start, color='none', edgecolor='w', height=.7)

@@ -47,6 +47,7 @@ def _line_times(times, m):
     more = times.end + last*np.arange(m-n)
     return Times(np.append(times.start, more), int(times.end)+last*(m-n), times.tick)
 
+# %% ../../nbs/data/recordings.ipynb #e000
 def _check_tail(rec, m, times, tail):
     "Raise RecordingError unless the frames and the m lines end together"
     n_seen, n_done = rec.times.n_steps, times.n_steps

@@ -16,7 +16,7 @@ import tyro
 from ..config import Config, data_dir, find_data
 from ..base.commands import command
 from ..base.files import atomic_path, check_name
-from ..base.remote import is_address, local_copy, origin
+from ..base.remote import episode_address, is_address, local_copy
 from ..episodes import Episode, list_episodes
 
 # %% ../../nbs/data/sampling.ipynb #c007
@@ -63,6 +63,7 @@ def _weights(mix):
     if bad or not mix: raise ValueError(f"weights of a mixture must be positive numbers, got {bad or mix}")
     return {d:w/sum(mix.values()) for d,w in mix.items()}
 
+# %% ../../nbs/data/sampling.ipynb #e000
 def _repeat_to(episodes, lengths, frames, rng):
     "The episodes, sorted, each as often as it takes to reach a number of frames; `rng` picks those with one time more"
     times, rest = divmod(frames, sum(lengths))
@@ -72,6 +73,7 @@ def _repeat_to(episodes, lengths, frames, rng):
     if not times and not len(more): more = order[:1]
     return sorted(list(episodes)*int(times) + [episodes[i] for i in more])
 
+# %% ../../nbs/data/sampling.ipynb #e001
 def _mixed(parts, weights, rng, train_frames):
     "The training lists of the datasets, repeated to their weights"
     n = {d:_lengths(eps) for d,eps in parts.items()}
@@ -97,6 +99,7 @@ def _listed(datasets, mix):
         if new: out[d] = new
     return out
 
+# %% ../../nbs/data/sampling.ipynb #e002
 def _held_back(total, train_frames, val_frames, val_share):
     "The share to hold back, if there are enough frames"
     if val_frames is not None: val_share = val_frames/total
@@ -109,11 +112,15 @@ def _held_back(total, train_frames, val_frames, val_share):
 def _check_numbers(val_share, train_frames, val_frames):
     "Raise ValueError for numbers that cannot be meant"
     if val_share is not None and val_frames is not None:
-        raise ValueError(f"val_share={val_share} and val_frames={val_frames:,} both say how much to hold back; give one")
-    if val_share is not None and not 0 <= val_share < 1: raise ValueError(f"val_share must lie in 0..1, got {val_share}")
-    if train_frames is not None and train_frames < 1: raise ValueError(f"train_frames must be positive, got {train_frames}")
-    if val_frames is not None and val_frames < 0: raise ValueError(f"val_frames must not be negative, got {val_frames}")
+        raise ValueError(f"val_share={val_share} and val_frames={val_frames:,} both say what to hold back; give one")
+    if val_share is not None and not 0 <= val_share < 1:
+        raise ValueError(f"val_share must lie in 0..1, got {val_share}")
+    if train_frames is not None and train_frames < 1:
+        raise ValueError(f"train_frames must be positive, got {train_frames}")
+    if val_frames is not None and val_frames < 0:
+        raise ValueError(f"val_frames must not be negative, got {val_frames}")
 
+# %% ../../nbs/data/sampling.ipynb #e003
 def split_episodes(
     datasets,              # Datasets: names, folders or addresses
     val_share:float=None,  # Share of frames held back, 0..1; default 0.1
@@ -145,11 +152,12 @@ def split_episodes(
 # %% ../../nbs/data/sampling.ipynb #c015
 def _relative(p):
     "An episode's line: relative to the data root, absolute if it lies elsewhere, or its address"
-    if is_address(address := origin(p)): return address
+    if is_address(address := episode_address(p)): return address
     return p.relative_to(data_dir()).as_posix() if p.is_relative_to(data_dir()) else str(p)
 
 def _files(name): return f'{name}_train.txt', f'{name}_val.txt'
 
+# %% ../../nbs/data/sampling.ipynb #e004
 def make_sampling(
     name:str,             # What a training run will call it
     datasets=(),          # One dataset or a list of them: names, folders or addresses
@@ -182,6 +190,7 @@ def _read_list(path, name):
             "make the dataset or the sampling again")
     return [found[l] for l in lines]
 
+# %% ../../nbs/data/sampling.ipynb #e005
 def read_sampling(
     name:str, # As given to `make_sampling`
 ) -> tuple: # (train, val): lists of episode folders; in a mixture a folder may be listed several times
@@ -201,7 +210,7 @@ def sampling_summary(
 ) -> pd.DataFrame: # A row a source: episodes, frames, hours, events; share of the stream with repetitions
     "How much play there is, and from which source"
     times = pd.Series([str(p) for p in episodes], dtype=object).value_counts()
-    name = (lambda e: Path(origin(e.path)).parent.name) if by == 'dataset' else (lambda e: e.meta['source'])
+    name = (lambda e: Path(episode_address(e.path)).parent.name) if by == 'dataset' else (lambda e: e.meta['source'])
     rows = []
     for e in map(Episode, dict.fromkeys(episodes)):
         rows.append({by:name(e), 'episodes':1, 'frames':e.n, 'hours':e.n/e.fps/3600, 'events':len(e.events),
@@ -209,6 +218,7 @@ def sampling_summary(
     s = pd.DataFrame(rows, columns=[by,'episodes','frames','hours','events','share']).groupby(by).sum()
     return s.assign(share=s.share/max(s.share.sum(), 1))
 
+# %% ../../nbs/data/sampling.ipynb #e006
 def task_counts(
     episodes, # Episode folders
 ) -> pd.DataFrame: # A row a task: steps spent on it, events that show it
@@ -229,10 +239,11 @@ class SamplingOptions(Config):
     seed:int = 0                   # Of the random generator
     train_frames:int|None = None   # Frames to train on; none: all the others
     val_frames:int|None = None     # Frames held back, instead of a share
-    mix:tyro.conf.UseAppendAction[tuple[str,...]] = () # DATASET=WEIGHT, its share of the training frames
+    mix:tyro.conf.UseAppendAction[tuple[str,...]] = () # DATASET=WEIGHT, its share of the training frames; may be repeated
     upstream:bool = False          # Split as the published code does, with its generator
     dry_run:bool = False           # Say what would be in the lists, write nothing
 
+# %% ../../nbs/data/sampling.ipynb #e007
 def _parse_mix(pairs):
     "('a=0.8', 'b=0.2') as a dictionary"
     out = {}

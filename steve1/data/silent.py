@@ -27,6 +27,7 @@ class _StepFrames:
             x = fit_frame(x, size) if k else None
             for _ in range(k): yield x
 
+# %% ../../nbs/data/silent.ipynb #e000
 @patch
 def frames(self:_StepFrames, a, b): # uint8 (b-a,h,w,3)
     "The frames of steps a..b-1; `a` must not decrease from call to call"
@@ -49,6 +50,7 @@ def load_idm(
     model = Path(path).with_suffix('.model')
     return IDM.from_official(path, model if model.is_file() else None, device='auto')
 
+# %% ../../nbs/data/silent.ipynb #e001
 def label_recording(
     rec:Recording, # A video alone
     idm,           # An `IDM`
@@ -69,6 +71,7 @@ def low_confidence(
     a, b = np.maximum(t-around, 0), np.minimum(t+around+1, len(confidence))
     return (total[b]-total[a])/(b-a) < limit
 
+# %% ../../nbs/data/silent.ipynb #e002
 def true_runs(
     mask, # bool (n,)
 ) -> list: # [[start, stop], ...]
@@ -92,6 +95,7 @@ def write_confidence(
     path = folder/'confidence.npy'
     np.save(path, confidence[step].astype(np.float16))
     facts = dict(confidence=round(float(confidence[step].mean()), 3), masked=int(masked.sum()))
-    by = dict(model=Path(idm).name, sha256=sha256(idm), trained_on=model.record.get('frames'), min_confidence=min_confidence)
+    by = dict(model=Path(idm).name, sha256=sha256(idm), trained_on=model.record.get('frames'))
+    by |= dict(min_confidence=min_confidence)
     meta |= dict(recording=meta['recording'] | facts, masked=true_runs(masked), labelled_by=by)
     write_meta(folder, meta | dict(files=meta['files'] | {path.name:sha256(path)}))

@@ -29,6 +29,7 @@ def _check_keys(line, where, all_keys):
     if all_keys and (missing := [k for k in KEYS if k not in line]):
         raise RecordingError(f"{where}: no {', '.join(map(repr, missing))}, unlike in the first line")
 
+# %% ../../nbs/data/tracks.ipynb #e000
 def _check_plain(line, where, all_keys):
     "The line as it is, or RecordingError if it is no MineRL action"
     _check_keys(line, where, all_keys)
@@ -53,6 +54,7 @@ def _read_plain(path):
         _check_plain(line, where, all_keys)
         yield tuple(line.get(k, 0) for k in KEYS) + (line['camera'],)
 
+# %% ../../nbs/data/tracks.ipynb #e001
 def read_lines(
     path:str|Path, # actions.jsonl
 ) -> ActionLines:
@@ -75,6 +77,7 @@ class Times(namedtuple('Times', 'start end tick')):
     @property
     def n_steps(self): return -(-int(self.end)//self.tick)    # steps of 1/20 s that begin before the end
 
+# %% ../../nbs/data/tracks.ipynb #e002
 @patch(cls_method=True)
 def even(cls:Times,
     n:int, # Number of frames or lines
@@ -86,6 +89,7 @@ def even(cls:Times,
     step = 20*f.denominator
     return cls(np.arange(n, dtype=np.int64)*step, n*step, f.numerator)
 
+# %% ../../nbs/data/tracks.ipynb #e003
 @patch
 def frames_at(self:Times,
     n:int, # Number of steps
@@ -97,13 +101,14 @@ def frames_at(self:Times,
 def _resample_keys(rows, times, out):
     "Rule 2, into `out`"
     step = np.arange(len(out))
-    begun, at = np.unique(times.start//times.tick, return_index=True) # steps in which a line begins, and the first such line
+    begun, at = np.unique(times.start//times.tick, return_index=True) # steps in which lines begin, and the first of them
     current = np.searchsorted(begun, step, side='right')-1            # the latest of these steps
     last = np.append(at[1:], len(rows))[current]-1                    # the last line that began in it
     for k in KEYS:
         pressed = np.maximum.reduceat(rows[k], at)[current]
         out[k] = np.where(begun[current] == step, pressed, rows[k][last])
 
+# %% ../../nbs/data/tracks.ipynb #e004
 def _resample_camera(rows, times, n):
     "Rule 3: float64 (n,2)"
     start, tick = times.start, times.tick
@@ -116,6 +121,7 @@ def _resample_camera(rows, times, n):
         np.add.at(camera, first[i]+j, rows['camera'][i]*(inside/(stop[i]-start[i]))[:,None])
     return camera[:n]
 
+# %% ../../nbs/data/tracks.ipynb #e005
 def resample(
     rows,        # `ACTION_DTYPE` (m,), one a line
     times:Times, # Of the lines
@@ -136,6 +142,7 @@ def is_video(
     "Is this a video file, by its name?"
     return p.suffix.lower() in _VIDEOS and p.is_file()
 
+# %% ../../nbs/data/tracks.ipynb #e006
 def is_recording(
     p:Path, # Any path
 ) -> bool:
@@ -144,6 +151,7 @@ def is_recording(
     videos = any((p/f'video{x}').is_file() for x in _VIDEOS)
     return videos or (p/'actions.jsonl').is_file() or (p/'frames').is_dir()
 
+# %% ../../nbs/data/tracks.ipynb #e007
 def recording_name(
     p:Path, # A recording's folder, or a video
 ) -> str: # What its episode is called
@@ -167,6 +175,7 @@ def _numbered(folder):
             "actions.jsonl needs its frame")
     return list(paths.values())
 
+# %% ../../nbs/data/tracks.ipynb #e008
 def _read_picture(path):
     x = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if x is None: raise RecordingError(f"frames/{path.name} is no readable picture")
@@ -221,6 +230,7 @@ def frames(self:Recording): # Yields uint8 RGB (h,w,3)
         yield x
     if got < self.n: raise RecordingError(f"{self.video.name}: cut short, {got} of {self.n} frames can be decoded")
 
+# %% ../../nbs/data/tracks.ipynb #e009
 @patch
 def _decode(self:Recording):
     "Yields the frames of the video"

@@ -58,6 +58,7 @@ def obs(self:BlockWorldEnv) -> dict: # `pov`, `inventory`, `location_stats`, `is
     w = self.world
     return dict(pov=w.render(self.size), inventory=w.inventory, location_stats=w.location_stats, isGuiOpen=bool(w.p.gui))
 
+# %% ../../nbs/world/envs.ipynb #c006b
 @patch
 def info(self:BlockWorldEnv) -> dict: # `broken`, `placed`, `in_water`, `eye_in_water`
     "What happened in the last step"
@@ -71,6 +72,7 @@ def render(self:BlockWorldEnv,
     "The same moment at another size, for people to look at"
     return self.world.render(size)
 
+# %% ../../nbs/world/envs.ipynb #c006c
 @patch
 def close(self:BlockWorldEnv):
     "Nothing to release here; a game has a process to end"
@@ -81,6 +83,7 @@ ENVS = dict(blockworld=BlockWorldEnv, minerl=MineRLEnv, minestudio=MineStudioEnv
 def _check_name(name):
     if name not in ENVS: raise ValueError(f'unknown environment {name!r}: choose from {", ".join(ENVS)}')
 
+# %% ../../nbs/world/envs.ipynb #c009b
 def make_env(
     name:str='blockworld', # One of `ENVS`
     process:bool=None,     # In a process of its own? None: games are, BlockWorld runs in this process
@@ -110,6 +113,7 @@ def check_env(
     except (KeyError,ValueError): return
     raise ValueError('an unknown action key was taken without an error')
 
+# %% ../../nbs/world/envs.ipynb #c013b
 def _random_actions(n):
     rng = np.random.default_rng(0)
     keys = [k for k in KEYS if k not in ('ESC','inventory')]
@@ -127,6 +131,7 @@ def _check_obs(obs):
     if missing: raise KeyError(f'location_stats lacks {sorted(missing)}')
     return obs
 
+# %% ../../nbs/world/envs.ipynb #c019b
 def _check_step(out):
     "The observation of a step, checked"
     if not (isinstance(out,tuple) and len(out)==2): raise TypeError(f'step must return (obs, info), not {type(out).__name__}')
@@ -163,6 +168,7 @@ def reset(self:BlockWorldGym, *,
     seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
     return self._obs(self.env.reset(seed, **(options or {}))), self.env.info()
 
+# %% ../../nbs/world/envs.ipynb #c020b
 @patch
 def step(self:BlockWorldGym,
     action:dict, # Keys 0/1 and `camera` (2,) in degrees
@@ -172,6 +178,7 @@ def step(self:BlockWorldGym,
     obs, info = self.env.step(plain)
     return self._obs(obs), 0., False, False, info
 
+# %% ../../nbs/world/envs.ipynb #c020c
 @patch
 def render(self:BlockWorldGym): # uint8 (h,w,3) RGB at `size`; None without a render mode
     "What the player sees"
@@ -223,6 +230,7 @@ def _observe(self:BlockWorldVectorEnv):
                 inventory={name:counts[:,i].copy() for i,name in enumerate(ITEMS) if i},
                 location_stats={k:p[f].astype(np.float64) for k,f in names.items()})
 
+# %% ../../nbs/world/envs.ipynb #c025b
 @patch
 def _inform(self:BlockWorldVectorEnv, worlds):
     p, infos = self.worlds.players, {}

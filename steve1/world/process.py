@@ -57,6 +57,7 @@ def _shared():
 
 def _folder(): return tempfile.mkdtemp(prefix='steve1-world-')
 
+# %% ../../nbs/world/process.ipynb #c008b
 @patch
 def _environment(self:ProcessEnv):
     "Environment variables of the worker"
@@ -92,6 +93,7 @@ def _sweep(tmp):
         except OSError: pass                               # it ended meanwhile, or is another user's
     shutil.rmtree(tmp, ignore_errors=True)
 
+# %% ../../nbs/world/process.ipynb #c010b
 @patch
 def stop(self:ProcessEnv) -> dict: # What the guard saw: `status` or `signal` of the worker, `memory` if that was too much
     "End the process and all that it started; returns when they are gone"
@@ -106,6 +108,7 @@ def stop(self:ProcessEnv) -> dict: # What the guard saw: `status` or `signal` of
     if not said: _sweep(self._tmp)
     return _guard_report(said)
 
+# %% ../../nbs/world/process.ipynb #c010c
 @patch
 def __del__(self:ProcessEnv):
     if getattr(self, 'proc', None): self.proc.stdin.close()
@@ -129,6 +132,7 @@ def _plain(o):
     if isinstance(o, (np.generic,np.ndarray)): return o.tolist()
     raise TypeError(f'{o!r} cannot be sent to another process: numbers, texts, lists and dicts can')
 
+# %% ../../nbs/world/process.ipynb #c012b
 @patch
 def begin(self:ProcessEnv,
     call:str='make', # 'make', 'reset', 'step' or 'render'
@@ -148,6 +152,7 @@ def begin(self:ProcessEnv,
 # %% ../../nbs/world/process.ipynb #c013
 LONGEST_REPLY = 1<<20   # bytes of a reply; the longest honest one, MineRL's full inventory, has 40,000
 
+# %% ../../nbs/world/process.ipynb #c013b
 @patch
 def _line(self:ProcessEnv, until):
     "The next reply as a line; empty when the pipe has ended, None when time is up"
@@ -174,6 +179,7 @@ def _parse(line):
     if not isinstance(reply, dict): raise _Garbage(f'a reply that is no object: {line[:80]!r}')
     return reply
 
+# %% ../../nbs/world/process.ipynb #c036b
 def _check(good, what, value):
     if not good: raise _Garbage(f'{what} in a reply: {str(value)[:80]!r}')
 
@@ -190,6 +196,7 @@ def _check_obs(obs):
     for k,n in items.items(): _check(_is_count(n), f'wrong count of {k[:40]!r}', n)
     _check(isinstance(obs.get('isGuiOpen'), bool), 'wrong isGuiOpen', obs.get('isGuiOpen'))
 
+# %% ../../nbs/world/process.ipynb #c037b
 def _check_info(info):
     "Raise `_Garbage` for what is no info of a step"
     _check(isinstance(info, dict), 'no info', info)
@@ -213,6 +220,7 @@ def finish(self:ProcessEnv): # -> what the environment returned to the last call
         return self._unpack(call, reply)
     except _Garbage as e: self._fail(call, 'crash', str(e))
 
+# %% ../../nbs/world/process.ipynb #c014b
 @patch
 def _raise(self:ProcessEnv, call, reply):
     "Raise the error that the environment raised for a wrong call"
@@ -234,6 +242,7 @@ def _unpack(self:ProcessEnv, call, reply):
     _check_info(reply.get('info'))
     return obs, reply['info']
 
+# %% ../../nbs/world/process.ipynb #c038b
 @patch
 def _picture(self:ProcessEnv, shape):
     "The picture that lies in the shared file, uint8 (h,w,3)"
@@ -256,6 +265,7 @@ def _fail(self:ProcessEnv, call, cause, detail=''):
     elif not detail: detail = 'the process was killed with its guard'
     raise EnvFailed(cause, detail+(f'; last words: {log}' if log and log not in detail else '')) from None
 
+# %% ../../nbs/world/process.ipynb #c016b
 @patch
 def _tail(self:ProcessEnv):
     "The last line that the world wrote"
@@ -274,6 +284,7 @@ def begin_reset(self:ProcessEnv,
     self.seed = self.seed if seed is None else int(seed)
     self.begin('reset', seed=self.seed, **kwargs)
 
+# %% ../../nbs/world/process.ipynb #c018b
 @patch
 def reset(self:ProcessEnv,
     seed:int=None, # Seed of the world; None: the same as before
@@ -295,6 +306,7 @@ def step(self:ProcessEnv,
     self.begin('step', action=action)
     return self.finish()
 
+# %% ../../nbs/world/process.ipynb #c040b
 @patch
 def render(self:ProcessEnv,
     size:tuple=(360,640), # (height, width) in pixels
@@ -309,6 +321,7 @@ def hang_up(self:ProcessEnv):
     "Send no more calls, without waiting: the worker closes its environment and ends"
     if self.proc is not None: self._calls.close()
 
+# %% ../../nbs/world/process.ipynb #c019b
 @patch
 def close(self:ProcessEnv):
     "Let the environment close itself if no call is under way, then end the process"
@@ -318,6 +331,7 @@ def close(self:ProcessEnv):
         except subprocess.TimeoutExpired: pass
     self.stop()
 
+# %% ../../nbs/world/process.ipynb #c019c
 @patch(as_prop=True)
 def pid(self:ProcessEnv): # int, or None when nothing runs
     "Process id of the guard, which leads the others"
@@ -325,5 +339,6 @@ def pid(self:ProcessEnv): # int, or None when nothing runs
 
 @patch
 def __enter__(self:ProcessEnv): return self
+
 @patch
 def __exit__(self:ProcessEnv, *_): self.close()

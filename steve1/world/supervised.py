@@ -51,6 +51,7 @@ def _act(self:ProcessVectorEnv, rows, worlds):
     for i in worlds: self.envs[i].begin('step', action=rows[i])
     self._finish(worlds)
 
+# %% ../../nbs/world/supervised.ipynb #c022b
 @patch
 def _finish(self:ProcessVectorEnv, worlds):
     "Wait for the replies of these worlds; a mistake in a call is raised after all have replied"
@@ -89,6 +90,7 @@ def _observe(self:ProcessVectorEnv):
                 inventory={k:column('inventory', k, np.int64) for k in items},
                 location_stats={k:column('location_stats', k, np.float64) for k in _BLANK})
 
+# %% ../../nbs/world/supervised.ipynb #c024b
 @patch
 def _inform(self:ProcessVectorEnv, worlds):
     infos = {}
@@ -105,6 +107,7 @@ def retire(self:ProcessVectorEnv,
         self.terminated[i] = True
         if self.envs[i]: self.envs[i].stop()
 
+# %% ../../nbs/world/supervised.ipynb #c025b
 @patch
 def close_extras(self:ProcessVectorEnv):
     for e in filter(None, self.envs): e.hang_up()          # all at once
@@ -153,6 +156,7 @@ def _fill(self:Supervised, worlds):
     self.env.retire(idle)
     self.obs = self.env._observe()
 
+# %% ../../nbs/world/supervised.ipynb #c010b
 @patch
 def _start_next(self:Supervised, worlds):
     "Take one episode of the list for each of these worlds: the worlds where it failed at once"
@@ -195,6 +199,7 @@ def step(self:Supervised,
     if lost: self._fill(lost)
     return self.obs, reward, np.isin(np.arange(self.num_envs), lost), truncated, final | self.env._inform(going_on)
 
+# %% ../../nbs/world/supervised.ipynb #c012b
 @patch
 def end(self:Supervised,
     world:int, # Whose episode has been played out
@@ -214,6 +219,8 @@ def close(self:Supervised, **kwargs):
 
 @patch
 def __enter__(self:Supervised): return self
+
+# %% ../../nbs/world/supervised.ipynb #c013b
 @patch
 def __exit__(self:Supervised, *_): self.close()
 

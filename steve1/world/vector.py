@@ -30,6 +30,7 @@ class ItemCounts(spaces.Dict):
 @batch_space.register(ItemCounts)
 def _(space, n=1): return ItemCounts()
 
+# %% ../../nbs/world/vector.ipynb #c006b
 def observation_space(
     size:tuple,       # (height, width) of the picture
     items:tuple=None, # Names of all items; None: any
@@ -108,6 +109,7 @@ def _seeds(self:WorldVectorEnv, seed, worlds):
         if seed[i] is not None or self._rngs[i] is None: self._rngs[i] = seeding.np_random(None if seed[i] is None else int(seed[i]))[0]
     return {i:int(self._rngs[i].integers(2**31)) if seed[i] is None else int(seed[i]) for i in worlds}
 
+# %% ../../nbs/world/vector.ipynb #c016b
 @patch
 def _masked(self:WorldVectorEnv, options):
     "(options of each world, worlds to reset)"
@@ -132,6 +134,7 @@ def reset(self:WorldVectorEnv, *,
     self._begin(worlds, self._seeds(seed, worlds), options)
     return self._observe(), self._inform(worlds)
 
+# %% ../../nbs/world/vector.ipynb #c017b
 @patch
 def _begin(self:WorldVectorEnv, worlds, seeds=None, options=None):
     "New episodes in these worlds"
@@ -166,6 +169,7 @@ def _begin_after(self:WorldVectorEnv, obs, infos):
     self._begin(worlds)
     return self._observe(), final | self._inform(list(range(self.num_envs)))
 
+# %% ../../nbs/world/vector.ipynb #c019b
 @patch
 def add_final(self:WorldVectorEnv,
     final:dict, # `infos` so far
@@ -176,6 +180,7 @@ def add_final(self:WorldVectorEnv,
     "Record how an episode ended, as gymnasium's mode SameStep does"
     return self._add_info(final, dict(final_obs=_as_single(obs, i), final_info=one_world(infos, i)), i)
 
+# %% ../../nbs/world/vector.ipynb #c019c
 def _as_single(batch, i):
     "One world's part of an observation, as an element of the single space"
     part = lambda k,v: np.int64(v[i]) if k=='isGuiOpen' else np.array(v[i])
@@ -188,6 +193,7 @@ def pictures(self:WorldVectorEnv,
     "The same moment of every world at another size"
     return np.stack([self.picture(i, size) for i in range(self.num_envs)])
 
+# %% ../../nbs/world/vector.ipynb #c019d
 @patch
 def render(self:WorldVectorEnv): # Tuple of n pictures (h,w,3) at `size`; None without a render mode
     "What the players see"
@@ -195,5 +201,6 @@ def render(self:WorldVectorEnv): # Tuple of n pictures (h,w,3) at `size`; None w
 
 @patch
 def __enter__(self:WorldVectorEnv): return self
+
 @patch
 def __exit__(self:WorldVectorEnv, *_): self.close()
