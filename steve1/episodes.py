@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from .config import data_dir, find_data, restore_hint
 from .base.actions import ACTION_DTYPE, KEYS, to_row, to_rows
 from .base.files import atomic_path, check_name, sha256
-from .base.remote import MEND, has_file, is_address, list_remote, local_copy, read_json
+from .base.remote import REMAKE_HINT, has_file, is_address, list_remote, local_copy, read_json
 from .base.upstream import EPISODE_FILES, require_file, episode_file, is_published, map_published, map_rows
 from .base.upstream import published_actions, published_embeds, published_meta
 from .base.video import EpisodeError, GOP, VideoReader, VideoSettings, VideoWriter, toy_play
@@ -85,11 +85,11 @@ def _read_meta(folder):
     "The facts of an episode of ours, checked"
     meta = read_json(path := episode_file(folder, 'metadata.json'))
     lost = {'format','n','fps','size','source','files'} - set(meta)
-    if lost: raise EpisodeError(f"{path} does not state {', '.join(sorted(lost))}; {MEND}")
+    if lost: raise EpisodeError(f"{path} does not state {', '.join(sorted(lost))}; {REMAKE_HINT}")
     if meta['format'] != _FORMAT:
         raise EpisodeError(f"{path} has format {meta['format']}, this version reads {_FORMAT}")
     for k,fits in _KINDS.items():
-        if k in meta and not fits(meta[k]): raise EpisodeError(f"{path}: {k} is {meta[k]!r}; {MEND}")
+        if k in meta and not fits(meta[k]): raise EpisodeError(f"{path}: {k} is {meta[k]!r}; {REMAKE_HINT}")
     return meta
 
 # %% ../nbs/03_episodes.ipynb #c010
@@ -232,7 +232,7 @@ class Episode(EpisodeViews):
 # %% ../nbs/03_episodes.ipynb #c018
 _EMBED_HINT = '`embed_episode(path, clip)` makes it anew' # the way out where embeddings are missing or wrong
 
-def _check(ok, path, fault, fix=MEND):
+def _check(ok, path, fault, fix=REMAKE_HINT):
     if not ok: raise EpisodeError(f"{path}: {fault}; {fix}")
 
 def _check_size(video, ep):
@@ -289,7 +289,7 @@ Span = namedtuple('Span', 'start stop task')   # steps start..stop-1 were spent 
 Event = namedtuple('Event', 'step task')       # frames step-15..step show the task
 
 def _label_fault(ep, e):
-    return EpisodeError(f"{ep.path/'metadata.json'}: labels that cannot be read ({type(e).__name__}: {e}); {MEND}")
+    return EpisodeError(f"{ep.path/'metadata.json'}: labels that cannot be read ({type(e).__name__}: {e}); {REMAKE_HINT}")
 
 @patch(as_prop=True)
 def spans(self:Episode) -> list: # of `Span(start, stop, task)`
@@ -350,7 +350,7 @@ def _check_sums(ep):
     "Are the files those that were written?"
     sums, path = ep.meta['files'], ep.path/'metadata.json'
     named = [] if ep.published else ['frames.mp4', 'actions.npy'] + ['embeds.npy']*has_file(ep.path, 'embeds.npy')
-    for f in named: _check(f in sums, path, f"no checksum of {f}", _EMBED_HINT if f == 'embeds.npy' else MEND)
+    for f in named: _check(f in sums, path, f"no checksum of {f}", _EMBED_HINT if f == 'embeds.npy' else REMAKE_HINT)
     for f,h in sums.items():
         _check(sha256(episode_file(ep.path, f)) == h, ep.path/f, 'its content changed since it was written')
 
@@ -369,7 +369,8 @@ def clip_id(
 def _check_embeds(ep, clip=None):
     "Are the embeddings those of the episode, and of the MineCLIP that the metadata name?"
     path = ep.path/('embeds_attn.pkl' if ep.published else 'embeds.npy')
-    emb = published_embeds(ep.path, ep.n) if ep.published else map_rows(episode_file(ep.path, 'embeds.npy', _EMBED_HINT))
+    if ep.published: emb = published_embeds(ep.path, ep.n) # the pickle itself, not the cached table
+    else: emb = map_rows(episode_file(ep.path, 'embeds.npy', _EMBED_HINT))
     named = ep.meta.get('mineclip') or {}
     def check(ok, fault): _check(ok, path, fault, _EMBED_HINT)
     _check_shape(emb, path, ep.n)

@@ -13,7 +13,7 @@ import numpy as np
 from ..config import data_dir
 from .actions import to_rows
 from .files import atomic_path
-from .remote import MEND, fetch, has_file, read_json
+from .remote import REMAKE_HINT, fetch_file, has_file, read_json
 from .untrusted import safe_pickle_load
 from .video import EpisodeError, short_error
 
@@ -24,7 +24,7 @@ EPISODE_FILES = ( # of both formats
 def require_file(
     path:Path,     # The episode's folder
     name:str,      # Of the file
-    fix:str=MEND,  # The way out if it is missing
+    fix:str=REMAKE_HINT,  # The way out if it is missing
 ) -> Path: # Where it is, or will be once it is fetched
     "Raise EpisodeError unless the episode has this file"
     if not has_file(path, name): raise EpisodeError(f"{path} has no {name}; {fix}")
@@ -33,10 +33,10 @@ def require_file(
 def episode_file(
     path:Path,     # The episode's folder
     name:str,      # Of the file
-    fix:str=MEND,  # The way out if it is missing
+    fix:str=REMAKE_HINT,  # The way out if it is missing
 ) -> Path: # The file, which is on this machine
     "A file of an episode; one that lies elsewhere is fetched first"
-    if not (file := require_file(path, name, fix)).is_file(): fetch(path, name)
+    if not (file := require_file(path, name, fix)).is_file(): fetch_file(path, name)
     return file
 
 # %% ../../nbs/base/upstream.ipynb #s3a
