@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['relabel', 'span_goals', 'DataConfig', 'chunk_starts', 'joint_actions', 'action_counts', 'goal_rows', 'EpisodePass',
-           'ChunkStream', 'MixedStream', 'cut_lanes', 'plot_pass']
+           'ChunkStream', 'MixedStream', 'cut_lanes', 'to_device', 'plot_pass']
 
 # %% ../nbs/04_dataset.ipynb #c002
 import math
@@ -35,7 +35,7 @@ def relabel(
     min_gap:int=15,   # Least distance of two goals, in steps
     max_gap:int=200,  # Greatest distance plus one, in steps
     rng=None,         # numpy Generator; None: a fresh one
-    goal_lag:int=1,   # Steps by which the goal changes late; 1 as published, 0 as in the paper
+    goal_lag:int=1,   # Steps by which the goal changes too late; 1 as published, 0 as in the paper
 ) -> np.ndarray: # int64 (n,): for each step, the step whose embedding is its goal
     "Hindsight relabelling of a whole episode"
     if n <= min_gap: raise ValueError(f"an episode of {n} steps is too short for goals {min_gap} steps ahead")
@@ -61,10 +61,10 @@ class DataConfig(Config):
     min_gap:int = 15       # Shortest distance from one goal to the next, steps
     max_gap:int = 100      # Longest distance from one goal to the next, plus one, steps
     p_uncond:float = .1    # Share of chunks without a goal (zeros), 0 to 1; 1: the foundation policy
-    goal_lag:int = 1       # Steps by which the goal changes late; 1 as published, 0 as in the paper
+    goal_lag:int = 1       # Steps by which the goal changes too late; 1 as published, 0 as in the paper
     start:int = 0          # First step that is used
     cut:Literal['random','shift'] = 'random' # Where chunks begin, see `chunk_starts`
-    piece:int = 0          # Steps of a segment, after which the memory is emptied, as published; 0: whole episodes
+    piece:int = 0          # Steps of a segment, then the memory is emptied, as published (with cut='shift'); 0: whole episodes
     goals:Literal['visit','chunk','span'] = 'visit' # Drawn once an episode pass, once a chunk, or ends of labelled spans
     augment:bool|Literal['mild','colour','vpt'] = False # Random changes of the pictures; True: mild
     grey:float = 0.        # Share of episode passes in grey, 0 to 1
@@ -424,6 +424,14 @@ def cut_lanes(
     by_lane = lambda v: hasattr(v, '__len__') and not isinstance(v, (str,dict)) and len(v) == b
     part = lambda v, j: v[j*b//k:(j+1)*b//k] if by_lane(v) else v
     return [{n:part(v, j) for n,v in batch.items()} for j in range(k)]
+
+# %% ../nbs/04_dataset.ipynb #n1251
+def to_device(
+    batch:dict, # Tensors and other values
+    device,     # torch.device
+) -> dict:
+    "The batch with its tensors on the device"
+    return {k:v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k,v in batch.items()}
 
 # %% ../nbs/04_dataset.ipynb #n132
 def _bars(ax, y, edges, colours, **kw):

@@ -28,7 +28,7 @@ from .base.checkpoints import load_strict
 from .models.idm import TrainableIDM
 
 from .data.sampling import read_sampling
-from .dataset import ChunkStream, MixedStream, cut_lanes
+from .dataset import ChunkStream, MixedStream, cut_lanes, to_device
 
 from .training.optim import AveragedWeights, full_tensor, param_groups, shard, shard_like
 
@@ -173,11 +173,6 @@ def _broken(self:Trainer, what, batch):
     raise FloatingPointError(f'step {self.step}: {what}. Episodes of this batch: {", ".join(names)}. '
         f'The state of run {self.cfg.name!r} from before it: {saved}. Lower lr or clip, or leave the episodes out.')
 
-@patch
-def to_device(self:Trainer, batch):
-    "The batch's tensors on the device"
-    return {k:v.to(self.acc.device, non_blocking=True) if torch.is_tensor(v) else v for k,v in batch.items()}
-
 # %% ../nbs/05_train.ipynb #n213
 @patch
 def _val_chunks(self:Trainer, episodes): # Batches of this process's lanes, with the goals of other lanes as 'shuffled'
@@ -199,7 +194,7 @@ def _val_chunks(self:Trainer, episodes): # Batches of this process's lanes, with
 def _val_sums(self:Trainer, episodes): # (3,6): `frame_sums` with, without and with wrong goals, over all processes
     "Sums over the fixed chunks"
     sums,mem = torch.zeros(3, 6, device=self.acc.device),[None]*3
-    for b in map(self.to_device, self._val_chunks(episodes)):
+    for b in (to_device(b, self.acc.device) for b in self._val_chunks(episodes)):
         with self.autocast(): x = self.net.encode(b['img'])
         for i,goal in enumerate([b['goal'], torch.zeros_like(b['goal']), b['shuffled']]):
             with self.autocast(): out,mem[i] = self.net.decode(x, goal, b['first'], mem[i])
@@ -235,8 +230,8 @@ def note(self:Trainer,
     self.meter.add(self.acc.reduce(sums).cpu().double(), float(norm), self.cfg.clip, wait, took)
     self.seconds += took
     if self.step % self.cfg.saving.log_every: return
-    norms = torch._foreach_norm([p.detach() for p in self.policy.parameters()])
-    weights = full_tensor(torch.linalg.vector_norm(torch.stack(norms))).item()
+    weights = torch._foreach_norm([p.detach() for p in self.policy.parameters()])
+    weights = full_tensor(torch.linalg.vector_norm(torch.stack(weights))).item()
     row = {'step':self.step, 'frames':self.frames, 'kind':'train', **self.meter.row(self.cfg.frames_per_step),
         'lr':self.opt.param_groups[0]['lr'], 'weights_l2_norm':weights}
     if self.is_main: self._log(row)
@@ -383,7 +378,7 @@ def _steps(self:Trainer, callback, stop):
     batches = self.stream.batches(self.step, workers=self.cfg.machine.workers)
     while not self.done:
         t0 = time.perf_counter(); batch = next(batches); t1 = time.perf_counter()
-        sums,norm = self.train_step(self.to_device(batch))
+        sums,norm = self.train_step(to_device(batch, self.acc.device))
         self.note(sums, norm, t1-t0, time.perf_counter()-t0)
         self.milestones()
         if callback: callback(self)

@@ -1,7 +1,7 @@
 "Public files made by others, where they lie beside the checkout: every loader and converter that fits them"
 import json
 from pathlib import Path
-import cv2, numpy as np, pytest
+import cv2, numpy as np, pytest, torch
 from steve1.base.video import VideoWriter
 from steve1.config import find_data, repo_root
 from steve1.data.basalt import BASALT_TASKS, BasaltConfig, convert_basalt
@@ -9,6 +9,7 @@ from steve1.data.contractor import ContractorConfig, RecordingError, convert_con
 from steve1.data.recordings import RecordingConfig, convert_recording
 from steve1.data.tracks import Recording, read_lines
 from steve1.episodes import validate_episode
+from steve1.policy import Policy, PolicyConfig
 
 REAL = repo_root().parent/'shared'/'real'
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason='no real files beside the checkout')
@@ -63,3 +64,11 @@ def test_real_video(tmp_path):
     try: ep = validate_episode(convert_recording(FOREST, tmp_path/'e', RecordingConfig(size=(64,64), keep_null=True), idm=idm))
     except RecordingError as e: assert 'mcu_find_forest_1.mp4: frame' in str(e) and not (tmp_path/'e').exists()
     else: assert ep.n == rec.times.n_steps and ep.meta['recording']['kind'] == 'labelled'
+
+@pytest.mark.parametrize('size,width,temperature', [('1x', 1024, 1.), ('3x', 3072, 3.)])
+def test_real_temperature(size, width, temperature):
+    "Without its .model file, a VPT policy gets the temperature that the real file has"
+    cfg = PolicyConfig.from_model(REAL/'vpt'/f'foundation-model-{size}.model')
+    assert (cfg.hidsize, cfg.temperature) == (width, temperature)
+    with torch.device('meta'): tensors = Policy(cfg).to_official()
+    assert PolicyConfig.from_tensors(tensors).replace(timesteps=cfg.timesteps) == cfg

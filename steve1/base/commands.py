@@ -118,6 +118,12 @@ def _check_encoding(argv):
         try: w.encode()
         except UnicodeEncodeError: raise UsageError(f'{os.fsencode(w)!r} is not UTF-8 text') from None
 
+def _with_implied(cls, argv):
+    "The words, and the options that they imply (`cls.implies`), unless those are given"
+    names = [w.partition('=')[0][2:].replace('-', '_') for w in argv if w.startswith('--')]
+    implied = [more for name,more in getattr(cls, 'implies', {}).items() if name in names]
+    return argv + [w for more in implied for k,v in more.items() if k not in names for w in (f'--{k}', v)]
+
 def parse_config(
     cls:type,           # The config class
     argv:list,          # The command line
@@ -128,7 +134,7 @@ def parse_config(
     preset, rest = _take(argv, 'preset')
     file, rest = _take(rest, 'config')
     check_options(cls, rest)
-    how = dict(args=_switches(cls, rest), prog=name, use_underscores=True, config=(tyro.conf.OmitArgPrefixes,))
+    how = dict(args=_switches(cls, _with_implied(cls, rest)), prog=name, use_underscores=True, config=(tyro.conf.OmitArgPrefixes,))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said): return tyro.cli(cls, default=_start(cls, preset, file), **how)

@@ -97,14 +97,13 @@ def cache_features(
 def can_use_features(
     policy:Policy,   # After `freeze`
     data:DataConfig, # Uses augment and grey
-) -> bool: # False where the trunk trains, or there is none
-    "Is the trunk frozen? A setting that changes frames is then an error"
+) -> bool: # False where the trunk trains, where there is none, or where some passes are grey
+    "Can frames be replaced by features of a frozen trunk?"
     if not isinstance(policy, Policy) or any(p.requires_grad for p in policy.trunk.parameters()): return False
-    for k,off in (('augment', False), ('grey', 0.)):
-        if v := getattr(data, k):
-            raise ValueError(f"{k}={v!r} changes frames, but with the cnn frozen its features are computed once: "
-                f"set {k}={off}, or features=False to go through the cnn each time")
-    return True
+    if data.augment:
+        raise ValueError(f"augment={data.augment!r} changes frames, but with the cnn frozen its features are computed once: "
+            "augment=False, or features=False to go through the cnn each time")
+    return not data.grey
 
 # %% ../../nbs/training/features.ipynb #c006
 class FromFeatures(torch.nn.Module):

@@ -117,7 +117,7 @@ def _start(cfg_file, procs, store, out):
 
 # %% ../../nbs/training/launch.ipynb #n0592
 def _end(processes, grace):
-    "Terminate what still runs; kill what has not ended after so many seconds"
+    "Terminate what still runs; kill what has not ended within `grace` seconds"
     for p in processes:
         if p.poll() is None: p.terminate()
     until = time.monotonic()+grace

@@ -8,7 +8,7 @@ __all__ = ['ValidationConfig', 'TrainConfig', 'make_policy']
 # %% ../../nbs/training/recipe.ipynb #c002
 import json, math
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 import tyro
 import yaml
 from fastcore.basics import patch
@@ -43,11 +43,6 @@ _YamlDict = Annotated[dict, tyro.constructors.PrimitiveConstructorSpec(nargs=1, 
     instance_from_str=lambda words: yaml.safe_load(words[0]), str_from_instance=lambda d: [json.dumps(d)],
     is_instance=lambda x: isinstance(x, dict))]
 
-# other names of settings, those of the published scripts among them
-_ALSO_CALLED = dict(learning_rate='lr', in_weights='init', batch_size='batch', gradient_accumulation_steps='accumulate',
-    val_freq='val_every', snapshot_every_n_frames='snapshot_every', trunc_t='T', save_each_val='save_every',
-    segment='piece', data='T, --piece, --start and --cut (presets of DataConfig are for Python and YAML)')
-
 # %% ../../nbs/training/recipe.ipynb #n305
 @dataclass(frozen=True)
 class TrainConfig(Config):
@@ -76,7 +71,6 @@ class TrainConfig(Config):
     validation: ValidationConfig = field(default_factory=ValidationConfig) # When the policy is judged
     saving: SavingConfig = field(default_factory=SavingConfig)             # What a run writes
     machine: MachineConfig = field(default_factory=MachineConfig)          # Where and how it runs
-    also_called: ClassVar[dict] = _ALSO_CALLED
 
 # %% ../../nbs/training/recipe.ipynb #n302
 @patch(as_prop=True)
@@ -111,6 +105,13 @@ def check(self:TrainConfig):
         raise ValueError(f'mix_share={self.mix_share} of batch={self.batch} lanes '
             'leaves one of both samplings without a lane')
     check_name(self.name)
+
+# %% ../../nbs/training/recipe.ipynb #n310
+TrainConfig.also_called = dict(learning_rate='lr', in_weights='init', batch_size='batch',
+    gradient_accumulation_steps='accumulate', val_freq='val_every', snapshot_every_n_frames='snapshot_every',
+    trunc_t='T', save_each_val='save_every', segment='piece',
+    data='T, --piece, --start and --cut (presets of DataConfig are for Python and YAML)')
+TrainConfig.implies = dict(piece=dict(cut='shift'))
 
 # %% ../../nbs/training/recipe.ipynb #c007
 TrainConfig.presets = {
