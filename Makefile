@@ -3,10 +3,12 @@
 SHELL := /bin/bash
 VENV ?= .venv
 READY := $(VENV)/.ready
-DATA := $(or $(STEVE1_DATA),data)
-RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
-PY := $(VENV)/bin/python
-PAPERMILL := $(RUN) $(VENV)/bin/papermill -k python3 --cwd nbs --no-progress-bar --log-level WARNING
+# the whole path of a file that is named from this folder; a path may hold spaces
+here = $(if $(filter /%,$(1)),$(1),$(CURDIR)/$(1))
+DATA := $(call here,$(patsubst ~/%,$(HOME)/%,$(or $(STEVE1_DATA),data)))
+RUN := PATH="$(call here,$(VENV))/bin:$$PATH"
+PY := "$(call here,$(VENV))/bin/python"
+PAPERMILL := $(RUN) "$(call here,$(VENV))/bin/papermill" -k python3 --cwd nbs --no-progress-bar --log-level WARNING
 
 # compiled world code is shared by all notebooks; one thread a process is fastest where processes share cores
 export NUMBA_CACHE_DIR ?= $(CURDIR)/data/cache/numba
@@ -23,10 +25,11 @@ $(READY): constraints.txt settings.ini setup.py tools/setup.sh
 	@touch $@
 setup: $(READY)
 
+demo: export STEVE1_DATA := $(DATA)
 demo: $(READY)
-	@mkdir -p $(DATA)/runs/demo
-	@$(PAPERMILL) nbs/07_rollout.ipynb $(DATA)/runs/demo/07_rollout.ipynb -p name demo
-	@echo; echo "The demo is in $(DATA)/runs/demo:"; cd $(DATA)/runs/demo && find . -type f | sed 's|^\./|  |' | sort
+	@mkdir -p "$(DATA)/runs/demo"
+	@$(PAPERMILL) nbs/07_rollout.ipynb "$(DATA)/runs/demo/07_rollout.ipynb" -p name demo
+	@echo; echo "The demo is in $(DATA)/runs/demo:"; cd "$(DATA)/runs/demo" && find . -type f | sed 's|^\./|  |' | sort
 
 test: $(READY)
 	@$(PY) tests/run_all.py
@@ -39,23 +42,23 @@ lab: $(READY)
 EPISODES ?= 1600
 CLIP_STEPS ?= 600
 FRAMES ?= 5000000
-mini: export STEVE1_DATA := $(abspath $(DATA))
+mini: export STEVE1_DATA := $(DATA)
 mini: $(READY)
-	@mkdir -p $(DATA)/runs/mini
+	@mkdir -p "$(DATA)/runs/mini"
 	$(RUN) steve1_generate mini $(EPISODES)
-	$(PAPERMILL) nbs/experiments/mini_mineclip.ipynb $(DATA)/runs/mini/mineclip.ipynb -p dataset mini -p steps $(CLIP_STEPS) -p out weights/mineclip.safetensors
+	$(PAPERMILL) nbs/experiments/mini_mineclip.ipynb "$(DATA)/runs/mini/mineclip.ipynb" -p dataset mini -p steps $(CLIP_STEPS) -p out weights/mineclip.safetensors
 	$(RUN) steve1_embed mini
 	$(RUN) steve1_sampling mini mini --val_share .06
-	$(PAPERMILL) nbs/05_train.ipynb $(DATA)/runs/mini/foundation.ipynb -p preset foundation -p name foundation -p sampling mini -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)/5)) -p resume True
-	$(PAPERMILL) nbs/05_train.ipynb $(DATA)/runs/mini/policy.ipynb -p preset mini -p name policy -p sampling mini -p init runs/foundation/latest.safetensors -p lr 1e-3 -p n_frames $(FRAMES) -p resume True
+	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/mini/foundation.ipynb" -p preset foundation -p name foundation -p sampling mini -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)/5)) -p resume True
+	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/mini/policy.ipynb" -p preset mini -p name policy -p sampling mini -p init runs/foundation/latest.safetensors -p lr 1e-3 -p n_frames $(FRAMES) -p resume True
 	$(PY) tools/ship.py runs/foundation/latest.safetensors foundation
 	$(PY) tools/ship.py runs/policy/latest.safetensors policy
-	$(PAPERMILL) nbs/05_train.ipynb $(DATA)/runs/mini/idm.ipynb -p preset idm -p name idm -p sampling mini -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)*3/5)) -p resume True
+	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/mini/idm.ipynb" -p preset idm -p name idm -p sampling mini -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)*3/5)) -p resume True
 	$(PY) tools/ship.py runs/idm/latest.safetensors idm
-	$(PAPERMILL) nbs/06_prior.ipynb $(DATA)/runs/mini/prior.ipynb -p sampling mini -p out weights/prior.safetensors
-	$(RUN) steve1_generate $(DATA)/episodes/sample 8 --n_steps 400 --seed 500000 --crf 20
-	$(RUN) steve1_embed $(DATA)/episodes/sample
-	$(RUN) steve1_sampling sample $(DATA)/episodes/sample --val_share .25
+	$(PAPERMILL) nbs/06_prior.ipynb "$(DATA)/runs/mini/prior.ipynb" -p sampling mini -p out weights/prior.safetensors
+	$(RUN) steve1_generate "$(DATA)/episodes/sample" 8 --n_steps 400 --seed 500000 --crf 20
+	$(RUN) steve1_embed "$(DATA)/episodes/sample"
+	$(RUN) steve1_sampling sample "$(DATA)/episodes/sample" --val_share .25
 
 # For those who change notebooks
 export: $(READY) # notebooks -> modules and README.md

@@ -41,7 +41,7 @@ _FRAME_STYLE = """
 """
 
 # %% ../nbs/09_demo.ipynb #a002
-_BUTTON_STYLE = """
+_CONTROL_STYLE = """
 .s1 button.jupyter-button{width:auto;height:32px;margin:0;padding:0 13px;border-radius:8px;
  border:1px solid #343946;background:#242832;color:#e1e4eb;font:inherit;line-height:30px;box-shadow:none;
  transition:background .12s}
@@ -56,10 +56,6 @@ _BUTTON_STYLE = """
  font-size:12px;background:transparent;color:#b9c0cc}
 .s1 .s1-chips button.jupyter-button:hover{background:#2c313c;color:#fff}
 .s1 .s1-chips button.s1-now{border-color:#ffc43d;color:#ffc43d}
-"""
-
-# %% ../nbs/09_demo.ipynb #a003
-_INPUT_STYLE = """
 .s1 .s1-label{color:#7d8798;font-size:11px;letter-spacing:.07em;text-transform:uppercase;width:90px;
  line-height:26px}
 .s1 input[type=text],.s1 input[type=number],.s1 select,.s1 .widget-readout{height:32px!important;
@@ -93,7 +89,7 @@ _METRIC_STYLE = """
 .s1 .s1-row.own,.s1 .s1-row.own b{color:#ffc43d;font-weight:600}
 .s1 .s1-note{min-height:20px;color:#939cad;overflow-wrap:anywhere} .s1 .s1-note .bad{color:#ff8a80}
 """
-_STYLE = f'<style>{_FRAME_STYLE}{_BUTTON_STYLE}{_INPUT_STYLE}{_METRIC_STYLE}</style>'
+_STYLE = f'<style>{_FRAME_STYLE}{_CONTROL_STYLE}{_METRIC_STYLE}</style>'
 
 # %% ../nbs/09_demo.ipynb #c006
 class Demo:
@@ -105,18 +101,22 @@ class Demo:
         import ipywidgets as W
         self.session, self.task = session or Session(**kw), None
         self.buttons = self._buttons(W)
-        labels = {p:p.split(',')[0]+(' …' if ',' in p else '') for p in (*PAPER_PROMPTS.values(), *OWN_PROMPTS.values(), UNCONDITIONAL)}
-        self.chips = {p:self._button(W, label, lambda p=p: self.say(p), tip=p) for p,label in labels.items()}
+        prompts = (*PAPER_PROMPTS.values(), *OWN_PROMPTS.values(), UNCONDITIONAL)
+        label = lambda p: p.split(',')[0]+(' …' if ',' in p else '')
+        self.chips = {p:self._button(W, label(p), lambda p=p: self.say(p), tip=p) for p in prompts}
         self._controls(W)
         self._arrange(W)
         self.buttons['keys'].value = self.session.keys
         self._mark(); self.show()
 
-    def _button(self, W, text, f, icon='', tip='', toggle=False):
-        b = (W.ToggleButton if toggle else W.Button)(description=text, icon=icon, tooltip=tip)
-        if toggle: b.observe(lambda c: self._try(f, c['new']), 'value')
-        else: b.on_click(lambda _: self._try(f))
-        return b
+# %% ../nbs/09_demo.ipynb #d106
+@patch
+def _button(self:Demo, W, text, f, icon='', tip='', toggle=False):
+    "A button that calls f"
+    b = (W.ToggleButton if toggle else W.Button)(description=text, icon=icon, tooltip=tip)
+    if toggle: b.observe(lambda c: self._try(f, c['new']), 'value')
+    else: b.on_click(lambda _: self._try(f))
+    return b
 
 # %% ../nbs/09_demo.ipynb #a007
 @patch
@@ -133,11 +133,13 @@ def _buttons(self:Demo, W):
     for name,style in (('play','s1-go'), ('record','s1-rec'), ('keys','s1-keys')): buttons[name].add_class(style)
     return buttons
 
+# %% ../nbs/09_demo.ipynb #d107
 @patch
 def _controls(self:Demo, W):
     "Prompt line, guidance, seed and arena"
     s = self.session
-    self.text = W.Text('' if s.asked==UNCONDITIONAL else s.asked, placeholder='Type a prompt, and press Enter', continuous_update=False)
+    asked = '' if s.asked==UNCONDITIONAL else s.asked
+    self.text = W.Text(asked, placeholder='Type a prompt, and press Enter', continuous_update=False)
     self.said = self.text.value
     self.text.observe(lambda c: c['new']==self.said or self._try(self.say, c['new']), 'value')
     self.tell = W.Button(description='Tell')
@@ -160,9 +162,11 @@ def _arrange(self:Demo, W):
         prompts = [c for p,c in self.chips.items() if (p in PAPER_PROMPTS.values())==of_paper]
         return box(W.HBox, 's1-row2', W.HTML(f'<div class="s1-label">{name}</div>'), box(W.HBox, 's1-chips', *prompts))
     self.image, self.title, self.side, self.note = W.Image(format='jpeg'), W.HTML(), W.HTML(), W.HTML()
-    for x,style in ((self.text,'s1-say'), (self.tell,'s1-go'), (self.tell,'s1-tell'), (self.note,'s1-note')): x.add_class(style)
-    left = box(W.VBox, 's1-left', self.image, box(W.HBox, 's1-bar', *self.buttons.values()), box(W.HBox, 's1-bar', self.text, self.tell),
-               chips('the paper', True), chips('BlockWorld', False), self.note)
+    styles = (self.text,'s1-say'), (self.tell,'s1-go'), (self.tell,'s1-tell'), (self.note,'s1-note')
+    for x,style in styles: x.add_class(style)
+    buttons, line = box(W.HBox, 's1-bar', *self.buttons.values()), box(W.HBox, 's1-bar', self.text, self.tell)
+    prompts = chips('the paper', True), chips('BlockWorld', False)
+    left = box(W.VBox, 's1-left', self.image, buttons, line, *prompts, self.note)
     settings = box(W.VBox, 's1-set', self.scale, box(W.HBox, 's1-two', self.seed, self.arena))
     side = box(W.VBox, 's1-side', self.side, settings)
     self.box = box(W.VBox, 's1', W.HTML(_STYLE), self.title, box(W.HBox, 's1-body', left, side))
@@ -184,6 +188,7 @@ def show(self:Demo,
     self.title.value = f'<div class="s1-title"><h1>STEVE-1</h1><span><i class="{state}"></i>{now}</span></div>'
     self.side.value = s.panel()
 
+# %% ../nbs/09_demo.ipynb #d112
 @patch
 def tell_user(self:Demo,
     text:str,       # One line; '' empties it
@@ -200,6 +205,7 @@ def _warnings_of(f, *args):
         f(*args)
     return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
 
+# %% ../nbs/09_demo.ipynb #d109
 @patch
 def _try(self:Demo, f, *args):
     "Call f; show why where it fails"
@@ -207,6 +213,7 @@ def _try(self:Demo, f, *args):
     except (ValueError, RuntimeError, OSError) as e: self.tell_user(str(e), bad=True)
     if not self.session.playing: self.show()
 
+# %% ../nbs/09_demo.ipynb #d209
 @patch
 def say(self:Demo,
     prompt:str, # As for `Session.say`
@@ -250,6 +257,7 @@ def forget(self:Demo):
     "Empty the agent's memory"
     self.session.forget(); self.tell_user("the agent's memory is empty")
 
+# %% ../nbs/09_demo.ipynb #d115
 @patch
 def new_world(self:Demo):
     "Start the world that seed and arena name"
@@ -276,13 +284,15 @@ def record(self:Demo,
     elif s.film: self.tell_user(f'saved {s.save()} and the prompts of its frames beside it')
     b.description, b.icon = ('Save film','stop') if s.film else ('Record','circle')
 
+# %% ../nbs/09_demo.ipynb #d116
 @patch
 def _ipython_display_(self:Demo):
     from IPython.display import display
     display(self.box)
 
 # %% ../nbs/09_demo.ipynb #c022
-_HELP = """a prompt        play it for a while, or a schedule: get dirt for 5 seconds, then build a tower; an empty line continues
+_HELP = """a prompt        play it for a while, or a schedule: get dirt for 5 seconds, then build a tower
+(empty line)    continue with the same prompt
 guidance 3      how much the goal is exaggerated, from 0
 steps 100       steps of 1/20 s that a line is played
 reset agent     empty the agent's memory
@@ -303,9 +313,11 @@ class PromptLine:
         self.session, self.n_steps, self.folder, self.watch, self.saved = session, n_steps, folder, watch, []
         self.film()
 
-    def film(self):
-        "Begin a film"
-        self.session.record(Path(self.folder)/f'{datetime.now():%Y%m%d_%H%M%S_%f}.mp4' if self.folder else None)
+# %% ../nbs/09_demo.ipynb #d123
+@patch
+def film(self:PromptLine):
+    "Begin a film"
+    self.session.record(Path(self.folder)/f'{datetime.now():%Y%m%d_%H%M%S_%f}.mp4' if self.folder else None)
 
 # %% ../nbs/09_demo.ipynb #a013
 @patch
@@ -319,6 +331,7 @@ def play(self:PromptLine) -> str: # What was gained
     near = '' if math.isnan(s.similarity) else f'similarity {s.similarity:.2f} · '
     return f'step {s.t} · “{s.prompt}” · {near}' + (', '.join(gained) or 'nothing gained')
 
+# %% ../nbs/09_demo.ipynb #d113
 @patch
 def save(self:PromptLine,
     more:bool=True, # Begin the next film
@@ -331,8 +344,10 @@ def save(self:PromptLine,
     return f'saved {self.saved[-1]}'
 
 # %% ../nbs/09_demo.ipynb #c024
-_NEARLY = re.compile(r'(?:guidance|steps)\s*[=:]?\s*(?:[-+]?[\d.,]+|[-+]?nan|[-+]?inf(?:inity)?)?|'
-                     r'reset(?:\s+(?:agent|env|environment|world|memory)\b.*)?|save(?:\s+(?:the\s+)?(?:film|movie|video))?')
+_NEARLY = re.compile('|'.join((
+    r'(?:guidance|steps)\s*[=:]?\s*(?:[-+]?[\d.,]+|[-+]?nan|[-+]?inf(?:inity)?)?',
+    r'reset(?:\s+(?:agent|env|environment|world|memory)\b.*)?',
+    r'save(?:\s+(?:the\s+)?(?:film|movie|video))?')))
 
 @patch
 def _command(self:PromptLine, text):
@@ -346,8 +361,11 @@ def _command(self:PromptLine, text):
     if m := re.fullmatch(r'reset env(?: ([a-z]+))?(?: (\d+))?', text):
         s.new_world(int(m[2]) if m[2] else None, m[1])
         return f'{s.arena} {s.seed}'
-    if _NEARLY.fullmatch(text): raise ValueError(f'{text!r} is no prompt and no command; `help` lists the commands, such as `guidance 3`, `steps 100`, `reset env lake 7`')
+    if _NEARLY.fullmatch(text):
+        raise ValueError(f'{text!r} is no prompt and no command; `help` lists the commands, '
+                         'such as `guidance 3`, `steps 100`, `reset env lake 7`')
 
+# %% ../nbs/09_demo.ipynb #d124
 @patch
 def line(self:PromptLine,
     text:str, # The line as typed
@@ -367,6 +385,7 @@ def _answer(self:PromptLine, text):
     try: return self.line(text)
     except (ValueError, OSError) as e: return str(e)
 
+# %% ../nbs/09_demo.ipynb #d125
 @patch
 def talk(self:PromptLine,
     read=None,  # Called as read(mark) for a line, raises EOFError at the end; None: the terminal
@@ -402,8 +421,8 @@ class PlayConfig(Config):
     "Give the agent prompts line by line, or play BlockWorld yourself"
     human: bool = False           # Play it yourself, in a window
     seed: int = 1_000_000         # Seed of the world
-    arena: str|None = None        # plains, forest, meadow, lake or beach; default: forest for the agent, plains with --human
-    n_steps: int|None = None      # Steps of 1/20 s that a line is played (default 100); with --human: stop after this many
+    arena: str|None = None        # plains, forest, meadow, lake or beach; default: forest, with --human plains
+    n_steps: int|None = None      # Steps of 1/20 s that a line is played (default 100); with --human: of the game
     cond_scale: float = 1.5       # Guidance of the agent, from 0
     show: bool = False            # Show the picture in the terminal
     folder: str|None = None       # Folder of the films; default: data/runs/play
@@ -411,6 +430,7 @@ class PlayConfig(Config):
     scale: int = 2                # With --human: screen pixels a picture pixel
     also_called = dict(steps='n_steps', guidance='cond_scale', out='folder')
 
+# %% ../nbs/09_demo.ipynb #d131
 @command('steve1_play')
 def play_cli(cfg:PlayConfig):
     "Tell the agent what to do, line by line; or play BlockWorld yourself"

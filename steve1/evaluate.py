@@ -37,6 +37,7 @@ def _find(name):
         raise FileNotFoundError(f'no {name} at {path}: {hint}')
     return path
 
+# %% ../nbs/08_evaluate.ipynb #b105
 def read_seeds(
     n:int=None, # The first n; None: all
 ) -> tuple: # Seeds of evaluation worlds
@@ -58,7 +59,7 @@ class EvalConfig(Config):
     n_seeds: int = 20           # Worlds a task: the first n of data/seeds.txt
     n_steps: int = 400          # Steps of 1/20 s
     cond_scale: float = 1.5     # Guidance
-    goal: Literal['prior','draw','text','scaled'] = 'prior' # Prior with z=0; with z drawn by seed; text embedding; that, scaled to the prior's length
+    goal: Literal['prior','draw','text','scaled'] = 'prior' # Prior, z=0 or drawn by seed; text embedding, as it is or scaled
     baselines: tuple = BASELINES # Opponents in the same worlds
     moments: str = 'episodes/sample' # Folder of episodes, below data/, that random goals are taken from
     clip: bool = True           # Score the frames by MineCLIP, too
@@ -102,6 +103,7 @@ def random_goal(
     ep = Episode(eps[rng.integers(len(eps))])
     return visual_goal(system, f"{ep.path/'frames.mp4'}@{rng.integers(15, ep.n)}", name='random goal')
 
+# %% ../nbs/08_evaluate.ipynb #b110
 def _other_task(task):
     "The task half the list further on"
     names = list(TASKS)
@@ -177,6 +179,7 @@ def _worlds(cfg, condition):
         return [('', condition, a, s) for a in arenas for s in seeds]
     return [(t, condition, TASKS[t].arena, s) for t in cfg.tasks for s in seeds]
 
+# %% ../nbs/08_evaluate.ipynb #b116
 def _make_jobs(cfg):
     "All worlds of an evaluation, in batches"
     parts = [_worlds(cfg, c) for c in ('prompt', *cfg.baselines)]
@@ -191,12 +194,14 @@ def _system(weights, policy, device):
 # %% ../nbs/08_evaluate.ipynb #a008
 def _metric_names(cfg): return [*METRICS, *(f'clip_{t}' for t in cfg.tasks if cfg.clip)]
 
+# %% ../nbs/08_evaluate.ipynb #b118
 def _run_job(job):
     "Play the worlds of a job: for each world its metrics as float32, NaN if it failed, and the cause"
     cfg = EvalConfig.from_dict(job.cfg)
     system = _system(cfg.weights, cfg.policy, cfg.device)
     cases = [make_case(goal_for(system, cfg, t, c, s), s, cfg.cond_scale, arena) for t,c,arena,s in job.cases]
-    scorer = ClipScorer(system.clip, np.stack([text_goal(system, t).embed for t in cfg.tasks]), len(cases)) if cfg.clip else None
+    goals = [text_goal(system, t).embed for t in cfg.tasks] if cfg.clip else []
+    scorer = ClipScorer(system.clip, np.stack(goals), len(cases)) if cfg.clip else None
     dtype = get_dtype(get_device(cfg.device))
     played = rollout(system.policy, cases, cfg.n_steps, scorer, env=cfg.env, process=cfg.process or None, dtype=dtype)
     values = played.values[:,-1]
@@ -216,7 +221,8 @@ def _run_expert(job): return expert_score(*job)      # (task, seed, steps) -> th
 def _code_version():
     "Such as '1a2b3c4d5e6f', with a '+' if there are changes that are not committed; '' without git"
     def git(*words):
-        return subprocess.run(('git',*words), cwd=repo_root(), capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(('git',*words), cwd=repo_root(), capture_output=True, text=True, check=True)
+        return done.stdout.strip()
     try:
         changed = git('status', '--porcelain', '--untracked-files=no', '--', 'steve1')
         return git('rev-parse', '--short=12', 'HEAD') + ('+' if changed else '')
@@ -227,7 +233,8 @@ def _done(f, jobs, cfg, what, run=run_jobs):
     "(job, result, cause) of all jobs; a process that dies is a cause, an exception stops the evaluation"
     out, done = {}, run(f, jobs, min(cfg.workers, len(jobs)), timeout=3600.)
     for job,result,error in tqdm(done, total=len(jobs), disable=None, desc=what):
-        if error and error.split(':')[0].isidentifier(): raise RuntimeError(f'{what}: {error}')      # an exception's name comes first
+        is_bug = error and error.split(':')[0].isidentifier()          # an exception's name comes first
+        if is_bug: raise RuntimeError(f'{what}: {error}')
         out[jobs.index(job)] = result, error or ''
     return [(jobs[i], *out[i]) for i in sorted(out)]
 

@@ -35,6 +35,7 @@ class Check:
         head = f"{'':26}{'add' if self.ok else 'fix'}: "
         return f'{line}\n{head}' + self.fix.replace('\n', '\n'+' '*len(head))
 
+# %% ../nbs/10_verify.ipynb #v106
 def _guarded(check, name, fix):
     "The check's findings, or its exception as one"
     try: return check()
@@ -48,9 +49,11 @@ def _reinstall(): return 'make setup' if _in_clone() else 'pip install --force-r
 def _check_python():
     "Python 3.10 to 3.12"
     v = sys.version_info
-    fix = 'rm -rf .venv && make setup PYTHON=python3.11' if _in_clone() else 'a virtual environment of Python 3.10 to 3.12'
+    fix = 'a virtual environment of Python 3.10 to 3.12'
+    if _in_clone(): fix = 'rm -rf .venv && make setup PYTHON=python3.11'
     return [Check('python', (3,10) <= v[:2] <= (3,12), f'{v[0]}.{v[1]}.{v[2]}', fix)]
 
+# %% ../nbs/10_verify.ipynb #v110
 def _requirements(*kinds):
     "Requirements from settings.ini, or of an installed copy without it"
     if not _in_clone():
@@ -67,8 +70,10 @@ def _check_package(r):
     except metadata.PackageNotFoundError:
         return Check(r.name, False, f'not installed, {r.specifier or "any version"} wanted', _reinstall())
     fix = 'rm .venv/.ready; make setup' if _in_clone() else _reinstall()
-    return Check(r.name, r.specifier.contains(version, prereleases=True), f'{version}  (wanted {r.specifier or "any"})', fix)
+    fits = r.specifier.contains(version, prereleases=True)
+    return Check(r.name, fits, f'{version}  (wanted {r.specifier or "any"})', fix)
 
+# %% ../nbs/10_verify.ipynb #v101
 def _check_packages(wanted=None):
     "All requirements, by default those of steve1, and in a clone of its `dev` extra"
     extras = ('', 'dev') if _in_clone() or wanted else ('',)
@@ -85,21 +90,26 @@ def _check_device():
     ok = float((x@x).float().mean()) == 64
     found = [device.type]
     if device.type == 'cuda':
-        found += [torch.cuda.get_device_name(device), f'{torch.cuda.get_device_properties(device).total_memory/2**30:.0f} GiB']
+        memory = torch.cuda.get_device_properties(device).total_memory
+        found += [torch.cuda.get_device_name(device), f'{memory/2**30:.0f} GiB']
     found += [str(dtype).removeprefix('torch.'), f'{torch.get_num_threads()} thread(s)']
     text = ', '.join(found) + ('' if ok else ': multiplies wrongly')
-    return [Check('device', ok, text, 'use device=cpu; a newer driver or another build of torch fixes it'), *_unused_gpus(torch, device)]
+    fix = 'use device=cpu; a newer driver or another build of torch fixes it'
+    return [Check('device', ok, text, fix), *_unused_gpus(torch, device)]
 
+# %% ../nbs/10_verify.ipynb #v114
 def _unused_gpus(torch, device):
     "GPUs that torch could use, and does not"
     get = 'the build of torch for this machine: pytorch.org/get-started'
     if device.type == 'cuda': return []
     if device.type == 'mps': return [Check('cuda', True, 'not on a Mac; MPS is used')]
-    if sys.platform == 'darwin': return [Check('mps', True, f'torch {torch.__version__} sees no Apple GPU', get, optional=True)]
+    if sys.platform == 'darwin':
+        return [Check('mps', True, f'torch {torch.__version__} sees no Apple GPU', get, optional=True)]
     if torch.version.cuda is None:
         driver = ', but there is a GPU driver' if shutil.which('nvidia-smi') else ''
         return [Check('cuda', True, f'torch {torch.__version__} is built without it{driver}', get, optional=True)]
-    return [Check('cuda', True, f'torch {torch.__version__} can use it, but finds no GPU', 'a driver: `nvidia-smi` must list the GPU', optional=True)]
+    text = f'torch {torch.__version__} can use it, but finds no GPU'
+    return [Check('cuda', True, text, 'a driver: `nvidia-smi` must list the GPU', optional=True)]
 
 # %% ../nbs/10_verify.ipynb #a004
 def _check_video():
@@ -115,27 +125,31 @@ def _check_video():
     return [Check('video', bool(error < 8), f'h264 4:4:4, 8 frames, mean error {error:.1f} of 255', _reinstall())]
 
 # %% ../nbs/10_verify.ipynb #c018
-_KINDS = dict(mineclip='mineclip', foundation='policy', policy='policy', prior='prior', idm='idm')   # file name -> kind of network
+# File name -> kind of network
+_KINDS = dict(mineclip='mineclip', foundation='policy', policy='policy', prior='prior', idm='idm')
 
 def _check_network(name):
     "A weights file is there, whole, and holds the network of its name"
     path, fix = find_data('weights', f'{name}.safetensors'), restore_hint('weights', f'{name}.safetensors')
     if not path.exists(): return [Check(name, False, f'not there: {path}', fix)]
     tensors, _ = load_tensors(path)
-    if (kind := file_kind(path)) != _KINDS[name]: return [Check(name, False, f'{path} holds {kind or "no network"}, not {_KINDS[name]}', fix)]
+    if (kind := file_kind(path)) != _KINDS[name]:
+        return [Check(name, False, f'{path} holds {kind or "no network"}, not {_KINDS[name]}', fix)]
     n = sum(t.numel() for t in tensors.values())/1e6
     return [Check(name, True, f'{n:.1f} M parameters, {path.stat().st_size/1e6:.1f} MB')]
 
 def _check_weights():
     "The weights that ship"
-    return [c for k in _KINDS for c in _guarded(lambda: _check_network(k), k, restore_hint('weights', f'{k}.safetensors'))]
+    look = lambda k: _guarded(lambda: _check_network(k), k, restore_hint('weights', f'{k}.safetensors'))
+    return [c for k in _KINDS for c in look(k)]
 
 # %% ../nbs/10_verify.ipynb #a007
 def _sample_events(clip):
     "Embeddings and task names of the marked steps of the sample episodes that this MineCLIP embedded"
     from steve1.episodes import Episode, clip_id
     from steve1.world.tasks import TASKS
-    episodes = [ep for ep in map(Episode, _sample_folders()) if (ep.meta.get('mineclip') or {}).get('id') == clip_id(clip)]
+    ours = lambda ep: (ep.meta.get('mineclip') or {}).get('id') == clip_id(clip)
+    episodes = filter(ours, map(Episode, _sample_folders()))
     found = [(ep.embeds[e.step], e.task) for ep in episodes for e in ep.events if e.step >= 15 and e.task in TASKS]
     return np.array([x for x,_ in found], np.float32), [task for _,task in found]
 
@@ -143,19 +157,23 @@ def _sample_folders():
     lists = [find_data('samplings', f'sample_{part}.txt') for part in ('train', 'val')]
     return [find_data(l) for p in lists if p.exists() for l in p.read_text().splitlines() if l.strip()]
 
+# %% ../nbs/10_verify.ipynb #v107
 def _check_goals(weights=None):
     "Goals of the prompts point to what the sample episodes show"
     from steve1.acting.goals import load_system, text_goal
     from steve1.world.tasks import TASKS
     system, names = load_system(weights), list(TASKS)
     seen, tasks = _sample_events(system.clip)
-    if not tasks: return [Check('goals', True, 'not checked: the sample episodes were embedded by another MineCLIP', 'nothing is needed', optional=True)]
+    if not tasks:
+        text = 'not checked: the sample episodes were embedded by another MineCLIP'
+        return [Check('goals', True, text, 'nothing is needed', optional=True)]
     goals = np.stack([text_goal(system, TASKS[t].prompt).embed for t in names])
     unit = lambda x: x/np.linalg.norm(x, axis=1, keepdims=True)
     nearest = (unit(seen)@unit(goals).T).argmax(1)
     share = np.mean([names[i] == t for i,t in zip(nearest, tasks)])
     text = f'{share:.0%} of {len(tasks)} marked steps are nearest to the goal of their own prompt'
-    return [Check('goals', bool(share > .5), text, f"MineCLIP and prior must come from one training; {restore_hint('weights', 'prior.safetensors')}")]
+    fix = f"MineCLIP and prior must come from one training; {restore_hint('weights', 'prior.safetensors')}"
+    return [Check('goals', bool(share > .5), text, fix)]
 
 # %% ../nbs/10_verify.ipynb #a009
 def _check_episodes():
@@ -165,21 +183,25 @@ def _check_episodes():
     fix = restore_hint('episodes', 'sample') if folders else restore_hint('samplings', 'sample_train.txt')
     return [Check('episodes', 0 < n == len(folders), f'{n} of {len(folders)} sample episodes', fix)]
 
+# %% ../nbs/10_verify.ipynb #v109
 def _check_disk(need=5.):
     "`need` gigabytes free where runs and datasets are written, in a folder that can be written to"
     path = data_dir()
     while not path.exists(): path = path.parent
     free = shutil.disk_usage(path).free/1e9
     fix = 'export STEVE1_DATA=/a/folder/on/a/larger/disk   (what ships is found all the same)'
-    if not (path.is_dir() and os.access(path, os.W_OK)): return [Check('disk', False, f'{path} is no folder that can be written to', fix)]
-    return [Check('disk', free >= need, f'{free:.0f} GB free' if free >= need else f'{free:.1f} GB free, {need:g} wanted', fix)]
+    if not (path.is_dir() and os.access(path, os.W_OK)):
+        return [Check('disk', False, f'{path} is no folder that can be written to', fix)]
+    text = f'{free:.0f} GB free' if free >= need else f'{free:.1f} GB free, {need:g} wanted'
+    return [Check('disk', free >= need, text, fix)]
 
 # %% ../nbs/10_verify.ipynb #c024
 def _check_weights_published(folder=None):
     "Published files that are here are whole; `folder` None: data/weights/published"
     from steve1.models.published import PUBLISHED_GROUPS, check_published
     here = check_published(folder)
-    rows = [Check(name, ok, said, f'steve1_download {name}   (with --accept, if the change was meant)') for name,ok,said in here]
+    fix = 'steve1_download {}   (with --accept, if the change was meant)'.format
+    rows = [Check(name, ok, text, fix(name)) for name,ok,text in here]
     missing = [n for n in PUBLISHED_GROUPS['steve1'] if n not in [name for name,*_ in here]]
     if not missing: return [Check('published', True, 'all that STEVE-1 needs'), *rows]
     return [Check('published', True, f"not here: {' '.join(missing)}", 'steve1_download steve1', optional=True), *rows]
@@ -219,11 +241,14 @@ def _check_hub(cache=None):
     if not cache.exists(): return [Check('hub', True, f'{source}; nothing in the cache')]
     found = scan_cache_dir(cache)
     if found.warnings:
-        return [Check('hub', False, f'broken in the cache: {found.warnings[0]}', 'remove the folder that is named; it is downloaded again when it is needed')]
-    return [Check('hub', True, f'{source}; {len(found.repos)} repositories in the cache, {found.size_on_disk/1e6:.1f} MB')]
+        fix = 'remove the folder that is named; it is downloaded again when it is needed'
+        return [Check('hub', False, f'broken in the cache: {found.warnings[0]}', fix)]
+    text = f'{source}; {len(found.repos)} repositories in the cache, {found.size_on_disk/1e6:.1f} MB'
+    return [Check('hub', True, text)]
 
 # %% ../nbs/10_verify.ipynb #c034
-_LOOK = ('import importlib.metadata as m, importlib.util as u, json, sys; n = sys.argv[1]; there = bool(u.find_spec(n)); '
+_LOOK = ('import importlib.metadata as m, importlib.util as u, json, sys; '
+         'n = sys.argv[1]; there = bool(u.find_spec(n)); '
          'print(json.dumps([there, m.version(n) if there else "", sys.version.split()[0]]))')
 
 def _look_up(python, package):
@@ -233,19 +258,23 @@ def _look_up(python, package):
     if r.returncode: raise RuntimeError(f"{python} answers {(r.stderr.strip().splitlines() or ['nothing'])[-1]!r}")
     return json.loads(r.stdout)
 
+# %% ../nbs/10_verify.ipynb #v134
 def _check_game(name, python=None):
-    "The interpreter of 'minerl' or 'minestudio' has that game; `python` None: the one that the environment variable names"
+    "The interpreter of 'minerl' or 'minestudio' has that game; `python` None: as the environment variable says"
     variable = f'STEVE1_{name.upper()}_PYTHON'
     python = python or os.environ.get(variable)
-    if not python: return [Check(name, True, f'{variable} is not set, so no Minecraft of this kind', RECIPES[name], optional=True)]
+    if not python:
+        return [Check(name, True, f'{variable} is not set, so no Minecraft of this kind', RECIPES[name], optional=True)]
     def say(ok, text, fix=RECIPES[name]): return [Check(name, ok, text, fix)]
     try: there, version, v = _look_up(python, name)
     except OSError as e: return say(False, f'{variable}={python}: {e.strerror}')
     except RuntimeError as e: return say(False, str(e))
     if not there: return say(False, f'{python} (Python {v}) has no {name}')
-    engine = Path(os.environ.get('MINESTUDIO_DIR', Path(tempfile.gettempdir())/'MineStudio'))/'engine'/'build'/'libs'/'mcprec-6.13.jar'
+    studio = Path(os.environ.get('MINESTUDIO_DIR', Path(tempfile.gettempdir())/'MineStudio'))
+    engine = studio/'engine'/'build'/'libs'/'mcprec-6.13.jar'
     if name == 'minestudio' and not engine.exists():
-        return say(False, f'{version} is there, but not its engine {engine.name}', f'{python} -m minestudio.simulator.entry -y')
+        fix = f'{python} -m minestudio.simulator.entry -y'
+        return say(False, f'{version} is there, but not its engine {engine.name}', fix)
     return say(True, f'{version}, Python {v}')
 
 # %% ../nbs/10_verify.ipynb #c035
@@ -256,7 +285,8 @@ def _check_java(needed=None):
     java = shutil.which('java')
     said = subprocess.run([java, '-version'], capture_output=True, text=True, timeout=60).stderr if java else ''
     m = re.search(r'version "(?:1\.)?(\d+)', said)
-    if not m: return [Check('java', not needed, 'not here; Minecraft needs it, BlockWorld does not', get, optional=not needed)]
+    if not m:
+        return [Check('java', not needed, 'not here; Minecraft needs it, BlockWorld does not', get, optional=not needed)]
     if m[1] == '8': return [Check('java', True, 'version 8')]
     return [Check('java', True, f'version {m[1]}; MineRL and MineStudio document version 8', get, optional=True)]
 
@@ -269,16 +299,20 @@ _EXTRAS = dict(
 
 def _extras():
     "The extras of settings.ini, or of an installed copy without it"
-    if _in_clone(): names = re.findall(r'^(\w+)_requirements', (repo_root()/'settings.ini').read_text(encoding='utf-8'), re.M)
+    if _in_clone():
+        text = (repo_root()/'settings.ini').read_text(encoding='utf-8')
+        names = re.findall(r'^(\w+)_requirements', text, re.M)
     else: names = metadata.metadata('steve1').get_all('Provides-Extra') or []
     return [n for n in names if n != 'dev']
 
+# %% ../nbs/10_verify.ipynb #v140
 def _check_extra(extra):
     "Are the packages of an extra installed?"
     have = _check_packages([str(Requirement(o.split(';')[0])) for o in _requirements(f'{extra}_requirements')])
     gone = [c.name for c in have if not c.ok]
     text = 'without ' + ' and '.join(gone) if gone else ' and '.join(c.name for c in have)
-    return Check(extra, True, f"{text}; {_EXTRAS.get(extra, 'an extra')}", f"pip install -e '.[{extra}]'" if _in_clone() else f"pip install 'steve1[{extra}]'", optional=bool(gone))
+    fix = f"pip install -e '.[{extra}]'" if _in_clone() else f"pip install 'steve1[{extra}]'"
+    return Check(extra, True, f"{text}; {_EXTRAS.get(extra, 'an extra')}", fix, optional=bool(gone))
 
 # %% ../nbs/10_verify.ipynb #a012
 def _plays(system, goal, n):
@@ -286,13 +320,14 @@ def _plays(system, goal, n):
     from steve1.acting.schedules import make_case
     from steve1.rollout import rollout
     case, frames, t0 = make_case(goal, seed=1_000_000), [], time.perf_counter()
-    rollout(system.policy, [case], 1)                    # the first step compiles the world, where that was not done yet
+    rollout(system.policy, [case], 1)                    # the first step ever compiles the world
     t1 = time.perf_counter()
     played = rollout(system.policy, [case], n, lambda r,_: frames.append(r.obs['pov'][0]))
     t2 = time.perf_counter()
     moved = any((f != frames[0]).any() for f in frames)
     return moved and not played.failed and bool(np.isfinite(played.values).all()), t1-t0, t2-t1
 
+# %% ../nbs/10_verify.ipynb #v112
 def _check_rollout(n=20):
     "From a sentence to n steps of play"
     from steve1.acting.goals import load_system, text_goal
@@ -306,25 +341,30 @@ def _check_rollout(n=20):
     return [Check('rollout', ok, text + ('' if ok else ': nothing moved, or values are not finite'), _reinstall())]
 
 # %% ../nbs/10_verify.ipynb #c043
+_ONE_TRAINING = 'MineCLIP, prior and policy must come from one training'
+_CLIP_FILES = 'openai/clip-vit-base-patch16 vocab.json merges.txt tokenizer_config.json'
 _FIXES = dict(published='rm data/weights/published/published.json',
-    tokenizer='hf download --force-download openai/clip-vit-base-patch16 vocab.json merges.txt tokenizer_config.json',
-    goals='MineCLIP, prior and policy must come from one training', rollout='MineCLIP, prior and policy must come from one training')
+    tokenizer=f'hf download --force-download {_CLIP_FILES}', goals=_ONE_TRAINING, rollout=_ONE_TRAINING)
 
 def verify() -> list: # of `Check`, in the order in which one would fix them
     "Run all checks"
     checks = dict(python=_check_python, packages=_check_packages, device=_check_device, video=_check_video,
         weights=_check_weights, episodes=_check_episodes, goals=_check_goals, rollout=_check_rollout, disk=_check_disk,
-        extras=lambda: [_check_extra(e) for e in _extras()], minerl=lambda: _check_game('minerl'), minestudio=lambda: _check_game('minestudio'),
+        extras=lambda: [_check_extra(e) for e in _extras()],
+        minerl=lambda: _check_game('minerl'), minestudio=lambda: _check_game('minestudio'),
         java=_check_java, published=_check_weights_published, tokenizer=_check_tokenizer, hub=_check_hub)
     return [c for name,f in checks.items() for c in _guarded(f, name, _FIXES.get(name, _reinstall()))]
 
+# %% ../nbs/10_verify.ipynb #v143
 def _report(checks, every=False):
     "The table as text"
     packages = [c for c in checks if c.ok and '(wanted' in c.found]
     rows = [c for c in checks if every or c not in packages]
     if not every and packages: rows.insert(1, Check('packages', True, f'{len(packages)} in versions that fit'))
-    rows, missing = sorted(rows, key=lambda c: c.ok + c.optional), sum(not c.ok for c in checks) # what is missing first, what is optional last
-    end = f'{missing} missing' if missing else 'All is well: try `make demo`.' if _in_clone() else 'All is well: try `steve1_rollout "chop a tree"`.'
+    rows = sorted(rows, key=lambda c: c.ok + c.optional) # what is missing first, what is optional last
+    missing = sum(not c.ok for c in checks)
+    demo = 'make demo' if _in_clone() else 'steve1_rollout "chop a tree"'
+    end = f'{missing} missing' if missing else f'All is well: try `{demo}`.'
     return '\n'.join([*map(str, rows), end])
 
 # %% ../nbs/10_verify.ipynb #a013

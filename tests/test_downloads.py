@@ -1,5 +1,5 @@
 """Downloads against a server on this machine that cuts connections, lies, is busy or has no such file"""
-import hashlib, io, json, os, re, signal, subprocess, sys, threading, time
+import hashlib, io, json, multiprocessing, os, re, resource, signal, subprocess, sys, threading, time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
@@ -219,6 +219,40 @@ def test_killed(tmp_path):
         assert left(tmp_path) == ['.tmp-w.bin.note', '.tmp-w.bin.part']
         assert download(url, tmp_path/'w.bin', sha256=SHA).read_bytes() == DATA
     assert int(server.ranges[-1][6:-1]) > 100_000 and left(tmp_path) == ['w.bin']
+
+def test_full_disk(tmp_path, pauses):
+    "A disk that is full is not tried again, and the error names it; the part that fits is kept for the next call"
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with serving(Server()) as url:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, old[1]))
+        try:
+            with pytest.raises(DownloadError, match='w.bin.part could not be written.*on its disk') as e: download(url, tmp_path/'w.bin', sha256=SHA)
+        finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        assert e.value.permanent and not pauses and left(tmp_path) == ['.tmp-w.bin.note', '.tmp-w.bin.part']
+        assert download(url, tmp_path/'w.bin', sha256=SHA).read_bytes() == DATA and left(tmp_path) == ['w.bin']
+
+@pytest.mark.parametrize('name', ['.tmp-w.bin.part', '.tmp-w.bin.note', 'w.bin'])
+def test_links(tmp_path, name):
+    "A link in the place of the part, its note or the file itself: nothing is written through it"
+    (tmp_path/'secret').write_text('precious'); (tmp_path/'in').mkdir()
+    (tmp_path/'in'/name).symlink_to(tmp_path/'secret')
+    with serving(Server()) as url:
+        try: assert download(url, tmp_path/'in'/'w.bin', sha256=SHA).read_bytes() == DATA and not (tmp_path/'in'/'w.bin').is_symlink()
+        except OSError as e: assert 'is a symbolic link' in str(e)
+    assert (tmp_path/'secret').read_text() == 'precious'
+
+def _note_download(path):
+    from steve1.models.published import _write_ledger
+    _write_ledger(path, 'http://x')
+
+def test_ledger_written_by_eight(tmp_path):
+    "Eight processes add a file each to one ledger: all eight stand in it"
+    from steve1.models.published import _read_ledger
+    for i in range(8): (tmp_path/f'{i}.pt').write_text(str(i))
+    adders = [multiprocessing.get_context('fork').Process(target=_note_download, args=(tmp_path/f'{i}.pt',)) for i in range(8)]
+    for p in adders: p.start()
+    for p in adders: p.join()
+    assert sorted(_read_ledger(tmp_path)) == [f'{i}.pt' for i in range(8)]
 
 def test_command(tmp_path):
     "`steve1_download` from a mirror that breaks off again and again: progress, the ledger, one message and status 1 for what is not there"

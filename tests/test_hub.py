@@ -164,8 +164,8 @@ print(json.dumps(dict(records=[Policy.from_pretrained('us/policy', r).record['fr
     other=said(lambda: Policy.from_pretrained('us/policy', revision='v9')), new=said(lambda: Policy.from_pretrained('us/new')), push=said(lambda: Policy.from_pretrained('us/policy').push_to_hub('us/policy')))))''', hub.url, home, HF_HUB_OFFLINE='1')
     assert out['records'] == [2000, 3000, 1000] and len(hub.asked) == asked
     assert out['other'].startswith('DownloadError us/policy at v9: it is not in the cache') and '`HF_HUB_OFFLINE=0 hf download us/policy model.safetensors --revision v9`' in out['other']
-    assert '`HF_HUB_OFFLINE=0 hf download us/new model.safetensors`' in out['new'] and 'nor is us/new a folder here' in out['new']
-    assert out['push'].startswith('DownloadError us/policy: HF_HUB_OFFLINE forbids to ask the hub')
+    assert '`HF_HUB_OFFLINE=0 hf download us/new model.safetensors`' in out['new'] and 'us/new is no folder here, either' in out['new']
+    assert out['push'].startswith('DownloadError us/policy: HF_HUB_OFFLINE forbids access to the hub')
 
 def test_errors(pushed, hub, home):
     "What is not there, not allowed, or something else, says so and what to do"
@@ -175,7 +175,7 @@ print(json.dumps(dict(repo=ask('us/nothing'), revision=ask('us/policy', revision
     minestudio=ask('others/minestudio'), published=ask('others/published'), headerless=ask('others/headerless'), cut=ask('others/cut'),
     push=said(lambda: Prior(PriorConfig.preset('tiny')).push_to_hub('us/prior')))))''', hub.url, home, HF_TOKEN='reads-only')
     for key,words in dict(repo=('DownloadError us/nothing: the hub has no such repository, or it is private', 'hf auth login'), revision=('us/policy at v9', 'no such branch, tag or commit'),
-        name=("ValueError 'a/b/c' is neither a folder nor the name of a repository",), gated=('others/gated: one has to agree to its terms',),
+        name=("ValueError 'a/b/c' is neither a folder nor the name of a repository",), gated=('others/gated: agree to its terms',),
         kind=('us/policy: model.safetensors holds a policy, not a prior',), file=('it has no prior.safetensors; it has README.md, config.json, model.safetensors',),
         minestudio=('others/minestudio: model.safetensors holds a policy, a prior and a mineclip in one, as MineStudio keeps them', '`steve1_convert ', 'FOLDER` makes three files of it'),
         published=('it has no model.safetensors; it has README.md, steve1.weights', '`from_official` reads it, `steve1_convert` makes it one of ours'),

@@ -170,10 +170,11 @@ def test_programs_that_no_pickler_writes(tmp_path):
     for name,(code,why) in programs.items():
         (tmp_path/f'{name}.pkl').write_bytes(code)
         refused(lambda: safe_pickle_load(tmp_path/f'{name}.pkl'), name, why.decode())
-    small_array = pickle.dumps([np.array(1), np.array(2)], 4)      # the second one is recognised as one step: its numbers count, too
-    n = sum(op.name == 'MEMOIZE' for op,_,_ in pickletools.genops(small_array))
-    (tmp_path/'hidden.pkl').write_bytes(small_array[:-2] + b'}h%cNse.' % (n-1))
-    refused(lambda: safe_pickle_load(tmp_path/'hidden.pkl'), 'hidden', key.decode())
+    for protocol in (2, 4, 5):                                     # an array that is recognised as one step: its numbers count, too
+        code = pickle.dumps([*map(str, range(300)), *map(np.array, range(9))], protocol)
+        n = len([op for op,_,_ in pickletools.genops(code) if op.name in ('MEMOIZE', 'BINPUT', 'LONG_BINPUT')])
+        (tmp_path/'hidden.pkl').write_bytes(code[:-2] + b'}j' + struct.pack('<I', n - (2 if protocol == 5 else 1)) + b'Nse.')
+        refused(lambda: safe_pickle_load(tmp_path/'hidden.pkl'), 'hidden', key.decode())
 
 def test_mutated_programs(tmp_path):
     "Instructions put in, taken out and swapped at random: an error or data, never the end of the process"

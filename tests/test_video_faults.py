@@ -5,11 +5,13 @@ from pathlib import Path
 import av, cv2, numpy as np, pytest
 from steve1.config import repo_root
 from steve1.base.overlay import video_sheet
-from steve1.base.video import (EpisodeError, VideoError, VideoReader, VideoWriter, count_frames, frame_times, iter_frames,
+from steve1.base.video import (EpisodeError, VideoError, VideoReader, VideoWriter, count_frames, decode_frames, frame_times,
     open_video, save_image, toy_play)
 from steve1.episodes import Episode, toy_episode, validate_episode
 
-READERS = dict(open=open_video, count=count_frames, times=frame_times, frames=lambda p: list(iter_frames(p)),
+def read_all(path): return [f.to_ndarray(format='rgb24') for f in decode_frames(path)]
+
+READERS = dict(open=open_video, count=count_frames, times=frame_times, frames=read_all,
     reader=lambda p: VideoReader(p).read(0, 40))
 
 def pattern(i, size=(64,96)):
@@ -74,13 +76,13 @@ def test_a_path_is_never_an_address(tmp_path, monkeypatch, name):
     "Names that FFmpeg reads as protocols or patterns are plain files"
     write(tmp_path/'x.mp4').rename(tmp_path/name)
     monkeypatch.chdir(tmp_path)
-    assert count_frames(name) == len(list(iter_frames(name))) == 40
+    assert count_frames(name) == len(list(read_all(name))) == 40
 
 def test_a_cover_is_not_the_video(tmp_path):
     add_cover(path := write(tmp_path/'a.mp4'))
     assert len(av.open(str(path)).streams.video) == 2
     assert count_frames(path) == len(frame_times(path).times) == 40
-    assert numbers(iter_frames(path)) == numbers(VideoReader(path).read(0, 40)) == list(range(40))
+    assert numbers(read_all(path)) == numbers(VideoReader(path).read(0, 40)) == list(range(40))
 
 @pytest.mark.parametrize('read', ['frames', 'reader'])
 def test_a_turned_video_is_refused(tmp_path, read):
@@ -107,7 +109,7 @@ def test_colours_are_those_of_the_file(tmp_path, space, full, fmt):
             a = np.uint8(a.round().clip(0,255))
             np.frombuffer(p, np.uint8).reshape(p.height,-1)[:,:p.width] = a if p.height == 64 else a[::2,::2]
         out.mux(s.encode(f)); out.mux(s.encode())
-    for x in (VideoReader(path).read(0, 1)[0], next(iter_frames(path))):
+    for x in (VideoReader(path).read(0, 1)[0], read_all(path)[0]):
         assert np.abs(x.astype(int)-rgb)[[12,12,50,50],[20,70,20,70]].max() <= 3
 
 # --- what is cut short or damaged
@@ -147,7 +149,7 @@ def test_damage_that_the_decoder_notices_is_not_passed_on(tmp_path):
     for i in range(6):
         at = start+size*(i+1)//8
         path.write_bytes(data[:at]+bytes(400)+data[at+400:])
-        for read in (lambda: list(iter_frames(path)), lambda: VideoReader(path).read(0, 40)):
+        for read in (lambda: list(read_all(path)), lambda: VideoReader(path).read(0, 40)):
             try: read()
             except (VideoError, EpisodeError) as e: told += 1; assert 'a.mp4' in str(e) and 'frame' in str(e)
     assert told >= 10
@@ -167,13 +169,13 @@ def test_readers_are_closed(tmp_path):
     def files(): gc.collect(); return len(os.listdir('/proc/self/fd'))
     for i in range(4):
         if i == 1: n = files() # fonts and caches are open by now
-        count_frames(good), frame_times(good), list(iter_frames(good)), video_sheet([good], ['a'], n=2)
+        count_frames(good), frame_times(good), list(read_all(good)), video_sheet([good], ['a'], n=2)
         with VideoReader(good) as v: v.read(0, 5)
         validate_episode(tmp_path/'ep')
         ep = Episode(tmp_path/'ep'); ep.frames(0, 4); ep.close()
         for read in READERS.values():
             with pytest.raises((VideoError, EpisodeError)): read(bad)
-        frames = iter_frames(good); next(frames); frames.close()
+        frames = decode_frames(good); next(frames); frames.close()
     ep = None
     assert files() == n
 

@@ -35,7 +35,7 @@ class System:
 
 # %% ../../nbs/acting/goals.ipynb #a001
 def load_system(
-    weights_dir=None, # Folder of mineclip, prior and policy .safetensors; None or '': those in data/weights, or that ship
+    weights_dir=None, # Folder of mineclip, prior and policy .safetensors; None or '': data/weights, or what ships
     device='cpu',     # Where the networks compute; 'auto' takes the best there is
     policy:str='',    # Policy file that replaces the folder's, below data/ or a whole path; '': none
 ) -> System:
@@ -45,15 +45,19 @@ def load_system(
     nets = {k:cls.load(paths[k], device).eval() for k,cls in _NETWORKS.items()}
     widths = dict(mineclip=nets['mineclip'].d, prior=nets['prior'].d, policy=nets['policy'].cfg.d_goal)
     if len(set(widths.values()))>1:
-        raise ValueError(f"the networks {', '.join(map(str, paths.values()))} use goals of different width: {widths}; take all three from one training")
+        files = ', '.join(map(str, paths.values()))
+        raise ValueError(f'the networks {files} use goals of different width: {widths}; '
+                         'take all three from one training')
     return System(nets['mineclip'], nets['prior'], nets['policy'], {k:sha256(p)[:16] for k,p in paths.items()})
 
+# %% ../../nbs/acting/goals.ipynb #a101
 def _find_networks(weights_dir):
     "Network -> its file; all are there"
     folder, files = Path(weights_dir or data_dir('weights')), [f'{k}.safetensors' for k in _NETWORKS]
     paths = {k:folder/f if weights_dir else find_data('weights', f) for k,f in zip(_NETWORKS, files)}
     if missing := [p.name for p in paths.values() if not p.is_file()]:
-        hint = f"a folder of weights holds {', '.join(files)}, as `make mini` makes them" if weights_dir else restore_hint('weights')
+        hint = restore_hint('weights')
+        if weights_dir: hint = f"a folder of weights holds {', '.join(files)}, as `make mini` makes them"
         raise FileNotFoundError(f"no {', '.join(missing)} in {folder}: {hint}")
     return paths
 
@@ -72,6 +76,7 @@ def random_system(
     Policy(PolicyConfig.preset('tiny', d_goal=cfg.d)).save(Path(folder)/'policy.safetensors')
     return Path(folder)
 
+# %% ../../nbs/acting/goals.ipynb #a102
 def shipped_or_random(
     folder, # Where a random system goes if it is needed
 ) -> Path: # A folder, for `load_system`
@@ -91,6 +96,7 @@ class Goal:
     @property
     def conditional(self): return bool(self.embed.any())
 
+# %% ../../nbs/acting/goals.ipynb #a103
 def no_goal(
     system:System, # Gives the width of a goal
 ) -> Goal:
@@ -104,13 +110,15 @@ PAPER_PROMPTS = dict(
     sky='look at the sky',
     leaves='break leaves',
     wood='chop down the tree, gather wood, pick up wood, chop it down, break tree',
-    seeds='break tall grass, break grass, collect seeds, punch the ground, run around in circles getting seeds from bushes',
+    seeds='break tall grass, break grass, collect seeds, punch the ground, '
+          'run around in circles getting seeds from bushes',
     flower='break a flower',
     explore='go explore',
     swim='go swimming',
     underwater='go underwater',
     inventory='open inventory')
 
+# %% ../../nbs/acting/goals.ipynb #a104
 @lru_cache(1)
 def _task_by_phrase():
     return {p.lower():t for t in reversed(TASKS.values()) for p in (*t.held_out, *t.phrases, t.prompt, t.name)}
@@ -130,13 +138,17 @@ def unknown_words(
     "The words of a sentence that MineCLIP never learned"
     if not isinstance(clip.tokenizer, WordTokenizer): return []
     words = dict.fromkeys(re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower()))
-    known = lambda word: bool(stems := split_words(word.replace('’', ''))) and all(s in clip.tokenizer.id for s in stems)
+    def known(word):
+        stems = split_words(word.replace('’', ''))
+        return bool(stems) and all(s in clip.tokenizer.id for s in stems)
     return [w for w in words if not known(w)]
 
+# %% ../../nbs/acting/goals.ipynb #a105
 def _unknown_fault(clip, text):
     "What a warning says about a sentence; '' if it is known"
     if not (unknown := unknown_words(clip, text)): return ''
-    if any(s in clip.tokenizer.id for s in split_words(text)): return f"words this MineCLIP never learned: {', '.join(unknown)}"
+    if any(s in clip.tokenizer.id for s in split_words(text)):
+        return f"words this MineCLIP never learned: {', '.join(unknown)}"
     return f'this MineCLIP never learned a word of {text!r}, so the goal is that of any unknown text'
 
 # %% ../../nbs/acting/goals.ipynb #c013
@@ -145,11 +157,13 @@ def _prompt_text(prompt):
     text, name = prompt.strip(), prompt.strip().lower().removeprefix('paper:')
     task = _find_task(name)
     if text.lower().startswith('paper:'):
-        if name not in PAPER_PROMPTS: raise ValueError(f"the paper has no prompt {name!r}; it has {', '.join(PAPER_PROMPTS)}")
+        if name not in PAPER_PROMPTS:
+            raise ValueError(f"the paper has no prompt {name!r}; it has {', '.join(PAPER_PROMPTS)}")
         return PAPER_PROMPTS[name], task
     if not text: raise ValueError(f'an empty prompt; {UNCONDITIONAL!r} asks for play without a goal')
     return (task.prompt if task and name==task.name else text), task
 
+# %% ../../nbs/acting/goals.ipynb #a106
 def text_goal(
     system:System,  # Its MineCLIP and prior
     prompt:str,     # Any text; the name of a task stands for its prompt
@@ -173,6 +187,7 @@ def visual_goal(
     found = load_moment(moment, system.clip.d, system.clip)
     return Goal(name or found.name, found.embed, TASKS.get(found.task))
 
+# %% ../../nbs/acting/goals.ipynb #a107
 def save_goal(
     goal:Goal, # The goal
     path,      # File to write; ends in .npy

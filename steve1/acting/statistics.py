@@ -16,7 +16,8 @@ from ..world.tasks import METRICS, TASKS
 from .goals import UNCONDITIONAL
 
 # %% ../../nbs/acting/statistics.ipynb #c005
-PAPER_RATIOS = dict(dirt=75., wood=4.9, seeds=22., explore=4.3) # Lifshitz et al. 2023, programmatic evaluation: value with the right goal / without one
+# Value with the right goal / without one (Lifshitz et al. 2023, programmatic evaluation)
+PAPER_RATIOS = dict(dirt=75., wood=4.9, seeds=22., explore=4.3)
 
 _COUNTS = 'episode maximum of the summed counts'
 _RULES = dict(
@@ -25,11 +26,14 @@ _RULES = dict(
     **dict.fromkeys(('dig','tower'), 'blocks, summed over the episode'),
     **dict.fromkeys(('sky','swim','underwater','inventory'), 'steps, summed over the episode'))
 
+# %% ../../nbs/acting/statistics.ipynb #b105
 def task_table() -> pd.DataFrame: # One row a task: prompt, arena, metric, what it counts, rule, source of the rule
     "The tasks and how each is judged"
-    rows = [dict(task=t.name, prompt=t.prompt, arena=t.arena, metric=t.metric, counts=METRICS[t.metric], rule=_RULES[t.name],
-                 source='published' if t.name in PAPER_RATIOS else 'ours') for t in TASKS.values()]
-    return pd.DataFrame(rows).set_index('task')
+    def row(t):
+        source = 'published' if t.name in PAPER_RATIOS else 'ours'
+        return dict(task=t.name, prompt=t.prompt, arena=t.arena, metric=t.metric,
+                    counts=METRICS[t.metric], rule=_RULES[t.name], source=source)
+    return pd.DataFrame(map(row, TASKS.values())).set_index('task')
 
 # %% ../../nbs/acting/statistics.ipynb #c009
 def read_rows(
@@ -51,7 +55,8 @@ def simulated_rows(
     rng, metrics = np.random.default_rng(seed), [*METRICS, 'clip_dig', 'clip_wood', 'clip_sky']
     level = {(a,s):rng.gamma(1., 1., len(metrics)) for a in ('plains','forest') for s in range(n)}
     asked = [('',UNCONDITIONAL), ('','random'), *((t,c) for c in ('prompt','other') for t in ('dig','wood','sky'))]
-    worlds = [(t, c, a, s) for t,c in asked for a in (('plains','forest') if not t else (TASKS[t].arena,)) for s in range(n)]
+    arenas = lambda t: (TASKS[t].arena,) if t else ('plains','forest')
+    worlds = [(t, c, a, s) for t,c in asked for a in arenas(t) for s in range(n)]
     out = []
     for t,c,a,s in worlds:
         for j,m in enumerate(metrics):
@@ -94,6 +99,7 @@ def paired_values(
         raise ValueError(f'{task}: prompted play and {base} play are not of the same worlds')
     return pd.DataFrame(dict(prompted=prompted, base=opponent))
 
+# %% ../../nbs/acting/statistics.ipynb #b107
 def complete_pairs(
     rows,                   # From `evaluate`
     task:str,               # As for `paired_values`
@@ -114,15 +120,17 @@ def _task_row(rows, task, base):
     ratio = mean(p)/mean(u) if mean(u) else np.inf if mean(p) else np.nan
     low, high = bootstrap(p-u)
     missing = len(paired_values(rows, task, metric, base))-len(p)
-    return {'task':task, 'prompt':TASKS[task].prompt, 'metric':metric, 'prompted':mean(p), base:mean(u), 'ratio':ratio,
-            'difference':mean(p-u), 'low':low, 'high':high, 'followed':low>0, 'expert':mean(expert), 'n':len(p), 'missing':missing}
+    return {'task':task, 'prompt':TASKS[task].prompt, 'metric':metric,
+            'prompted':mean(p), base:mean(u), 'ratio':ratio, 'difference':mean(p-u),
+            'low':low, 'high':high, 'followed':low>0, 'expert':mean(expert), 'n':len(p), 'missing':missing}
 
+# %% ../../nbs/acting/statistics.ipynb #b114
 def _prompted_tasks(rows): return list(dict.fromkeys(rows[rows.condition=='prompt'].task))
 
 def task_summary(
     rows,                   # From `evaluate`
     base:str=UNCONDITIONAL, # Opponent: 'unconditional', 'random' or 'other'
-) -> pd.DataFrame: # A row a task: prompt, metric, prompted, the opponent, ratio, difference, low, high, followed, expert, n, missing
+) -> pd.DataFrame: # A row a task: metric, means, ratio, difference, low, high, followed, expert, n, missing
     "Each task on its own metric"
     return pd.DataFrame([_task_row(rows, t, base) for t in _prompted_tasks(rows)]).set_index('task')
 
@@ -164,7 +172,8 @@ def plot_intervals(
     import matplotlib.pyplot as plt
     tables = tables if isinstance(tables, dict) else {'no goal':tables}
     first, k = next(iter(tables.values())), len(tables)
-    unit = first.expert.where(first.expert>0).fillna(first.high.abs().clip(lower=1e-9))          # without experts: the interval's end
+    end = first.high.abs().clip(lower=1e-9)
+    unit = first.expert.where(first.expert>0).fillna(end)          # without experts: the interval's end
     fig,ax = plt.subplots(figsize=(7, .8+(.28 if k==1 else .16+.12*k)*len(first)), layout='constrained')
     for i,(name,table) in enumerate(tables.items()): _draw_intervals(ax, table, unit, i, k, name)
     if k>1: ax.legend(title='gain over', frameon=False, fontsize=9, loc='center left', bbox_to_anchor=(1, .5))
@@ -174,6 +183,7 @@ def plot_intervals(
     ax.set_xlabel(f'gain{over}   (1: the score of the scripted expert; grey: the interval holds 0)')
     return fig
 
+# %% ../../nbs/acting/statistics.ipynb #b128
 def _draw_intervals(ax, table, unit, i, k, name):
     "The intervals over opponent i of k"
     d,lo,hi = (table[c]/unit for c in ('difference','low','high'))
@@ -194,6 +204,7 @@ def _metric_matrix(rows):
     spread = rows.groupby('metric').value.std(ddof=0)
     return (p-u)/spread[metrics].replace(0., 1.), p, u
 
+# %% ../../nbs/acting/statistics.ipynb #b124
 def _ratio_text(p, u):
     "What a field of the matrix says"
     if u<.05: return f'+{p:.0f}' if p>=.5 else ''
@@ -219,6 +230,7 @@ def _plot_fields(z, texts, own, top, pale, size, label):
     fig.colorbar(im, ax=ax, shrink=.8, pad=.02, label=label)
     return fig
 
+# %% ../../nbs/acting/statistics.ipynb #b125
 def plot_matrix(
     rows, # From `evaluate`
 ): # A matplotlib figure
@@ -226,7 +238,8 @@ def plot_matrix(
     z,p,u = _metric_matrix(rows)
     a,b = z.shape
     texts = lambda t,m: _ratio_text(p.loc[t,m], u.loc[t,m])
-    return _plot_fields(z, texts, lambda t: TASKS[t].metric, 3, 1.9/3, (1.8+.66*b, 1.3+.46*a), 'difference to no goal, in s.d.')
+    size, label = (1.8+.66*b, 1.3+.46*a), 'difference to no goal, in s.d.'
+    return _plot_fields(z, texts, lambda t: TASKS[t].metric, 3, 1.9/3, size, label)
 
 # %% ../../nbs/acting/statistics.ipynb #c031
 def _clip_matrix(rows, base=UNCONDITIONAL):
@@ -239,6 +252,7 @@ def _clip_matrix(rows, base=UNCONDITIONAL):
         return diff.mean() if len(diff) else np.nan
     return pd.DataFrame([[mean_difference(t, g) for g in goals] for t in tasks], tasks, goals)
 
+# %% ../../nbs/acting/statistics.ipynb #b131
 def clip_verdict(
     rows, # From `evaluate` with `clip`
 ) -> str: # One sentence
@@ -246,8 +260,9 @@ def clip_verdict(
     z = _clip_matrix(rows)
     own = [t for t in z.columns if bootstrap(np.subtract(*complete_pairs(rows, t, f'clip_{t}')))[0]>0]
     best = [t for t in z.columns if z[t].idxmax()==t]
-    return (f"By MineCLIP's closest approach {len(own)} of {z.shape[1]} prompts come nearer to their own goal than play without a goal does "
-            f"(95 % interval above zero), and {len(best)} goals are approached most by their own prompt")
+    return (f"By MineCLIP's closest approach {len(own)} of {z.shape[1]} prompts come nearer to their own goal "
+            f"than play without a goal does (95 % interval above zero), and "
+            f"{len(best)} goals are approached most by their own prompt")
 
 # %% ../../nbs/acting/statistics.ipynb #a013
 def plot_clip(
@@ -274,12 +289,14 @@ def _compare_task(a, b, task):
     low, high = bootstrap((both.y-both.x).to_numpy())
     sd = np.concatenate([both.x,both.y]).std() if len(both) else np.nan
     changed = '+' if low>0 else '-' if high<0 else ''
-    return dict(task=task, metric=TASKS[task].metric, a=both.x.mean(), b=both.y.mean(), difference=both.y.mean()-both.x.mean(),
-                low=low, high=high, sd=sd, changed=changed, n=len(both), missing=len(shared)-len(both))
+    a, b = both.x.mean(), both.y.mean()
+    return dict(task=task, metric=TASKS[task].metric, a=a, b=b, difference=b-a, low=low, high=high, sd=sd,
+                changed=changed, n=len(both), missing=len(shared)-len(both))
 
+# %% ../../nbs/acting/statistics.ipynb #b134
 def compare(
     a, b, # Names of evaluations below data/runs, or their rows
-) -> pd.DataFrame: # A row a task: metric, a, b, difference b-a, low, high, sd between worlds, changed '+', '-' or '', n, missing
+) -> pd.DataFrame: # A row a task: metric, a, b, difference, low, high, sd of worlds, changed '+', '-' or '', n, missing
     "The change from a to b, on each task's own metric"
     a,b = (read_rows(x) if isinstance(x, (str,Path)) else x for x in (a,b))
     shared = [t for t in _prompted_tasks(a) if t in _prompted_tasks(b)]

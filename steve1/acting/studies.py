@@ -43,24 +43,27 @@ def _task_gains(rows):
     for label,of in rows.groupby('setting', sort=False):
         for t in dict.fromkeys(of[of.condition=='prompt'].task):
             expert = of[(of.condition=='expert') & (of.task==t)].value.mean()
-            if not expert>0: raise ValueError(f'{t}: no expert scored here, so there is no unit; give experts=True and more steps')
+            if not expert>0:
+                raise ValueError(f'{t}: no expert scored here, so there is no unit; give experts=True and more steps')
             for seed,r in paired_values(of, t, TASKS[t].metric).iterrows():
                 out.setdefault((label,seed), {})[t] = (r.prompted-r.base)/expert
     return pd.DataFrame.from_dict(out, orient='index').rename_axis(['setting','seed'])
 
+# %% ../../nbs/acting/studies.ipynb #b102
 def gains(
     rows, # From `sweep`
 ) -> pd.DataFrame: # A row a setting: gain, low, high, n worlds; to_best: difference to the best, and its low and high
     "One number a setting, and its difference to the best"
     world = _task_gains(rows).mean(axis=1, skipna=False).unstack('seed')
-    world = world.loc[list(dict.fromkeys(rows.setting))].dropna(axis=1)                    # worlds that failed in no setting
+    world = world.loc[list(dict.fromkeys(rows.setting))].dropna(axis=1)      # worlds that failed in no setting
     if not world.shape[1]: raise ValueError('no world was played to the end in every setting')
     best = world.loc[world.mean(axis=1).idxmax()]
     interval = lambda x, names: dict(zip(names, (x.mean(), *bootstrap(x))))
     out = []
     for label,v in world.iterrows():
         gain = interval(v.to_numpy(), ('gain','low','high'))
-        out.append(dict(setting=label, **gain, n=world.shape[1], **interval((v-best).to_numpy(), ('to_best','to_best_low','to_best_high'))))
+        to_best = interval((v-best).to_numpy(), ('to_best','to_best_low','to_best_high'))
+        out.append(dict(setting=label, **gain, n=world.shape[1], **to_best))
     return pd.DataFrame(out).set_index('setting')
 
 # %% ../../nbs/acting/studies.ipynb #a004
@@ -117,7 +120,8 @@ def study_data(
     name = f'study_{episodes}'
     report = generate(name, episodes, n_steps=n_steps, workers=workers)
     if report.failed:
-        raise RuntimeError(f'{len(report.failed)} of {episodes} episodes could not be played: {next(iter(report.failed.values()))}')
+        cause = next(iter(report.failed.values()))
+        raise RuntimeError(f'{len(report.failed)} of {episodes} episodes could not be played: {cause}')
     clip = Path(weights)/'mineclip.safetensors' if weights else find_data('weights', 'mineclip.safetensors')
     embed_episodes(list_episodes(name), clip, workers)
     make_sampling(name, name, .1)
@@ -136,13 +140,15 @@ def train_all(
         rows.append(dict(setting=label, run=cfg.name, frames=res['frames'], **losses))
     return pd.DataFrame(rows).set_index('setting')
 
+# %% ../../nbs/acting/studies.ipynb #b108
 def plot_losses(
     table, # From `train_all`
 ): # A matplotlib figure
     "Validation loss with the right goal, with none, and with a wrong one"
     import matplotlib.pyplot as plt
     fig,ax = plt.subplots(figsize=(5.4, 3), layout='constrained')
-    lines = (('loss/val','right goal',COLORS[0]), ('loss/val_unconditional','no goal','#888'), ('loss/val_shuffled','wrong goal',COLORS[4]))
+    lines = (('loss/val','right goal',COLORS[0]), ('loss/val_unconditional','no goal','#888'),
+             ('loss/val_shuffled','wrong goal',COLORS[4]))
     for column,name,color in lines: ax.plot(range(len(table)), table[column], 'o-', c=color, label=name)
     ax.set_xticks(range(len(table)), table.index); ax.set_ylabel('validation loss, nats a frame')
     ax.legend(frameon=False, fontsize=9); ax.margins(x=.15)

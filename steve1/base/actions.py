@@ -193,11 +193,14 @@ def to_env(self:ActionMap,
 
 # %% ../../nbs/base/actions.ipynb #c033
 def _pressed(k, v):
-    if not ((v == 0) | (v == 1)).all(): raise ValueError(f"key {k!r} must be 0 or 1, got values {np.unique(v)[:5].tolist()}")
+    if not ((v == 0) | (v == 1)).all():
+        raise ValueError(f"key {k!r} must be 0 or 1, got values {np.unique(v)[:5].tolist()}")
     return v == 1
 
 def _index(name, v, n):
     v = np.asarray(v)
-    if v.ndim != 1 or v.dtype.kind not in 'iu': raise ValueError(f"{name} must be whole numbers (n,), got {v.dtype} {v.shape}")
-    if len(v) and not (0 <= v.min() and v.max() < n): raise ValueError(f"{name} must lie in 0..{n-1}, got {v.min()}..{v.max()}")
+    if v.ndim != 1 or v.dtype.kind not in 'iu':
+        raise ValueError(f"{name} must be whole numbers (n,), got {v.dtype} {v.shape}")
+    if len(v) and not (0 <= v.min() and v.max() < n):
+        raise ValueError(f"{name} must lie in 0..{n-1}, got {v.min()}..{v.max()}")
     return v

@@ -7,65 +7,80 @@ __all__ = ['save_tensors', 'load_tensors', 'read_meta', 'load_strict', 'checkpoi
            'read_official', 'Checkpoint']
 
 # %% ../../nbs/base/checkpoints.ipynb #c002
-import json, re
+import json, math, re
 from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from fastcore.basics import patch
-from ..config import data_dir, get_device
+from ..config import get_device, restore_hint
 from .files import atomic_path, first_few
 from .untrusted import is_torch_file, looks_like, present_file, safe_torch_load, scan_torch, unreadable
 from .hub import HubMixin
 
-# %% ../../nbs/base/checkpoints.ipynb #c007
+# %% ../../nbs/base/checkpoints.ipynb #n001
 def save_tensors(
     path:str|Path, # Ends in .safetensors; its folder is made
     tensors:dict,  # Names to tensors or arrays
     meta:dict,     # Goes to JSON: the config, the training record
 ) -> Path: # `path`
     "Write tensors and what they are, all or nothing"
-    import torch; from safetensors.torch import save_file
-    tensors = {k:torch.as_tensor(v).detach().cpu().contiguous().clone() for k,v in tensors.items()} # a clone each: tied weights are written whole
+    import torch
+    from safetensors.torch import save_file
+    # a clone each: tied weights are written whole
+    tensors = {k:torch.as_tensor(v).detach().cpu().contiguous().clone() for k,v in tensors.items()}
     with atomic_path(path) as tmp:
         save_file(tensors, tmp, metadata=dict(steve1=json.dumps(meta)))
         tmp.chmod(0o644) # safetensors writes a file that only its owner may read
     return Path(path)
 
-def _opened(path, device='cpu'):
+# %% ../../nbs/base/checkpoints.ipynb #n002
+def _open_weights(path, device='cpu'):
     "The file as a safetensors handle, or an error that says what to do"
     path = Path(path)
-    mend = f'`git restore data/weights/{path.name}` brings back what ships, `make mini` makes it anew' if path.parent == data_dir('weights') \
-        else 'a training run writes its weights to data/runs/<name>/; the ones that ship lie in data/weights/'
-    present_file(path, f'no weights at {path}: {mend}')
+    made = 'a training run writes its weights to data/runs/<name>/; those that ship lie in data/weights/'
+    hint = restore_hint(path) or made
+    present_file(path, f'no weights at {path}: {hint}')
     try: return safe_open(path, framework='pt', device=str(device))
-    except (SafetensorError, OSError, ValueError) as e: raise ValueError(f'{path} ({path.stat().st_size:,} bytes) is cut short or no safetensors file: {looks_like(path, "safetensors") or e}; copy or make it again') from None
+    except (SafetensorError, OSError, ValueError) as e:
+        seems = looks_like(path, 'safetensors') or e
+        raise ValueError(f'{path} ({path.stat().st_size:,} bytes) is cut short or no safetensors file: {seems}; '
+            'copy or make it again') from None
 
-# %% ../../nbs/base/checkpoints.ipynb #c010
 def _meta(f, path):
     "Our part of an open file's header"
     text = (f.metadata() or {}).get('steve1', '{}')
     try: meta = json.loads(text)
-    except (ValueError, RecursionError) as e: raise ValueError(f'{path} has a damaged header: {e}; copy or make it again') from None
-    if not isinstance(meta, dict): raise ValueError(f'{path} has a damaged header: {text[:40]!r} is no dictionary; copy or make it again')
-    return meta
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{path} has a damaged header: {e}; copy or make it again') from None
+    if isinstance(meta, dict): return meta
+    raise ValueError(f'{path} has a damaged header: {text[:40]!r} is no dictionary; copy or make it again')
 
+# %% ../../nbs/base/checkpoints.ipynb #n003
 def load_tensors(
     path:str|Path, # A .safetensors file
     device='cpu',  # Where the tensors go
 ) -> tuple: # ({name: tensor}, meta)
     "Read what `save_tensors` wrote"
-    with _opened(path, device) as f:
+    with _open_weights(path, device) as f:
         meta = _meta(f, path)
         try: return {k:f.get_tensor(k) for k in f.keys()}, meta
-        except (SafetensorError, ValueError, TypeError) as e: raise ValueError(f'{path} cannot be read: {e}; copy or make it again') from None
+        except (SafetensorError, ValueError, TypeError) as e:
+            raise ValueError(f'{path} cannot be read: {e}; copy or make it again') from None
 
 def read_meta(
     path:str|Path, # A .safetensors file
 ) -> dict: # Empty for a file that another program wrote
-    "What the header says, without reading the tensors"
-    with _opened(path) as f: return _meta(f, path)
+    "The header's config and record, without reading the tensors"
+    with _open_weights(path) as f: return _meta(f, path)
 
 # %% ../../nbs/base/checkpoints.ipynb #c016
+def _misfits(own, state):
+    "What keeps a state dict from fitting, in words; '' if it fits"
+    wrong = dict(missing=[k for k in own if k not in state], unexpected=[k for k in state if k not in own])
+    wrong['misshapen'] = [f'{k} {tuple(v.shape)} for {tuple(own[k].shape)}'
+        for k,v in state.items() if k in own and v.shape != own[k].shape]
+    return '; '.join(f'{len(v)} {k}: {first_few(v)}' for k,v in wrong.items() if v)
+
 def load_strict(
     model,      # The module that gets the weights
     state:dict, # Names to tensors, exactly the model's
@@ -75,29 +90,31 @@ def load_strict(
     "Load a state dict; any missing, unexpected or misshapen tensor raises"
     own = model.state_dict()
     if names: own = {names(k):v for k,v in own.items()}
-    wrong = dict(missing=[k for k in own if k not in state], unexpected=[k for k in state if k not in own],
-        misshapen=[f'{k} {tuple(v.shape)} for {tuple(own[k].shape)}' for k,v in state.items() if k in own and v.shape != own[k].shape])
-    if any(wrong.values()):
-        raise ValueError(f"{name} does not fit {type(model).__name__}: " + '; '.join(f'{len(v)} {k}: {first_few(v)}' for k,v in wrong.items() if v))
+    if wrong := _misfits(own, state): raise ValueError(f'{name} does not fit {type(model).__name__}: {wrong}')
     model.load_state_dict({k:state[names(k)] for k in model.state_dict()} if names else state)
     return model
 
 # %% ../../nbs/base/checkpoints.ipynb #c019
-_KINDS = dict(minestudio=r'mineclip\.', policy=r'net\.mineclip_embed_linear\.', idm=r'net\.conv3d_layer\.', vpt=r'net\.(img_process|recurrent_layer)\.',
-    mineclip=r'(clip_model|image_encoder|temporal_encoder)\.', prior=r'(encoder|decoder)\.0\.weight$')
-_FILES = dict(policy=('a policy', 'policy.safetensors (ours) or steve1.weights (published)'), prior=('a prior', 'prior.safetensors (ours) or steve1_prior.pt (published)'),
-    mineclip=('a mineclip', 'mineclip.safetensors (ours) or attn.pth (published)'), vpt=('a policy without goals (VPT)', 'foundation-model-2x.weights (published)'),
-    idm=('an inverse dynamics model', '4x_idm.weights (published)'), minestudio=("a policy, a prior and a mineclip in one, as MineStudio keeps them", "MineStudio's model.safetensors"))
-
-def _plain(key): return re.sub(r'^(module\.)?(policy\.|model\.)?', '', key)
-
+_SIGNS = dict(minestudio=r'mineclip\.', policy=r'net\.mineclip_embed_linear\.', idm=r'net\.conv3d_layer\.',
+    vpt=r'net\.(img_process|recurrent_layer)\.', mineclip=r'(clip_model|image_encoder|temporal_encoder)\.',
+    prior=r'(encoder|decoder)\.0\.weight$') # beginning of a tensor's name -> its network
+_FILES = dict(
+    policy=('a policy', 'policy.safetensors (ours) or steve1.weights (published)'),
+    prior=('a prior', 'prior.safetensors (ours) or steve1_prior.pt (published)'),
+    mineclip=('a mineclip', 'mineclip.safetensors (ours) or attn.pth (published)'),
+    vpt=('a policy without goals (VPT)', 'foundation-model-2x.weights (published)'),
+    idm=('an inverse dynamics model', '4x_idm.weights (published)'),
+    minestudio=('a policy, a prior and a mineclip in one, as MineStudio keeps them', "MineStudio's model.safetensors"))
 _WITHIN = dict(minestudio=('policy', 'vpt'), policy=('vpt',), idm=('vpt',)) # whose names are also its own
+
+# %% ../../nbs/base/checkpoints.ipynb #n004
+def _plain(key): return re.sub(r'^(module\.)?(policy\.|model\.)?', '', key)
 
 def _all_kinds(state):
     "Every network that has tensors here"
     if isinstance(state, dict) and isinstance(state.get('state_dict'), dict): state = state['state_dict']
     keys = [_plain(k) for k in state if isinstance(k, str)]
-    found = [kind for kind,sign in _KINDS.items() if any(re.match(sign, k) for k in keys)]
+    found = [kind for kind,sign in _SIGNS.items() if any(re.match(sign, k) for k in keys)]
     return [k for k in found if not any(k in _WITHIN.get(other, ()) for other in found)]
 
 def checkpoint_kind(
@@ -106,43 +123,70 @@ def checkpoint_kind(
     "Which of the published networks tensors of these names belong to"
     return next(iter(_all_kinds(state)), '')
 
+# %% ../../nbs/base/checkpoints.ipynb #n005
+def _wanted(kind):
+    what, files = _FILES.get(kind, (f'a {kind}', 'a file that its `save` wrote'))
+    return f'{what} is expected: {files}'
+
 def _wrong_kind(path, have, want):
     "The error for a file that holds another network"
-    what, (wanted, files) = _FILES[have][0] if have in _FILES else have or 'something else', _FILES.get(want, (f'a {want}', 'a file that its `save` wrote'))
-    split = f"; `steve1_convert {path} FOLDER` makes three files of it" if have == 'minestudio' else ''
-    return ValueError(f'{Path(path).name} holds {what}, not {wanted}; {wanted} is expected: {files}{split}')
+    what = _FILES[have][0] if have in _FILES else have or 'something else'
+    wanted = _wanted(want).partition(' is ')[0]
+    split = f'; `steve1_convert {path} FOLDER` makes three files of it' if have == 'minestudio' else ''
+    return ValueError(f'{Path(path).name} holds {what}, not {wanted}; {_wanted(want)}{split}')
+
+def _is_published(path, have):
+    return ValueError(f'{Path(path).name} is a published file ({_FILES[have][0]}): '
+        '`from_official` reads it, `steve1_convert` makes it one of ours')
 
 # %% ../../nbs/base/checkpoints.ipynb #c022
-def _as_published(path, have): return ValueError(f'{path.name} is a published file ({_FILES[have][0]}): `from_official` reads it, `steve1_convert` makes it one of ours')
-
 def file_kind(
     path:str|Path, # A file of weights, ours or published
 ) -> str: # As `checkpoint_kind` has it
     "Which network's weights a file holds; its tensors are not read"
     path = present_file(path)
     if not is_torch_file(path):
-        with _opened(path) as f: return _meta(f, path).get('kind') or checkpoint_kind(f.keys())
+        with _open_weights(path) as f: return _meta(f, path).get('kind') or checkpoint_kind(f.keys())
     try: found = scan_torch(path, crc=False)
     except Exception as e: raise unreadable(path, 'weights', e) from None
     return checkpoint_kind(found) if isinstance(found, dict) else ''
 
 def read_checkpoint(
     path:str|Path, # A .safetensors file of ours
-    kind:str,      # 'policy', 'mineclip' or 'prior'
+    kind:str,      # 'policy', 'mineclip', 'prior' or 'idm'
     device='cpu',  # Where the tensors go
 ) -> tuple: # ({name: tensor}, meta)
     "Read one of our checkpoints, if it is of the kind that is wanted"
     path = Path(path)
-    if path.is_file() and path.suffix != '.safetensors' and is_torch_file(path):
-        have = file_kind(path)
-        if have != kind and (have, kind) != ('vpt', 'policy'): raise _wrong_kind(path, have, kind)
-        raise _as_published(path, have)
-    tensors, meta = load_tensors(path, device)
-    have = meta.get('kind') or checkpoint_kind(tensors)
+    is_other = path.is_file() and path.suffix != '.safetensors' and is_torch_file(path)
+    tensors, meta = (None, {}) if is_other else load_tensors(path, device)
+    have = file_kind(path) if is_other else meta.get('kind') or checkpoint_kind(tensors)
     if have != kind and (have, kind, 'kind' in meta) != ('vpt', 'policy', False): raise _wrong_kind(path, have, kind)
-    if not meta.get('kind'): raise _as_published(path, have)
+    if not meta.get('kind'): raise _is_published(path, have)
     return tensors, meta
 
+# %% ../../nbs/base/checkpoints.ipynb #n006
+def _read_state(source, kind, device):
+    "(name of the source, what it holds) of a published file or a dictionary"
+    if isinstance(source, dict): return 'the dict', source
+    if Path(source).suffix != '.safetensors': return Path(source).name, safe_torch_load(source, device)
+    state, meta = load_tensors(source, device)
+    if meta.get('kind', kind) != kind: raise _wrong_kind(source, meta['kind'], kind)
+    if meta.get('kind') and not checkpoint_kind(state):
+        raise ValueError(f'{Path(source).name} is a file of this project: `load` reads it')
+    return Path(source).name, state
+
+def _check_tensors(name, state, kind):
+    "A dictionary of named tensors, or ValueError"
+    import torch
+    if not isinstance(state, dict) or not state:
+        what = 'nothing' if state in ({}, None) else f'a {type(state).__name__}'
+        raise ValueError(f'{name} holds {what}, not named tensors; {_wanted(kind)}')
+    for k,v in state.items():
+        if not isinstance(k, str) or not isinstance(v, (torch.Tensor, np.ndarray, np.generic)):
+            raise ValueError(f'{name} holds a {type(v).__name__} under {k!r}, not a tensor; {_wanted(kind)}')
+
+# %% ../../nbs/base/checkpoints.ipynb #n007
 def read_official(
     source,       # A published file (.pt, .pth, .ckpt, .weights, .safetensors) or a dict
     kind:str,     # 'policy' (which admits VPT), 'mineclip', 'prior', 'idm'
@@ -150,25 +194,20 @@ def read_official(
 ) -> dict: # {published name: tensor}
     "Read published weights, if they are of the kind that is wanted"
     import torch
-    file, state = ('the dict', source) if isinstance(source, dict) else (source, None)
-    name = Path(file).name
-    if state is None and Path(source).suffix == '.safetensors':
-        state, meta = load_tensors(source, device)
-        if meta.get('kind', kind) != kind: raise _wrong_kind(file, meta['kind'], kind)
-        if meta.get('kind') and not checkpoint_kind(state): raise ValueError(f'{name} is a file of this project: `load` reads it')
-    elif state is None: state = safe_torch_load(source, device)
+    name, state = _read_state(source, kind, device)
     if isinstance(state, dict) and isinstance(state.get('state_dict'), dict): state = state['state_dict']
-    if not isinstance(state, dict) or not state: raise ValueError(f'{name} holds {"nothing" if state in ({}, None) else f"a {type(state).__name__}"}, not named tensors; {_FILES[kind][0]} is expected: {_FILES[kind][1]}')
-    for k,v in state.items():
-        if not isinstance(k, str) or not isinstance(v, (torch.Tensor, np.ndarray, np.generic)): raise ValueError(f'{name} holds a {type(v).__name__} under {k!r}, not a tensor; {_FILES[kind][0]} is expected: {_FILES[kind][1]}')
+    _check_tensors(name, state, kind)
     have, *more = _all_kinds(state) or ['']
-    if more: raise ValueError(f'{name} holds tensors of {" and of ".join(_FILES[k][0] for k in (have, *more))}; {_FILES[kind][0]} is expected, alone in its file')
-    if have and have != kind and (have, kind) != ('vpt', 'policy'): raise _wrong_kind(file, have, kind)
+    if more:
+        found = ' and of '.join(_FILES[k][0] for k in (have, *more))
+        raise ValueError(f'{name} holds tensors of {found}; {_FILES[kind][0]} is expected, alone in its file')
+    if have and have != kind and (have, kind) != ('vpt', 'policy'):
+        raise _wrong_kind(name if isinstance(source, dict) else source, have, kind)
     return {k:torch.as_tensor(v, device=device) for k,v in state.items()}
 
 # %% ../../nbs/base/checkpoints.ipynb #c025
 class Checkpoint(HubMixin):
-    "What a module gains by this base: one file that holds its weights, config and record, and the way back"
+    "A module that is saved to and loaded from one file with its weights, config and record"
     kind = ''           # What the header calls it
     config_class = None # The class of its `cfg`
 
@@ -189,7 +228,36 @@ class Checkpoint(HubMixin):
         "A model as the header describes it"
         return cls(cls.config_class.from_dict(meta['config']))
 
-# %% ../../nbs/base/checkpoints.ipynb #c026
+# %% ../../nbs/base/checkpoints.ipynb #n008
+def _make_within(make, state):
+    "Make a network; more parameters than its weights have raise while it is made"
+    import torch
+    from torch.nn.modules.module import register_module_parameter_registration_hook as on_parameter
+    held = sum(v.numel() for v in state.values())
+    most, made = 2*held + 10_000, 0                           # a constructor may replace a layer that it made
+    def check(n):
+        if n > most: raise ValueError(f'its config asks for many more parameters than the {held:,} that it holds')
+
+    class Sizes(torch.overrides.TorchFunctionMode):
+        "Looks at the size of a new tensor before there is memory for it"
+        def __torch_function__(self, f, types, args=(), kwargs=None):
+            if f in (torch.empty, torch.randn, torch.rand, torch.zeros, torch.ones): check(_numel(args))
+            return f(*args, **(kwargs or {}))
+    def count(module, name, p):
+        nonlocal made
+        made += 0 if p is None else p.numel()
+        check(made)
+    hook = on_parameter(count)
+    try:
+        with Sizes(): return make()
+    finally: hook.remove()
+
+def _numel(args):
+    "Elements of a tensor of sizes `args`, given one by one or as one tuple"
+    sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
+    return math.prod(n for n in sizes if isinstance(n, int))
+
+# %% ../../nbs/base/checkpoints.ipynb #n009
 @patch
 def save(self:Checkpoint,
     path,             # Ends in .safetensors
@@ -205,18 +273,23 @@ def load(cls:Checkpoint,
 ): # In evaluation mode, with `.record`
     "Read a model back; its config comes from the file"
     device, (state, meta) = get_device(str(device)), read_checkpoint(path, cls.kind)
-    if 'config' not in meta: raise ValueError(f'{path} has no config in its header: `save` of {cls.__name__} writes one')
-    model = load_strict(cls.from_header(meta), state, str(path))
+    if 'config' not in meta:
+        raise ValueError(f'{path} has no config in its header: `save` of {cls.__name__} writes one')
+    try: model = _make_within(lambda: cls.from_header(meta), state)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as e:
+        raise ValueError(f'{path} does not describe a {cls.kind} in its header: {e}; copy or make it again') from None
+    load_strict(model, state, str(path))
     model.record = meta.get('record') or {}
     return model.to(device).eval()
 
+# %% ../../nbs/base/checkpoints.ipynb #n010
 @patch
 def to_official(self:Checkpoint,
     path=None, # Where to write it, as published weights are; None writes nothing
 ) -> dict:     # Published names -> tensors
     "The weights under their published names, which the published code and `from_official` read"
+    import torch
     state = {self.official(k):v for k,v in self.state_dict().items()}
-    if path is not None:
-        import torch
-        with atomic_path(path) as tmp: torch.save({k:v.detach().cpu().contiguous() for k,v in state.items()}, tmp)
+    if path is None: return state
+    with atomic_path(path) as tmp: torch.save({k:v.detach().cpu().contiguous() for k,v in state.items()}, tmp)
     return state

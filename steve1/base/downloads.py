@@ -6,10 +6,10 @@
 __all__ = ['DownloadError', 'check_file', 'download']
 
 # %% ../../nbs/base/downloads.ipynb #c002
-import http.client, json, os, random, re, time, urllib.request
-from contextlib import contextmanager
+import http.client, json, os, random, re, time, typing, urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from .files import digest
+from .files import digest, explained_writes, locked, open_plain, write_text
 from .untrusted import error_reason
 
 # %% ../../nbs/base/downloads.ipynb #c006
@@ -17,18 +17,19 @@ class DownloadError(OSError):
     "A file could not be fetched; `permanent` says that trying again would not help"
     def __init__(self,
         message:str,         # What happened, and what to do
-        permanent:bool=True, # Would trying again be useless?
+        permanent:bool=True, # Is trying again useless?
     ):
         super().__init__(message)
         self.permanent = permanent
 
+# %% ../../nbs/base/downloads.ipynb #n001
 def check_file(
     path:str|Path,   # A file
-    size:int=None,   # Bytes it should have
-    sha256:str=None, # Checksum it should have
-    md5:str=None,    # Another
+    size:int=None,   # Bytes that it should have
+    sha256:str=None, # SHA-256 that it should have
+    md5:str=None,    # MD5 that it should have
 ) -> str: # What is wrong, or ''
-    "Is this the file that it should be?"
+    "Compare a file with what is known of it"
     have = Path(path).stat().st_size
     if size is not None and have != size: return f'has {have:,} bytes, not {size:,}'
     for kind,want in (('sha256', sha256), ('md5', md5)):
@@ -36,122 +37,152 @@ def check_file(
     return ''
 
 # %% ../../nbs/base/downloads.ipynb #c009
-def _told(note):
-    "What was noted of the file that a part belongs to; nothing if the note is not there or was cut"
-    try: return dict(json.loads(note.read_text()))
+class _Wanted(typing.NamedTuple):
+    "What is fetched, and how"
+    url: str
+    size: int|None
+    timeout: float
+    progress: Callable|None
+
+def _read_note(note):
+    "The note on a part; nothing if it is missing, was cut or is a link"
+    try:
+        with open_plain(note) as f: return dict(json.loads(f.read()))
     except (OSError, ValueError, TypeError): return {}
 
-def _ask(url, part, note, timeout):
-    "The server's answer, how many bytes of the part stand, and how many the whole has (None if it does not say)"
-    have, told = part.stat().st_size, _told(note)
+def _request(want, have, known):
+    "The server's answer"
     head = {'Accept-Encoding':'identity', 'User-Agent':'steve1'}
-    if have: head |= {'Range':f'bytes={have}-'} | ({'If-Range':told['tag']} if told.get('tag') else {})
-    answer = urllib.request.urlopen(urllib.request.Request(url, headers=head), timeout=timeout)
-    if answer.headers.get_content_type() == 'text/html': raise DownloadError(f'{url} sent a web page, not a file: open it in a browser, and move what it gives into place')
-    length, span = answer.headers.get('Content-Length'), re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', answer.headers.get('Content-Range', ''))
-    if answer.status == 206 and span and int(span[1]) <= have: start, total = int(span[1]), int(span[2]) if span[2] != '*' else None
-    elif answer.status == 206: raise DownloadError(f'{url} sent a range that nobody asked for', permanent=False)
-    else: start, total = 0, int(length) if length else None
-    if start and told.get('total') not in (None, total): start = -1 # another file than the one that we began
-    tag = answer.headers.get('ETag', '')
-    note.write_text(json.dumps(dict(tag=answer.headers.get('Last-Modified', '') if tag.startswith('W/') or not tag else tag, total=total)))
-    return answer, start, total
+    if have: head['Range'] = f'bytes={have}-'
+    if have and known.get('tag'): head['If-Range'] = known['tag']
+    answer = urllib.request.urlopen(urllib.request.Request(want.url, headers=head), timeout=want.timeout)
+    if answer.headers.get_content_type() != 'text/html': return answer
+    raise DownloadError(f'{want.url} sent a web page, not a file: '
+        'open it in a browser, and move what it gives into place')
 
-def _attempt(url, f, part, note, timeout, size, progress):
+# %% ../../nbs/base/downloads.ipynb #n002
+def _span(want, answer, have):
+    "(byte at which an answer begins, bytes of the whole file or None)"
+    length, said = answer.headers.get('Content-Length'), answer.headers.get('Content-Range', '')
+    if answer.status != 206: return 0, int(length) if length else None
+    span = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', said)
+    if not span or int(span[1]) > have:
+        raise DownloadError(f'{want.url} sent a range that was not asked for', permanent=False)
+    return int(span[1]), int(span[2]) if span[2] != '*' else None
+
+def _tag(answer):
+    "The name that the server gives this version of the file; a weak ETag does not tell bytes apart"
+    tag = answer.headers.get('ETag', '')
+    return answer.headers.get('Last-Modified', '') if tag.startswith('W/') or not tag else tag
+
+# %% ../../nbs/base/downloads.ipynb #n003
+def _check_length(want, answer, total):
+    if want.size is not None and total not in (None, want.size):
+        raise DownloadError(f'{want.url} has {total:,} bytes, and {want.size:,} are expected: it is another file')
+    if total is None and want.size is None and not answer.chunked:
+        raise DownloadError(f'{want.url} does not say how long it is: give its size')
+
+def _write(f, block):
+    "Write to the part; a full disk is permanent, unlike an error of the connection"
+    try:
+        with explained_writes(f.name): f.write(block); f.flush()
+    except OSError as e: raise DownloadError(e.strerror or str(e)) from None
+
+def _attempt(want, f, note):
     "Append what is missing to the open part `f`; True when it is whole"
-    answer, start, total = _ask(url, part, note, timeout)
-    with answer:
-        if start < 0: f.truncate(0); return False
-        if size is not None and total not in (None, size): raise DownloadError(f'{url} has {total:,} bytes, and {size:,} are expected: it is another file')
-        if total is None and size is None and not answer.chunked: raise DownloadError(f'{url} does not say how long it is: give its size')
+    have, known = os.fstat(f.fileno()).st_size, _read_note(note)
+    with _request(want, have, known) as answer:
+        start, total = _span(want, answer, have)
+        write_text(note, json.dumps(dict(tag=_tag(answer), total=total)))
+        if start and known.get('total') not in (None, total): # another file than the one that we began
+            f.truncate(0)
+            return False
+        _check_length(want, answer, total)
         f.truncate(start); f.seek(start)
         while block := answer.read1(1 << 18):
-            f.write(block)
-            if progress: progress(f.tell(), total or size)
-        f.flush()
-        want = total if total is not None else size
-        if want is not None and f.tell() > want: f.truncate(0); raise DownloadError(f'{url} sent more than the {want:,} bytes it has', permanent=False)
-        return want is None or f.tell() == want
+            _write(f, block)
+            if want.progress: want.progress(f.tell(), total or want.size)
+    end = total if total is not None else want.size
+    if end is not None and f.tell() > end:
+        f.truncate(0)
+        raise DownloadError(f'{want.url} sent more than the {end:,} bytes it has', permanent=False)
+    return end is None or f.tell() == end
 
 # %% ../../nbs/base/downloads.ipynb #c011
-def _fault(url, e, f):
+def _as_error(url, e, f):
     "An error of one attempt as a `DownloadError`"
     if isinstance(e, DownloadError): return e
-    if isinstance(e, urllib.error.HTTPError):
-        if e.code == 416: f.truncate(0) # our part is longer than its file
-        return DownloadError(f'{url}: {e.code} {e.reason}', permanent=400 <= e.code < 500 and e.code not in (408, 416, 425, 429))
-    return DownloadError(f'{url}: {error_reason(getattr(e, "reason", None) or e)}', permanent=False)
+    if not isinstance(e, urllib.error.HTTPError):
+        return DownloadError(f'{url}: {error_reason(getattr(e, "reason", None) or e)}', permanent=False)
+    if e.code == 416: f.truncate(0) # our part is longer than its file
+    temporary = e.code in (408, 416, 425, 429) or not 400 <= e.code < 500
+    return DownloadError(f'{url}: {e.code} {e.reason}', permanent=not temporary)
 
 def _pause(n, e):
     "Seconds to wait before the n-th try in a row: what the server asks for, else about 1, 2, 4, 8 ... 60"
     asked = str(getattr(e, 'headers', None) and e.headers.get('Retry-After') or '')
     return min(float(asked), 300.) if asked.isdigit() else min(2.**n, 60.)*random.uniform(.5, 1)
 
-def _fill_part(url, f, part, note, size, retries, timeout, progress):
+# %% ../../nbs/base/downloads.ipynb #n004
+def _fill_part(want, f, note, retries):
     "Try until the part is whole; `retries` tries in a row may bring nothing new"
     best, failed = 0, 0
     while True:
         try:
-            if _attempt(url, f, part, note, timeout, size, progress): return
-            fault, e = DownloadError(f'{url} broke off', permanent=False), None
-        except (OSError, http.client.HTTPException) as err: fault, e = _fault(url, err, f), err
+            if _attempt(want, f, note): return
+            error, e = DownloadError(f'{want.url} closed the connection early', permanent=False), None
+        except (OSError, http.client.HTTPException) as err: error, e = _as_error(want.url, err, f), err
         here = os.fstat(f.fileno()).st_size
         best, failed = (here, 1) if here > best else (best, failed + 1)
-        if fault.permanent: raise fault from None
-        if failed > retries: raise DownloadError(f'{fault}; gave up after {failed} tries that brought nothing new, with {best:,} bytes here: call again to go on', permanent=False) from None
+        if error.permanent: raise error from None
+        if failed > retries:
+            raise DownloadError(f'{error}; gave up after {failed} tries that brought nothing new, '
+                f'with {best:,} bytes here: call again to go on', permanent=False) from None
         time.sleep(_pause(failed - 1, e))
 
 # %% ../../nbs/base/downloads.ipynb #c013
-def _is_at(path, f):
-    "Is the open file still what stands under this name?"
-    try: return os.path.samestat(os.fstat(f.fileno()), path.stat())
-    except FileNotFoundError: return False
+def _complete(want, path, f, note, retries, check):
+    "Fill the part and move it into place; what is wrong with it in the end, or ''"
+    resumed, wrong = os.fstat(f.fileno()).st_size > 0, ''
+    for _ in range(1 + resumed):
+        _fill_part(want, f, note, retries)
+        wrong = check(f.name)
+        if not wrong: os.fsync(f.fileno()); os.replace(f.name, path); break
+        f.truncate(0)
+    return wrong
 
-@contextmanager
-def _alone(part):
-    "The part file, open, once no other process is at it"
-    try: import fcntl
-    except ImportError: fcntl = None # Windows: an open file cannot be renamed by another there
-    while True:
-        f = open(part, 'a+b')
-        try:
-            if fcntl: fcntl.flock(f, fcntl.LOCK_EX)
-            if _is_at(part, f): yield f; return
-        finally: f.close() # the other finished while we waited, and this was its file
+def _fetch(want, path, retries, check, has_checksum):
+    part, note = (path.with_name(f'.tmp-{path.name}.{k}') for k in ('part', 'note'))
+    wrong, f = None, open_plain(part, 'a+b')
+    try:
+        with f:
+            if not (has_checksum or _read_note(note)): f.truncate(0)
+            wrong = _complete(want, path, f, note, retries, check)
+    finally:
+        if wrong is not None or part.is_file() and not part.stat().st_size:
+            part.unlink(missing_ok=True); note.unlink(missing_ok=True)
+    return wrong
 
 # %% ../../nbs/base/downloads.ipynb #c014
 def download(
     url:str,          # http or https
     path:str|Path,    # Where to; its folder is made
     size:int=None,    # Bytes, where known
-    sha256:str=None,  # Checksum, where known
-    md5:str=None,     # Another
+    sha256:str=None,  # SHA-256, where known
+    md5:str=None,     # MD5, where known
     retries:int=5,    # Tries in a row that may bring nothing new
     timeout:float=30, # Seconds of silence that count as a broken connection
     progress=None,    # Called with bytes here and bytes in all (None if not known)
 ) -> Path: # `path`, whole and checked
-    "Fetch a file, going on where a former call broke off; a file that is right already is left alone"
+    "Fetch a file, resuming where a former call stopped; a file that is right already is left alone"
+    def check(p): return check_file(p, size, sha256, md5)
     path = Path(path)
     if not str(url).startswith(('http://', 'https://')): raise ValueError(f'{url} is no http or https address')
     if path.is_dir(): raise IsADirectoryError(f'{path} is a folder; name the file')
-    if path.is_file() and not check_file(path, size, sha256, md5): return path
+    if path.is_file() and not check(path): return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, note = (path.with_name(f'.tmp-{path.name}.{k}') for k in ('part', 'note'))
-    with _alone(part) as f:
-        done = False
-        try:
-            whole = path.is_file() and not check_file(path, size, sha256, md5) # another process may have fetched it while we waited
-            if not (sha256 or md5 or _told(note)): f.truncate(0) # a part of nobody knows what
-            resumed, wrong = os.fstat(f.fileno()).st_size > 0, ''
-            for _ in range(0 if whole else 1 + resumed): # a part of another file is found out at the end only: then once from the beginning
-                _fill_part(url, f, part, note, size, retries, timeout, progress)
-                wrong = check_file(part, size, sha256, md5)
-                if not wrong: os.fsync(f.fileno()); os.replace(part, path); break
-                f.truncate(0)
-            done = True
-        finally:
-            if done or not os.fstat(f.fileno()).st_size:
-                if _is_at(part, f): part.unlink() # after the rename the name may be another's already
-                note.unlink(missing_ok=True)
+    with locked(path):
+        if path.is_file() and not check(path): return path # another process fetched it while we waited
+        wrong = _fetch(_Wanted(str(url), size, timeout, progress), path, retries, check, sha256 or md5)
     if wrong: raise DownloadError(f'{url} {wrong}: it is another file or was changed on the way, and was not kept')
     return path

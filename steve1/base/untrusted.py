@@ -57,7 +57,8 @@ def _is_pickle(head): return b'\x80\2' <= head[:2] <= bytes([128, pickle.HIGHEST
 # %% ../../nbs/base/untrusted.ipynb #c011
 _GET, _PUT, _TUPLE, _MARK, _DUP, _STOP, _POP, _KEYS, _UNMARK, _NOTHING, _PUSH, _CALL, _NO = range(13)
 _EFFECTS = {_GET:'GET BINGET LONG_BINGET', _PUT:'PUT BINPUT LONG_BINPUT MEMOIZE',
-    _TUPLE:'EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE', _MARK:'MARK', _DUP:'DUP', _STOP:'STOP', _POP:'POP', _KEYS:'SETITEM SETITEMS DICT ADDITEMS FROZENSET',
+    _TUPLE:'EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE', _MARK:'MARK', _DUP:'DUP', _STOP:'STOP', _POP:'POP',
+    _KEYS:'SETITEM SETITEMS DICT ADDITEMS FROZENSET',
     _UNMARK:'APPENDS POP_MARK LIST', _NOTHING:'PROTO FRAME',
     _NO:'NEWOBJ_EX OBJ INST EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER PERSID'}   # what data never uses
 _EFFECT = {name:effect for effect,names in _EFFECTS.items() for name in names.split()}
@@ -125,10 +126,33 @@ def _other(effect, takes, name, stack, marks):
     elif effect == _NO: raise UnpicklingError(f'it uses {name}, and no pickle of data does')
 
 # %% ../../nbs/base/untrusted.ipynb #n005
-_FETCH = rb'(?:h.|j.{4})'
-_SHORT = b'|'.join(re.escape(bytes([n])) + b'.{%d}' % n for n in range(65))
-_SMALL_ARRAY = re.compile(_FETCH*2 + rb'K\x00\x85\x94' + _FETCH + rb'\x87\x94R\x94' # numpy's function for (0,), called
-    + rb'\(K\x01(?:\)|(K.\x85\x94|K.K.\x86\x94))' + _FETCH + rb'[\x88\x89]C(?:' + _SHORT + rb')\x94t\x94b', re.DOTALL)
+def _sized(op, width, most=64):
+    "An instruction with a length and as many bytes"
+    lengths = (re.escape(n.to_bytes(width, 'little')) + b'.{%d}' % n for n in range(most + 1))
+    return op + b'(?:' + b'|'.join(lengths) + b')'
+
+def _shape(put): return rb'(?:\)|K.\x85' + put + rb'|K.K.\x86' + put + rb')'
+
+_FETCH, _NUMBERED, _MEMO = rb'(?:h.|j.{4})', rb'(r.{4})', rb'(\x94)'
+_START = _FETCH*2 + rb'K\x00\x85%b' + _FETCH + rb'\x87%bR%b\(K\x01'   # numpy's function for (0,), called
+_TEXT = _FETCH + _sized(b'X', 4, 128) + _NUMBERED + _FETCH + rb'\x86' + _NUMBERED + b'R' + _NUMBERED
+_OLD = (_START.replace(b'%b', _NUMBERED) + _shape(_NUMBERED) + _FETCH
+    + rb'[\x88\x89](?:' + _TEXT + b'|' + _sized(b'C', 1) + _NUMBERED + b')t' + _NUMBERED + b'b')
+_FOUR = (_START.replace(b'%b', _MEMO) + _shape(_MEMO) + _FETCH
+    + rb'[\x88\x89]' + _sized(b'C', 1) + _MEMO + b't' + _MEMO + b'b')
+_FIVE = _FETCH + rb'\(' + _sized(rb'\x96', 8) + _MEMO + _FETCH + _shape(_MEMO) + _FETCH + b't' + _MEMO + b'R' + _MEMO
+_ARRAYS = re.compile(b'|'.join((_OLD, _FOUR, _FIVE)), re.DOTALL)
+
+# %% ../../nbs/base/untrusted.ipynb #n022
+def _whole_array(data, at, memo, gaps):
+    "Where a small array that begins at `at` ends; its objects are numbered in turn. 0: not one"
+    if not (m := _ARRAYS.match(data, at)): return 0
+    puts = [g for g in m.groups() if g]
+    if puts[0] != b'\x94': # numbered explicitly
+        if any(int.from_bytes(g[1:], 'little') != len(memo) + i for i,g in enumerate(puts)): return 0
+    elif gaps: return 0
+    memo += [2]*len(puts)
+    return m.end()
 
 # %% ../../nbs/base/untrusted.ipynb #n006
 def _walk(data, at, size, room):
@@ -137,9 +161,9 @@ def _walk(data, at, size, room):
     while True:
         if at >= size: raise EOFError
         length, effect, takes, charge, name = _TABLE[data[at]]
-        if effect == _GET and not gaps and (array := _SMALL_ARRAY.match(data, at)):
-            memo += [2]*(6 if array[1] else 5); stack.append(0); at = array.end()
-            room -= 100
+        if effect == _GET and (end := _whole_array(data, at, memo, gaps)):
+            stack.append(0)
+            room, at = room - 100, end
         else:
             start, at = at + 1, at + 1 + length if length >= 0 else _argument_end(data, at + 1, length)
             if at > size: raise UnpicklingError(f'a value in it says that it is {at-start:,} bytes long')
@@ -245,7 +269,8 @@ class _Array:
             raise UnpicklingError(f'it begins an array of shape {reprlib.repr(shape)}, and real ones begin empty')
     def __setstate__(self, state):
         _, shape, form, _, data = state
-        _check_size(form, shape, data)
+        single = shape == () and type(form) is _Format and type(data) is bytes and len(data) == form.dtype.itemsize
+        if not single: _check_size(form, shape, data)
         self.budget.charge(len(data))
 
 def _ndarray(budget, *a): raise UnpicklingError('it calls a ndarray')
@@ -266,7 +291,8 @@ _KNOWN |= {('builtins', k.__name__):(_number_of(k), k) for k in _NUMBERS}
 _KNOWN |= {('builtins', 'bytes'):(_bytes, bytes), ('builtins', 'bytearray'):(_bytearray, bytearray)}
 _KNOWN |= {('__builtin__', n):v for (_,n),v in list(_KNOWN.items())} # protocol 2, written by Python 2 or for it
 _KNOWN |= {('collections', 'OrderedDict'):(_collect(_FixedDict), collections.OrderedDict),
-    ('_codecs', 'encode'):(_encode, codecs.encode), ('numpy', 'ndarray'):(_ndarray, np.ndarray), ('numpy', 'dtype'):(_Format, np.dtype)}
+    ('_codecs', 'encode'):(_encode, codecs.encode),
+    ('numpy', 'ndarray'):(_ndarray, np.ndarray), ('numpy', 'dtype'):(_Format, np.dtype)}
 for _core in ('numpy.core', 'numpy._core'):
     _KNOWN |= {(f'{_core}.multiarray', '_reconstruct'):(_Array, np._core.multiarray._reconstruct),
         (f'{_core}.multiarray', 'scalar'):(_scalar, np._core.multiarray.scalar),
@@ -375,8 +401,9 @@ class _StateDict(collections.OrderedDict):
 def _nothing(budget, *args): return None
 def _first(budget, data, *more): return data
 
-_BASICS = [(m, n) for m in ('builtins', '__builtin__') for n in ('set', 'complex', 'bytearray')] + [('_codecs', 'encode')]
-_TORCH = {k:_KNOWN[k][0] for k in _BASICS} | {('collections', 'OrderedDict'):_collect(_StateDict)}
+_BASICS = [(m, n) for m in ('builtins', '__builtin__') for n in ('set', 'complex', 'bytearray')]
+_TORCH = {k:_KNOWN[k][0] for k in [('_codecs', 'encode'), *_BASICS]}
+_TORCH[('collections', 'OrderedDict')] = _collect(_StateDict)
 _TORCH |= {('torch._utils', n):_tensor for n in ('_rebuild_tensor', '_rebuild_tensor_v2')}
 _TORCH[('torch._utils', '_rebuild_parameter')] = _first
 _TORCH |= {('torch', 'Size'):_collect(tuple), ('torch', 'device'):_nothing}

@@ -225,7 +225,7 @@ def _convert(job):
     video, jsonl = (job.entry.raw_path(job.raw, x) for x in ('.mp4','.jsonl'))
     try: return str(job.convert(video, jsonl, job.out, job.cfg, clip))
     except OSError:
-        if not Path(job.out).is_dir(): raise
+        if not (Path(job.out)/'metadata.json').is_file(): raise
 
 # %% ../../nbs/data/collect.ipynb #e006
 def _drop_raw(entry, raw):
@@ -278,7 +278,7 @@ def collection_faults(
     folder = dataset_dir(dataset)
     last = Ledger(folder/'ledger.jsonl').last
     failed = [r.name for r in recordings if last.get(r.name, ('done',))[0] != 'done']
-    return {n:last[n] for n in failed if not (folder/n).is_dir()}
+    return {n:last[n] for n in failed if not (folder/n/'metadata.json').is_file()}
 
 # %% ../../nbs/data/collect.ipynb #e007
 def collection_report(

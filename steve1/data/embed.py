@@ -55,7 +55,8 @@ def embed_episode(
     if ep.published:
         raise EpisodeError(f"{ep.path} has the published code's format, which is only read; `convert_published` first")
     if far := read_origin(ep.path):
-        raise EpisodeError(f"{ep.path} stands for {far['address']}, which is only read; copy the dataset to a folder first")
+        raise EpisodeError(
+            f"{ep.path} stands for {far['address']}, which is only read; copy the dataset to a folder first")
     with atomic_path(ep.path/'embeds.npy') as p:
         rows = RowWriter(p, np.float16, (clip.d,))
         for emb in embed_segments(_segments(ep, clip.image_size, step), clip): rows.add(emb)

@@ -236,7 +236,7 @@ def _cli_basalt(cfg):
     source, folder = cfg.paths[0], dataset_dir(cfg.out)
     if cfg.dry_run:
         found = [r.name for r in basalt_recordings(source)]
-        todo = [n for n in found[:cfg.limit] if not (folder/n).exists()]
+        todo = [n for n in found[:cfg.limit] if not (folder/n/'metadata.json').is_file()]
         print(f'{len(todo)} of {len(found)} recordings would be converted, '
             f'{len(demonstrations(found))} demonstrations in all')
         return

@@ -55,12 +55,14 @@ def find_recordings(
 # %% ../../nbs/data/importing.ipynb #c010
 _Job = namedtuple('_Job', 'path out cfg clip idm dry_run')
 
+def _is_made(out): return (out/'metadata.json').is_file() # an episode is there when this is
+
 def _convert(job):
     "The job of a process: convert, or with `dry_run` only check the lines and the video's index; facts for the report"
     if job.dry_run: return _check(job)
     try: convert_recording(job.path, job.out, job.cfg, job.clip and load_clip(job.clip), idm=job.idm)
     except OSError:
-        if not job.out.is_dir(): raise     # else another process made it meanwhile
+        if not _is_made(job.out): raise     # else another process made it meanwhile
     return Episode(job.out).meta['recording']
 
 # %% ../../nbs/data/importing.ipynb #e001
@@ -98,8 +100,8 @@ _TIMEOUT = 3600. # seconds after which a recording counts as hung
 def _states(jobs, workers, engine):
     "A dict for each recording: name, state, facts or reason"
     def entry(job, state, facts): return dict(name=job.out.name, state=state) | dict(facts, name=job.out.name)
-    found = {j.out.name:entry(j, 'there', Episode(j.out).meta['recording']) for j in jobs if j.out.is_dir()}
-    todo = [j for j in jobs if not j.out.is_dir()]
+    found = {j.out.name:entry(j, 'there', Episode(j.out).meta['recording']) for j in jobs if _is_made(j.out)}
+    todo = [j for j in jobs if not _is_made(j.out)]
     done = run_jobs(_convert, todo, min(workers, len(todo)), _TIMEOUT, engine)
     for job,facts,error in tqdm(done, total=len(todo), disable=None, desc='recordings'):
         state = 'set aside' if error else 'good' if job.dry_run else 'made'

@@ -58,7 +58,7 @@ def _list_all(paths):
 @dataclass(frozen=True)
 class EpisodeConfig(Config):
     "Options of `steve1_episode`"
-    action: Positional[Literal['info','validate','convert']] # List, check, or convert published folders
+    action: Positional[Literal['info','validate','convert']] # info: list, validate: check, convert: from published folders
     paths: Positional[tuple[str,...]] # Episodes or datasets: folders, names or addresses; for convert: SRC DST
     workers: int = 0      # Processes; 0: one episode after the other, in this process
     dry_run: bool = False # For convert: only say what there is to do

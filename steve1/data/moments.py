@@ -16,7 +16,8 @@ from ..base.video import EpisodeError, GOP, VideoError, VideoReader, open_video
 from ..episodes import Episode, clip_id
 
 # %% ../../nbs/data/moments.ipynb #m005
-MOMENT_FORMS = "'EPISODE@STEP' such as 'episodes/sample/500000@180', 'VIDEO@FRAME' such as 'walk.mp4@30', or a .npy file"
+MOMENT_FORMS = ("'EPISODE@STEP' such as 'episodes/sample/500000@180', "
+                "'VIDEO@FRAME' such as 'walk.mp4@30', or a .npy file")
 _FILE_END = r'\.(?:mp4|m4v|mkv|avi|mov|webm|gif|npy|npz|pkl|pt)'
 
 def parse_moment(
@@ -31,6 +32,7 @@ def parse_moment(
         raise ValueError(f'{text!r} is neither a sentence nor the name of a moment: a moment is {MOMENT_FORMS}')
     return None
 
+# %% ../../nbs/data/moments.ipynb #m105
 def _nearly_moment(text, source, at, step):
     "Does this look like a moment that is written wrongly?"
     if at and re.fullmatch(r'\s*[-+]?[\d.,:]+\s*(?:s|sec|seconds?|steps?|frames?|%)?', step): return True
@@ -44,11 +46,13 @@ class Moment(NamedTuple):
     name:str            # Folder or file, and the step
     task:str|None=None  # Name of the task, if the recording marks an event at this step
 
+# %% ../../nbs/data/moments.ipynb #m108
 def _of_episode(source, step, clip):
     ep = source if isinstance(source, Episode) else Episode(find_data(source))
     made_by = (ep.meta.get('mineclip') or {}).get('id')
     if clip is not None and made_by!=(ours := clip_id(clip)):
-        raise EpisodeError(f'{ep.path.name} was embedded by MineCLIP {made_by}, not by {ours}: `steve1_embed` embeds a dataset anew')
+        raise EpisodeError(f'{ep.path.name} was embedded by MineCLIP {made_by}, not by {ours}: '
+                           '`steve1_embed` embeds a dataset anew')
     if not GOP-1<=step<ep.n:
         raise ValueError(f'no {GOP} frames end at step {step} of {ep.path.name}: give a step from {GOP-1} to {ep.n-1}')
     task = next((e.task for e in ep.events if e.step==step), None)
@@ -56,7 +60,9 @@ def _of_episode(source, step, clip):
 
 # %% ../../nbs/data/moments.ipynb #m010
 def _of_video(path, frame, clip):
-    if clip is None: raise ValueError(f'{path}@{frame}: a video needs MineCLIP to embed it; `save_goal(visual_goal(system, ...), "goal.npy")` makes a file that needs none')
+    if clip is None:
+        raise ValueError(f'{path}@{frame}: a video needs MineCLIP to embed it; '
+                         '`save_goal(visual_goal(system, ...), "goal.npy")` makes a file that needs none')
     if frame<GOP-1: raise ValueError(f'no {GOP} frames end at frame {frame} of {path}: give a frame from {GOP-1} on')
     from steve1.models.frames import resize_for_clip
     try:
@@ -65,6 +71,7 @@ def _of_video(path, frame, clip):
     embed = clip.embed_video(resize_for_clip(frames, clip.image_size))[0]
     return Moment(embed.float().cpu().numpy(), f'{Path(path).name}@{frame}')
 
+# %% ../../nbs/data/moments.ipynb #m110
 def _video_fault(path, frame):
     "Why a frame of a video cannot be read, and what to do"
     try:
@@ -75,18 +82,24 @@ def _video_fault(path, frame):
     if len(times)<GOP: return f'{path} has {len(times)} frames; a visual prompt needs {GOP}'
     steps = np.diff(times)
     if steps.max()>1.5*max(1, np.median(steps)) or steps.min()<.5*np.median(steps):
-        return f'{path} has a variable frame rate: `ffmpeg -i {Path(path).name} -r 20 constant.mp4` makes a copy at 20 frames a second'
-    if frame>=len(times): return f'{path} has {len(times)} frames, so there is no frame {frame}: give a frame from {GOP-1} to {len(times)-1}'
+        copy = f'`ffmpeg -i {Path(path).name} -r 20 constant.mp4`'
+        return f'{path} has a variable frame rate: {copy} makes a copy at 20 frames a second'
+    if frame>=len(times):
+        n = len(times)
+        return f'{path} has {n} frames, so there is no frame {frame}: give a frame from {GOP-1} to {n-1}'
     return f'{path} is damaged near frame {frame}: give an earlier frame or a sound copy of the video'
 
 # %% ../../nbs/data/moments.ipynb #m011
 def _of_file(path, d):
     try: x = np.load(path, allow_pickle=False)
     except FileNotFoundError: raise FileNotFoundError(f'no goal file {path}: `save_goal` writes one') from None
-    except (OSError, ValueError, EOFError) as e: raise ValueError(f'{path} cannot be read as a goal: {e}; `save_goal` writes one') from None
-    if not isinstance(x, np.ndarray): raise ValueError(f'{path} holds several arrays, not one goal; `save_goal` writes one')
+    except (OSError, ValueError, EOFError) as e:
+        raise ValueError(f'{path} cannot be read as a goal: {e}; `save_goal` writes one') from None
+    if not isinstance(x, np.ndarray):
+        raise ValueError(f'{path} holds several arrays, not one goal; `save_goal` writes one')
     return Moment(x, Path(path).stem)
 
+# %% ../../nbs/data/moments.ipynb #m111
 def load_moment(
     text:str,  # 'EPISODE@STEP', the episode below data/ or a whole path; 'VIDEO@FRAME'; a .npy file
     d:int,     # Width of a goal
@@ -94,6 +107,8 @@ def load_moment(
 ) -> Moment:
     "The moment that a word names, from an episode, a video or a file"
     found = parse_moment(text)
+    if found and found[1] is not None and re.search(rf'{_FILE_END}$', found[0], re.I) and not Path(found[0]).exists():
+        raise FileNotFoundError(f'no video {found[0]}: give its path from this folder, or the whole path')
     if found is None:
         raise ValueError(f'{text!r} names no moment: a moment is {MOMENT_FORMS}; '
                          '`save_goal(text_goal(system, text), path)` makes such a file of a sentence')
@@ -135,4 +150,5 @@ def find_moments(
         scores = clip.score(windows, want)[:,0].detach().cpu().numpy()
         found += [(ep.path, i+GOP-1, score) for score,i in best_steps(scores, apart)[:n]]
     best = sorted(found, key=lambda f: -f[2])[:n]
-    return pd.DataFrame([dict(prompt=f'{path}@{step}', episode=path.name, step=step, score=score) for path,step,score in best])
+    rows = [dict(prompt=f'{path}@{step}', episode=path.name, step=step, score=score) for path,step,score in best]
+    return pd.DataFrame(rows)

@@ -16,7 +16,7 @@ import tyro
 from ..config import Config, data_dir, find_data
 from ..base.commands import command
 from ..base.files import atomic_path, check_name
-from ..base.remote import is_address, local_copy, origin
+from ..base.remote import episode_address, is_address, local_copy
 from ..episodes import Episode, list_episodes
 
 # %% ../../nbs/data/sampling.ipynb #c007
@@ -152,7 +152,7 @@ def split_episodes(
 # %% ../../nbs/data/sampling.ipynb #c015
 def _relative(p):
     "An episode's line: relative to the data root, absolute if it lies elsewhere, or its address"
-    if is_address(address := origin(p)): return address
+    if is_address(address := episode_address(p)): return address
     return p.relative_to(data_dir()).as_posix() if p.is_relative_to(data_dir()) else str(p)
 
 def _files(name): return f'{name}_train.txt', f'{name}_val.txt'
@@ -210,7 +210,7 @@ def sampling_summary(
 ) -> pd.DataFrame: # A row a source: episodes, frames, hours, events; share of the stream with repetitions
     "How much play there is, and from which source"
     times = pd.Series([str(p) for p in episodes], dtype=object).value_counts()
-    name = (lambda e: Path(origin(e.path)).parent.name) if by == 'dataset' else (lambda e: e.meta['source'])
+    name = (lambda e: Path(episode_address(e.path)).parent.name) if by == 'dataset' else (lambda e: e.meta['source'])
     rows = []
     for e in map(Episode, dict.fromkeys(episodes)):
         rows.append({by:name(e), 'episodes':1, 'frames':e.n, 'hours':e.n/e.fps/3600, 'events':len(e.events),
@@ -239,7 +239,7 @@ class SamplingOptions(Config):
     seed:int = 0                   # Of the random generator
     train_frames:int|None = None   # Frames to train on; none: all the others
     val_frames:int|None = None     # Frames held back, instead of a share
-    mix:tyro.conf.UseAppendAction[tuple[str,...]] = () # DATASET=WEIGHT, its share of the training frames
+    mix:tyro.conf.UseAppendAction[tuple[str,...]] = () # DATASET=WEIGHT, its share of the training frames; may be repeated
     upstream:bool = False          # Split as the published code does, with its generator
     dry_run:bool = False           # Say what would be in the lists, write nothing
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 from ..config import Config, data_dir
 from ..base.commands import command
-from ..base.files import atomic_path, sha256
+from ..base.files import atomic_path, locked, sha256, write_text
 from ..base.untrusted import safe_pickle_load, safe_torch_load
 from ..base.downloads import DownloadError, check_file, download
 from ..base.checkpoints import checkpoint_kind, file_kind, load_tensors, read_meta
@@ -121,8 +121,9 @@ def _read_ledger(folder): # -> {name: dict(sha256, size, url, date)}
 def _write_ledger(path, url=''): # a file just downloaded, and from where
     "Add a file to its folder's ledger"
     row = dict(sha256=sha256(path), size=path.stat().st_size, url=url, date=time.strftime('%Y-%m-%d'))
-    ledger = _read_ledger(path.parent) | {path.name:row}
-    with atomic_path(path.parent/'published.json') as tmp: tmp.write_text(json.dumps(ledger, indent=1) + '\n')
+    with locked(path.parent/'published.json'): # another process may add its own file now
+        ledger = _read_ledger(path.parent) | {path.name:row}
+        write_text(path.parent/'published.json', json.dumps(ledger, indent=1) + '\n')
 
 # %% ../../nbs/models/published.ipynb #m004
 _HOLDS = dict(policy='a policy', vpt='a policy without goals (VPT)', mineclip='a MineCLIP', prior='a prior',

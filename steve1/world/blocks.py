@@ -49,8 +49,17 @@ def figure_image(
     return Image(small.getvalue())
 
 # %% ../../nbs/world/blocks.ipynb #c004
-_options = dict(cache=True, nogil=True, error_model='numpy')
-jit, jit_inline = njit(**_options), njit(inline='always', **_options)
+def _compiler(**options):
+    "numba's `njit` with a cache on disk, or without one where no folder for it can be written to"
+    def compiled(f):
+        try: return njit(cache=True, **options)(f)
+        except RuntimeError as e:
+            if 'cannot cache' not in str(e): raise
+            return njit(**options)(f)
+    return compiled
+
+_options = dict(nogil=True, error_model='numpy')
+jit, jit_inline = _compiler(**_options), _compiler(inline='always', **_options)
 
 # %% ../../nbs/world/blocks.ipynb #c006
 class Kind(IntEnum):
@@ -193,7 +202,8 @@ def cell_hash(
     seed, # int
 ):        # -> float32 in 0..1
     "A number that looks random, from two integers and a seed"
-    n = np.uint32(np.uint32(a)*np.uint32(374761393) + np.uint32(b)*np.uint32(668265263) + np.uint32(seed)*np.uint32(2246822519))
+    n = np.uint32(a)*np.uint32(374761393) + np.uint32(b)*np.uint32(668265263)
+    n = np.uint32(n + np.uint32(seed)*np.uint32(2246822519))
     n = np.uint32((n^(n>>np.uint32(13)))*np.uint32(1274126177))
     n = n^(n>>np.uint32(16))
     return np.float32(n & np.uint32(0xffffff))/np.float32(16777216.)
@@ -295,7 +305,7 @@ def _plants(blocks, heights, seed, trees, grass, flowers):
 @jit
 def refresh_column(
     blocks, # uint8 `(WIDTH,HEIGHT,WIDTH)`, kinds
-    tops,   # int8 `(2,WIDTH,WIDTH)`: of each column the highest block that shades (0) and the highest not air (1); written
+    tops,   # int8 `(2,WIDTH,WIDTH)`: a column's highest block that shades (0) and its highest not air (1); written
     light,  # uint8 `(WIDTH,HEIGHT,WIDTH)`: light in each cell, 0..255; written
     x,      # Column, 0..127
     z,      # Column, 0..127
@@ -340,5 +350,6 @@ def generate_terrain(
 # %% ../../nbs/world/blocks.ipynb #c022b
 def empty_terrain(): # -> (blocks, tops, light, clouds) as `generate_terrain` takes them
     "The arrays of a world, all zero"
-    cells = (WIDTH,HEIGHT,WIDTH)
-    return np.zeros(cells,np.uint8), np.zeros((2,WIDTH,WIDTH),np.int8), np.zeros(cells,np.uint8), np.zeros((64,64),np.bool_)
+    cells, columns = (WIDTH,HEIGHT,WIDTH), (2,WIDTH,WIDTH)
+    blocks, light = np.zeros(cells, np.uint8), np.zeros(cells, np.uint8)
+    return blocks, np.zeros(columns, np.int8), light, np.zeros((64,64), np.bool_)

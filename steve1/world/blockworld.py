@@ -33,7 +33,8 @@ def check_seed(
     "The seed of a world, or an error that says what is wrong with it"
     try: whole = operator.index(seed)
     except TypeError: raise TypeError(f'a seed must be a whole number from 0 to {MAX_SEED}, not {seed!r}') from None
-    if not 0<=whole<=MAX_SEED: raise ValueError(f'seed {whole} is out of range: a seed is a whole number from 0 to {MAX_SEED}')
+    if not 0<=whole<=MAX_SEED:
+        raise ValueError(f'seed {whole} is out of range: a seed is a whole number from 0 to {MAX_SEED}')
     return whole
 
 # %% ../../nbs/world/blockworld.ipynb #c005b
@@ -48,7 +49,8 @@ def _canvas(out, shape):
     "`out`, checked, or a new picture"
     if out is None: return np.empty(shape, np.uint8)
     if getattr(out, 'dtype', None)!=np.uint8 or out.ndim!=len(shape) or out.shape[-1]!=3 or out.shape[:-3]!=shape[:-3]:
-        raise ValueError(f"out must be uint8 {(*shape[:-3],'h','w',3)}, not {getattr(out, 'dtype', type(out).__name__)} {getattr(out, 'shape', '')}")
+        got = f"{getattr(out, 'dtype', type(out).__name__)} {getattr(out, 'shape', '')}"
+        raise ValueError(f"out must be uint8 {(*shape[:-3],'h','w',3)}, not {got}")
     check_size(out.shape[-3:-1])
     return out
 
@@ -61,13 +63,14 @@ class Worlds:
     def __init__(self,
         n:int=1, # Number of worlds, 1 or more
     ):
-        if not isinstance(n, (int,np.integer)) or n<1: raise ValueError(f'the number of worlds must be 1 or more, not {n!r}')
+        if not isinstance(n, (int,np.integer)) or n<1:
+            raise ValueError(f'the number of worlds must be 1 or more, not {n!r}')
         self.blocks = np.zeros((n,WIDTH,HEIGHT,WIDTH), np.uint8)      # a `Kind` in each cell
         self.tops = np.zeros((n,2,WIDTH,WIDTH), np.int8)              # as in `refresh_column`
         self.light = np.zeros((n,WIDTH,HEIGHT,WIDTH), np.uint8)       # 0..255
         self.clouds = np.zeros((n,64,64), np.bool_)
         self.slots = np.zeros((n,N_SLOTS,2), np.int32)                # item number and count
-        self._records = np.zeros(n, PLAYER)                           # a slice of a recarray costs 10 µs, of this one none
+        self._records = np.zeros(n, PLAYER)                           # sliced 10 µs faster than a recarray
         self.players = self._records.view(np.recarray)
         self.seeds, self.arenas = [None]*n, ['']*n
 
@@ -157,8 +160,10 @@ def render(self:World,
 def _check_items(items):
     "Names and counts of items, before anything changes"
     for name,n in (items or {}).items():
-        if name not in ITEMS[1:]: raise ValueError(f'unknown item {name!r}: the items are {", ".join(ITEMS[1:])}')
-        if not isinstance(n, (int,np.integer)) or n<0: raise ValueError(f'the count of {name} must be a whole number from 0, not {n!r}')
+        if name not in ITEMS[1:]:
+            raise ValueError(f'unknown item {name!r}: the items are {", ".join(ITEMS[1:])}')
+        if not isinstance(n, (int,np.integer)) or n<0:
+            raise ValueError(f'the count of {name} must be a whole number from 0, not {n!r}')
 
 # %% ../../nbs/world/blockworld.ipynb #c009
 @patch
@@ -193,7 +198,8 @@ def nearest(self:World,
     down:int=5, # Levels below the feet
 ):              # -> (x,y,z) in blocks, x and z not wrapped; None if there is none
     "The nearest block of some kinds, seen or hidden"
-    if min(r, up, down)<0: raise ValueError(f'r={r}, up={up}, down={down} are distances in blocks and cannot be negative')
+    if min(r, up, down)<0:
+        raise ValueError(f'r={r}, up={up}, down={down} are distances in blocks and cannot be negative')
     p = self.p
     x,y,z = (int(np.floor(v)) for v in (p.x, p.y, p.z))
     low, xs, zs = max(0,y-down), np.arange(x-r,x+r+1), np.arange(z-r,z+r+1)
@@ -277,7 +283,8 @@ def load_state(self:World,
     for n in (*_ARRAYS, 'player', 'seed', 'arena'):
         if n not in state: raise ValueError(f'the state lacks {n!r}: pass what save_state returned')
     for n in _ARRAYS:
-        if np.shape(state[n])!=getattr(self, n).shape: raise ValueError(f'{n} of the state is {np.shape(state[n])}, not {getattr(self, n).shape}')
+        if np.shape(state[n])!=getattr(self, n).shape:
+            raise ValueError(f'{n} of the state is {np.shape(state[n])}, not {getattr(self, n).shape}')
     for n in _ARRAYS: getattr(self, n)[:] = state[n]
     self._worlds.seeds[self._i], self._worlds.arenas[self._i] = state['seed'], state['arena']
     self._worlds._records[self._i:self._i+1] = state['player']

@@ -68,7 +68,7 @@ def cast_ray(
     wet,        # Does it start in water?
     reach,      # Length at which it ends, in blocks
     ceiling,    # Height of the world's highest block
-):              # -> (kind met or AIR; x, y, z of its block; axis; distance; texel row, column of a plant; blocks of water passed; distance of the water's surface or -1)
+): # -> (kind met or AIR, x, y, z, axis, distance, plant's texel row, column, blocks of water, distance of its surface or -1)
     "Follow a ray to the first thing that it meets"
     ix,iy,iz = int(math.floor(ox)), int(math.floor(oy)), int(math.floor(oz))
     sx,sy,sz = _sign(dx), _sign(dy), _sign(dz)
@@ -77,7 +77,7 @@ def cast_ray(
     t,axis,surface,entered,swum,met,row,col = 0.,1,-1.,0.,0.,Kind.AIR.value,0,0
     if sy>0: reach = min(reach, (ceiling+1-oy)*ay-1e-9)
     while t<reach:
-        kind = blocks[np.uint64(ix&WRAP),np.uint64(iy),np.uint64(iz&WRAP)]   # bedrock below, the ceiling above: iy is always inside
+        kind = blocks[np.uint64(ix&WRAP),np.uint64(iy),np.uint64(iz&WRAP)]   # bedrock and ceiling keep iy inside
         if kind!=Kind.AIR:
             if kind!=Kind.WATER:
                 s,row,col = _stops(tex, kind, ox, oy, oz, ix, iy, iz, dx, dy, dz, t, axis, sy)
@@ -237,10 +237,11 @@ def draw_view(
     basis = _view_basis(yaw, pitch)
     ceiling, wide = tops[1].max(), tan*16/9
     du = 2*wide/w
-    texels = 2*tan/h*16                                                                      # texels that a pixel covers at distance 1
+    texels = 2*tan/h*16                                    # that a pixel covers at distance 1
     for i in range(h):
         v = (1-2*(i+.5)/h)*tan
         for j in range(w):
             dx,dy,dz = _ray_direction(basis, (j+.5)*du-wide, v)
-            r,g,b = _pixel(blocks, light, clouds, tex, mean, ox, oy, oz, dx, dy, dz, wet, ceiling, texels, tx, ty, tz, crack)
+            r,g,b = _pixel(blocks, light, clouds, tex, mean, ox, oy, oz, dx, dy, dz, wet,
+                ceiling, texels, tx, ty, tz, crack)
             out[i,j,0], out[i,j,1], out[i,j,2] = np.uint8(r), np.uint8(g), np.uint8(b)

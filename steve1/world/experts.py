@@ -228,7 +228,8 @@ def policy_row(
 ) -> np.void:  # A row of `ACTION_DTYPE`
     "The action that VPT's vocabulary has for what an expert wants"
     camera = np.asarray(wish.get('camera', (0,0)), float)
-    if camera.shape!=(2,) or not np.isfinite(camera).all(): raise ValueError(f"camera must be two finite angles (pitch, yaw), not {wish['camera']!r}")
+    if camera.shape!=(2,) or not np.isfinite(camera).all():
+        raise ValueError(f"camera must be two finite angles (pitch, yaw), not {wish['camera']!r}")
     columns = {k:np.array([int(v)]) for k,v in wish.items() if k!='camera'}
     return _ACTIONS.to_env(*_ACTIONS.to_joint(columns | dict(camera=camera[None])))[0]
 
@@ -256,8 +257,9 @@ def _wishes(self:Expert, moves, n):
 _gathered = dict( # task -> kinds of block that it breaks
     wood=(Kind.LOG,), leaves=(Kind.LEAVES,), seeds=(Kind.TALL_GRASS,),
     flower=(Kind.POPPY,Kind.DANDELION), sand=(Kind.SAND,))
-_weights = dict(dig=1., dirt=1., sky=.7, leaves=1.2, wood=1.6, seeds=1.3, flower=1.5, explore=.9, swim=1.2, underwater=1.2,
-    inventory=.6, tower=.7, sand=1.2) # how often a task is chosen where all are possible
+_weights = dict( # how often a task is chosen where all are possible
+    dig=1., dirt=1., sky=.7, leaves=1.2, wood=1.6, seeds=1.3, flower=1.5,
+    explore=.9, swim=1.2, underwater=1.2, inventory=.6, tower=.7, sand=1.2)
 
 @patch
 def feasible(self:Expert, task):
@@ -302,8 +304,10 @@ class Recorder:
         stumble = self._stumble(task)
         row = policy_row(stumble or wish)
         if not is_null(row[None])[0]:
-            for kept,new in ((self.frames, self.obs['pov']), (self.rows, row), (self.tasks, task), (self.stumbling, bool(stumble))):
-                kept.append(new)
+            self.frames.append(self.obs['pov'])
+            self.rows.append(row)
+            self.tasks.append(task)
+            self.stumbling.append(bool(stumble))
         self.obs, info = self.env.step(row)
         self.metrics.update(self.obs, info)
         if self.finder.update(task, self.obs, info) and self.rows: self.events.append((len(self.rows), task))
@@ -328,7 +332,8 @@ def recorded(self:Recorder) -> ExpertPlay: # All steps so far
     n = len(self.rows)
     events = [(s,t) for s,t in self.events if s<n]
     masked = [(a,b) for a,b,on in equal_spans(self.stumbling) if on]
-    return ExpertPlay(np.stack(self.frames), np.stack(self.rows), equal_spans(self.tasks), events, masked, self.env.arena, dict(self.metrics.values))
+    frames, rows, metrics = np.stack(self.frames), np.stack(self.rows), dict(self.metrics.values)
+    return ExpertPlay(frames, rows, equal_spans(self.tasks), events, masked, self.env.arena, metrics)
 
 def equal_spans(
     values, # Sequence

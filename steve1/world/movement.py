@@ -33,7 +33,7 @@ def _preference(i, j, fx, fz, d):
 # %% ../../nbs/world/movement.ipynb #c005b-2
 @jit
 def _nearest_seen(blocks, wanted, ox, oy, oz, yaw, r, lo, hi, jitter, seed):
-    "Best visible block with `wanted[kind]` and no water on it, within r columns and eye levels lo..hi; y=-1 if there is none"
+    "Best visible block with `wanted[kind]` and no water on it, in r columns and eye levels lo..hi; y=-1: none"
     np.random.seed(seed)
     best,bx,by,bz = 1e9,0,-1,0
     px,py,pz = int(math.floor(ox)), int(math.floor(oy)), int(math.floor(oz))
@@ -128,7 +128,7 @@ def block(self:ScriptedPlayer, x, y, z): return self.w.blocks[x&WRAP,y,z&WRAP] i
 # %% ../../nbs/world/movement.ipynb #c008d
 @patch
 def find(self:ScriptedPlayer, kinds, r, lo, hi, jitter=0., seed=0):
-    "(x,y,z) of the best visible block of some kinds within r columns and levels lo..hi of the eye; None if there is none"
+    "(x,y,z) of the best visible block of some kinds within r columns and levels lo..hi of the eye, or None"
     wanted = np.zeros(len(Kind), np.bool_)
     wanted[list(kinds)] = True
     _,x,y,z = _nearest_seen(self.w.blocks, wanted, *self.eye, self.p.yaw, r, lo, hi, jitter, seed)
@@ -136,7 +136,7 @@ def find(self:ScriptedPlayer, kinds, r, lo, hi, jitter=0., seed=0):
 
 @patch
 def find_water(self:ScriptedPlayer, r, deep, jitter=0., seed=0):
-    "(x,y,z) of the best open water within r columns, three blocks deep if `deep`; None if there is none"
+    "(x,y,z) of the best open water within r columns, three blocks deep if `deep`, or None"
     px,pz = int(np.floor(self.p.x)), int(np.floor(self.p.z))
     _,x,y,z = _nearest_water(self.w.blocks, px, pz, self.p.yaw, r, deep, jitter, seed)
     return None if y<0 else (x,y,z)
@@ -144,7 +144,7 @@ def find_water(self:ScriptedPlayer, r, deep, jitter=0., seed=0):
 # %% ../../nbs/world/movement.ipynb #c009
 @patch
 def walk(self:ScriptedPlayer, x, z, near, y=None, most=110):
-    "Walk until within `near` blocks of (x,z), looking at height y (None: ahead), jumping over steps and round obstacles"
+    "Walk until within `near` blocks of (x,z), looking at height y (None: ahead), over steps and round obstacles"
     sprint, level, t, last = self.rng.random()<.5, self.rng.uniform(2,16), 0, None
     while self.distance(x,z)>near and t<most:
         p,d = self.p,self.distance(x,z)

@@ -10,12 +10,14 @@ import math
 from collections import namedtuple
 import numpy as np
 from ..base.actions import KEYS
-from .blocks import BLOCK_TABLE, HEIGHT, ITEM_TABLE, Kind, SEA_LEVEL, WRAP, cell_hash, is_plant, jit, refresh_column
+from .blocks import BLOCK_TABLE, HEIGHT, ITEM_TABLE, Kind, SEA_LEVEL, WRAP
+from .blocks import cell_hash, is_plant, jit, refresh_column
 from .drawing import REACH
 
 # %% ../../nbs/world/physics.ipynb #c004
 PLAYER = np.dtype([(n,'f8') for n in 'x y z vx vy vz yaw pitch mined swing cursor_x cursor_y'.split()] +
-    [(n,'i8') for n in '''ground slot gui in_water eye_in_water bump sneaking sprinting jump_wait use_wait mine_wait slack tick seed
+    [(n,'i8') for n in '''ground slot gui in_water eye_in_water bump sneaking sprinting
+        jump_wait use_wait mine_wait slack tick seed
         e_held lmb_held rmb_held broken placed mine_x mine_y mine_z
         target target_x target_y target_z free_x free_y free_z held_item held_count'''.split()])
 N_SLOTS = 37   # 9 of the hotbar, 27 of the backpack, 1 for the off hand

@@ -15,11 +15,11 @@ from .envs import make_env
 
 # %% ../../nbs/world/play.ipynb #c005
 BINDINGS = { # key -> MineRL's key
-    'w':'forward', 's':'back', 'a':'left', 'd':'right', 'space':'jump', 'shift':'sneak', 'ctrl':'sprint', 'e':'inventory',
-    'q':'drop', 'f':'swapHands', 'mouse left':'attack', 'mouse right':'use', 'mouse middle':'pickItem',
+    'w':'forward', 's':'back', 'a':'left', 'd':'right', 'space':'jump', 'shift':'sneak', 'ctrl':'sprint',
+    'e':'inventory', 'q':'drop', 'f':'swapHands', 'mouse left':'attack', 'mouse right':'use', 'mouse middle':'pickItem',
     **{str(i+1):k for i,k in enumerate(HOTBAR)}}
-_KEYS_HELP = ('WASD walk', 'space jump, rise', 'shift sneak, dive', 'ctrl sprint', 'mouse look', 'left mine', 'right place',
-    '1-9 hotbar', 'E inventory', 'Q drop')
+_KEYS_HELP = ('WASD walk', 'space jump, rise', 'shift sneak, dive', 'ctrl sprint', 'mouse look', 'left mine',
+    'right place', '1-9 hotbar', 'E inventory', 'Q drop')
 
 # %% ../../nbs/world/play.ipynb #c008
 class HumanPlayer:
@@ -29,7 +29,8 @@ class HumanPlayer:
         width:int=640,         # Width of the picture in pixels, for the cursor of an open screen
         bindings:dict=None,    # Key name -> MineRL key; None: `BINDINGS`
     ):
-        if not 0<sensitivity<np.inf: raise ValueError(f'sensitivity must be degrees a pixel above 0, not {sensitivity!r}')
+        if not 0<sensitivity<np.inf:
+            raise ValueError(f'sensitivity must be degrees a pixel above 0, not {sensitivity!r}')
         if not width>0: raise ValueError(f'width must be a number of pixels above 0, not {width!r}')
         self.sensitivity, self.width, self.bindings = sensitivity, width, dict(bindings or BINDINGS)
         unknown = set(self.bindings.values())-set(KEYS)
@@ -99,7 +100,8 @@ class Game:
         sensitivity:float=.15, # Degrees of camera a pixel of mouse movement
         **kwargs,              # To `make_env`: seed, arena, items
     ):
-        self.size, self.recorder, self.player, self.steps = check_size(size), recorder, HumanPlayer(sensitivity,size[1]), 0
+        self.size, self.recorder, self.steps = check_size(size), recorder, 0
+        self.player = HumanPlayer(sensitivity, size[1])
         self.env = env or make_env('blockworld', size=size, **kwargs)
         self.obs = self.env.reset()
         self.frame = self.picture()
@@ -121,13 +123,14 @@ class Game:
         return self.frame
 
 # %% ../../nbs/world/play.ipynb #c016
+_NO_PYGAME = "a window needs pygame: pip install -e '.[play]'; or play in the notebook world/play"
 _NO_DISPLAY = 'no display to open a window on{}; play in the notebook world/play, or set DISPLAY'
 
 def _pygame():
     "pygame with a display, or an error that says what is missing"
     os.environ.setdefault('PYGAME_HIDE_SUPPORT_PROMPT', '1')
     try: import pygame
-    except ImportError: raise RuntimeError("a window needs pygame: pip install -e '.[play]'; or play in the notebook world/play") from None
+    except ImportError: raise RuntimeError(_NO_PYGAME) from None
     try:
         pygame.display.init()
         pygame.font.init()
@@ -150,7 +153,8 @@ class Window:
         game:Game,    # What is played
         scale:int=2,  # Screen pixels a picture pixel, 1 to 16
     ):
-        if not isinstance(scale, int) or not 1<=scale<=16: raise ValueError(f'scale must be a whole number from 1 to 16, not {scale!r}')
+        if not isinstance(scale, int) or not 1<=scale<=16:
+            raise ValueError(f'scale must be a whole number from 1 to 16, not {scale!r}')
         self.pg, self.game, self.open, self.caught = _pygame(), game, True, False
         h,w = game.size
         self.screen = self.pg.display.set_mode((w*scale,h*scale), self.pg.RESIZABLE)
@@ -257,7 +261,8 @@ def jpeg(
     "A picture as JPEG"
     import cv2
     if getattr(frame, 'dtype', None)!=np.uint8 or frame.ndim!=3 or frame.shape[2]!=3 or not frame.size:
-        raise ValueError(f"a picture must be uint8 (h,w,3), not {getattr(frame, 'dtype', type(frame).__name__)} {getattr(frame, 'shape', '')}")
+        got = f"{getattr(frame, 'dtype', type(frame).__name__)} {getattr(frame, 'shape', '')}"
+        raise ValueError(f"a picture must be uint8 (h,w,3), not {got}")
     if not 0<=quality<=100: raise ValueError(f'quality must be from 0 to 100, not {quality!r}')
     return cv2.imencode('.jpg', frame[...,::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
@@ -283,9 +288,10 @@ def _browser_event(player, e, last=None):
     return x,y
 
 # %% ../../nbs/world/play.ipynb #c029
-_pads = dict(forward=dict(forward=1), back=dict(back=1), left=dict(left=1), right=dict(right=1), jump=dict(jump=1,forward=1),
-    mine=dict(attack=1), place=dict(use=1), sneak=dict(sneak=1), inventory=dict(inventory=1)) | {
-    '◀':dict(camera=(0,-7.5)), '▶':dict(camera=(0,7.5)), '▲':dict(camera=(-5,0)), '▼':dict(camera=(5,0))} # button -> action
+_pads = { # button -> action
+    **{k:{k:1} for k in ('forward','back','left','right')},
+    'jump':dict(jump=1, forward=1), 'mine':dict(attack=1), 'place':dict(use=1), 'sneak':dict(sneak=1), 'inventory':dict(inventory=1),
+    '◀':dict(camera=(0,-7.5)), '▶':dict(camera=(0,7.5)), '▲':dict(camera=(-5,0)), '▼':dict(camera=(5,0))}
 
 # %% ../../nbs/world/play.ipynb #c029-2
 class NotebookView:
@@ -299,7 +305,8 @@ class NotebookView:
         self.game, self.burst, self.queue, self.at, self.running = game, burst, [], None, False
         self.image = W.Image(value=jpeg(game.frame), format='jpeg', width=game.size[1], height=game.size[0])
         self.pads = {n:W.Button(description=n, layout=W.Layout(width='86px')) for n in _pads}
-        self.slot, self.play = W.IntSlider(1, 1, 9, description='hotbar'), W.ToggleButton(description='live: 20 steps/s')
+        self.slot = W.IntSlider(1, 1, 9, description='hotbar')
+        self.play = W.ToggleButton(description='live: 20 steps/s')
         self.note = W.HTML(self.listen())
         buttons = W.HBox([*self.pads.values()], layout=W.Layout(flex_flow='row wrap', width='720px'))
         self.box = W.VBox([self.image, buttons, W.HBox([self.slot, self.play]), self.note])

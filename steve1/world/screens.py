@@ -46,7 +46,7 @@ def _icon(o, tex, kind, y0, y1, x0, x1):
                 for c in range(3): o[i,j,c] = np.uint8(tex[kind,f,v,u,c]*k)
 
 # %% ../../nbs/world/screens.ipynb #c005
-_FONT = ('75557','26227','71747','71717','55711','74717','74757','71244','75757','75717') # rows of three bits, top to bottom
+_FONT = ('75557','26227','71747','71717','55711','74717','74757','71244','75757','75717') # five rows of bits
 _DIGITS = np.array([[[int(row)>>k&1 for k in (2,1,0)] for row in digit] for digit in _FONT], np.uint8) # (10,5,3)
 
 @jit
@@ -158,7 +158,7 @@ def _draw_inventory(o, tex, digits, slots, p):
     "The inventory screen with its cursor"
     h,w,g = o.shape[0], o.shape[1], SLOT_GRID
     _draw_panel(o)
-    for r in range(6):                                     # three rows of the backpack, the hotbar, two rows for crafting
+    for r in range(6):                                     # three rows of the backpack, hotbar, two for crafting
         for c in range(9 if r<4 else 2):
             y,x = (g.y0+r*g.dy, g.x0+c*g.dx) if r<4 else (.16+(r-4)*g.dy, .52+c*g.dx)
             a,b,u,v = int(h*y), int(h*(y+g.h)), int(w*x), int(w*(x+g.w))
@@ -173,7 +173,8 @@ def _draw_inventory(o, tex, digits, slots, p):
 @jit
 def _draw_frame(blocks, tops, light, clouds, slots, p, tex, mean, digits, out):
     "Draw a player's whole picture into `out` (h,w,3) uint8"
-    draw_view(blocks, tops, light, clouds, tex, mean, out, p.x, p.y+eye_height(p), p.z, p.yaw, p.pitch, p.eye_in_water>0,
+    draw_view(blocks, tops, light, clouds, tex, mean, out,
+        p.x, p.y+eye_height(p), p.z, p.yaw, p.pitch, p.eye_in_water>0,
         p.target_x, p.target_y if not p.gui else -1, p.target_z, p.mined)
     if not p.gui:
         _draw_hand(out, tex, slots, p)

@@ -109,14 +109,16 @@ TASKS = {t.name:t for t in _tasks} # name -> Task
 # %% ../../nbs/world/tasks.ipynb #c009
 METRICS = dict( # name -> what it counts
     dug='blocks broken while looking down more than 60°',
-    dirt='dirt gained', leaves='leaves gained', wood='logs gained', seeds='seeds gained', flowers='flowers gained', sand='sand gained',
+    dirt='dirt gained', leaves='leaves gained', wood='logs gained',
+    seeds='seeds gained', flowers='flowers gained', sand='sand gained',
     sky='steps looking up more than 45°',
     distance='farthest horizontal distance from the start, in blocks',
     swum='steps swimming with the head above water', submerged='steps with the head under water',
     inventory='steps with the inventory open',
     placed='blocks placed')
 
-_item_endings = dict(dirt=('dirt',), leaves=('leaves',), wood=('_log',), seeds=('seeds',), flowers=('poppy','dandelion'), sand=('sand',))
+_item_endings = dict( # metric -> how the names of its items end
+    dirt=('dirt',), leaves=('leaves',), wood=('_log',), seeds=('seeds',), flowers=('poppy','dandelion'), sand=('sand',))
 
 def _held(inventory):
     "Items held, by metric; sandstone is no sand"
@@ -151,7 +153,8 @@ class MetricTracker:
         v['inventory'] += bool(obs['isGuiOpen'])
 
 # %% ../../nbs/world/tasks.ipynb #c012
-_broken_by = dict(wood=('oak_log',), leaves=('oak_leaves',), seeds=('grass',), flower=('poppy','dandelion'), sand=('sand',),
+_broken_by = dict( # task -> blocks that it breaks
+    wood=('oak_log',), leaves=('oak_leaves',), seeds=('grass',), flower=('poppy','dandelion'), sand=('sand',),
     dirt=('dirt','grass_block'), dig=('dirt','grass_block','stone','sand','gravel','coal_ore'))
 
 def _block_event(task, info, pitch):

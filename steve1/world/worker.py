@@ -63,10 +63,10 @@ def _end_family(pid):
 # %% ../../nbs/world/worker.ipynb #c010
 def _await_end(pid, seconds):
     "Give a child this long to end: (pid, status), or (0, 0)"
-    until = time.time()+seconds
+    until = time.monotonic()+seconds
     while True:
         ended = os.waitpid(pid, os.WNOHANG)
-        if ended[0] or time.time() > until: return ended
+        if ended[0] or time.monotonic() > until: return ended
         time.sleep(.002)
 
 def _outcome(status):
@@ -75,11 +75,12 @@ def _outcome(status):
 
 # %% ../../nbs/world/worker.ipynb #c010b
 def _guard(pid, quiet, limit):
-    "Watch over a worker until it ends, its caller does (descriptor 0), or its family holds more than `limit` bytes (0: no limit)"
+    "Watch over a worker until it ends, or its caller does (descriptor 0), or its family holds over `limit` bytes (0: any)"
     ended, seen = (0, 0), {}                                    # `quiet` is a pipe that ends with the worker
     while not ended[0] and not seen:
         ready = select.select([0, quiet], [], [], .25)[0]
-        ended = _await_end(pid, 1 if quiet in ready else .02 if ready else 0)   # the caller may let go because the worker is dying
+        patience = 1 if quiet in ready else .02 if ready else 0 # the caller may let go because the worker is dying
+        ended = _await_end(pid, patience)
         if ready: break
         held = _resident_memory(pid) if limit and not ended[0] else 0
         if held > limit: seen['memory'] = held
@@ -96,7 +97,8 @@ class _Pictures:
         "Copy a uint8 picture `(h,w,3)` to where the other side sees it; its shape, a list"
         import numpy as np
         frame = np.asarray(frame)
-        if frame.dtype != np.uint8 or frame.ndim != 3: raise RuntimeError('not a picture: %s %s' % (frame.dtype, frame.shape))
+        if frame.dtype != np.uint8 or frame.ndim != 3:
+            raise RuntimeError('not a picture: %s %s' % (frame.dtype, frame.shape))
         if len(self.map) < frame.nbytes:
             os.ftruncate(self.fd, frame.nbytes)
             self.map = mmap.mmap(self.fd, frame.nbytes)
@@ -104,7 +106,8 @@ class _Pictures:
         return list(frame.shape)
 
 # %% ../../nbs/world/worker.ipynb #c015
-CALL_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, ImportError, FileNotFoundError) # the call was wrong
+CALL_ERRORS = ( # the call was wrong
+    ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, ImportError, FileNotFoundError)
 
 def _to_json(o): return o.tolist() if hasattr(o, 'tolist') else str(o)   # numpy's numbers and arrays
 
@@ -160,7 +163,7 @@ def _main():
     "Fork into guard and worker"
     spec = json.loads(sys.argv[1])
     folder = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [p for p in sys.path if os.path.abspath(p) != folder] # our modules must not hide modules of the same name
+    sys.path[:] = [p for p in sys.path if os.path.abspath(p) != folder] # our modules must not hide others
     _prctl(_SUBREAPER, 1)
     quiet, alive = os.pipe()
     pid = os.fork()
@@ -174,7 +177,8 @@ def _main():
 
 # %% ../../nbs/world/worker.ipynb #c026
 _SETTINGS = dict( # the published ones
-    fov_range=[70, 70], gamma_range=[2, 2], guiscale_range=[1, 1], resolution=[640, 360], cursor_size_range=[16., 16.], frameskip=1)
+    fov_range=[70, 70], gamma_range=[2, 2], guiscale_range=[1, 1], resolution=[640, 360],
+    cursor_size_range=[16., 16.], frameskip=1)
 
 def _counts(stats): return {k:float(v) for k,v in stats.items() if v}   # counters that are not zero
 
@@ -210,7 +214,8 @@ class _Game:
     ):          # -> (obs, info)
         import numpy as np
         if self.done: return self.last
-        known = {k:np.array(v, np.float32) if k == 'camera' else int(v) for k,v in action.items() if k not in self.missing}
+        known = {k:int(v) for k,v in action.items() if k != 'camera' and k not in self.missing}
+        if 'camera' in action: known['camera'] = np.array(action['camera'], np.float32)
         raw, self.done = _guarded(self.play, known)
         if 'error' in raw: raise RuntimeError('the game is lost: %s' % raw['error'])
         self.last = self.translate(raw)
@@ -222,7 +227,9 @@ class _Game:
 def _check_seed(seed):
     "Minecraft's seeds have 64 bits"
     if not isinstance(seed, int): raise TypeError('a seed must be a whole number, not %r' % (seed,))
-    if not -2**63 <= seed < 2**63: raise ValueError('seed %d is out of range: Minecraft takes a whole number from %d to %d' % (seed, -2**63, 2**63-1))
+    if not -2**63 <= seed < 2**63:
+        allowed = 'Minecraft takes a whole number from %d to %d' % (-2**63, 2**63-1)
+        raise ValueError('seed %d is out of range: %s' % (seed, allowed))
     return seed
 
 def _guarded(do, *args):
@@ -275,7 +282,8 @@ class MineStudio(_Game):
     def open(self):
         folder = _import('minestudio.utils', 'get_mine_studio_dir')()
         if not os.path.exists(os.path.join(folder, 'engine', 'build', 'libs', 'mcprec-6.13.jar')):
-            raise FileNotFoundError('MineStudio has no engine yet: `%s -m minestudio.simulator.entry -y` fetches it' % sys.executable)
+            command = '`%s -m minestudio.simulator.entry -y`' % sys.executable
+            raise FileNotFoundError('MineStudio has no engine yet: %s fetches it' % command)
         size = dict(obs_size=(640, 360), render_size=(640, 360))
         env = _import('minestudio.simulator', 'MinecraftSim')(action_type='env', seed=self.seed, callbacks=[], **size)
         return env, set(env.env.observation_space['mine_block'].spaces)

@@ -1,0 +1,36 @@
+"What `make` would run: paths relative, whole, from home, with spaces"
+import os, shlex, shutil, subprocess
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(not shutil.which('make'), reason='no make here')
+
+def plan(target, **settings):
+    "The words of each command that a target would run, and the environment it exports"
+    words = ['make', '-n', '--no-print-directory', '-C', str(ROOT), '-o', f"{settings.get('VENV', '.venv')}/.ready", target, *(f'{k}={v}' for k,v in settings.items())]
+    env = {k:v for k,v in os.environ.items() if k not in ('STEVE1_DATA', 'MAKEFLAGS', 'VENV')}
+    text = subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout
+    return [shlex.split(line) for line in text.splitlines()]
+
+@pytest.mark.parametrize('given,whole', [('rel', f'{ROOT}/rel'), ('/tmp/data', '/tmp/data'), ('/tmp/my data', '/tmp/my data'),
+    ('my data', f'{ROOT}/my data'), ('~/steve', f'{Path.home()}/steve'), ('', f'{ROOT}/data')])
+@pytest.mark.parametrize('target', ['demo', 'mini'])
+def test_data_folder(given, whole, target):
+    "All output goes to one folder: the notebook's copy, the films, the weights"
+    lines = plan(target, STEVE1_DATA=given)
+    assert lines[0] == ['mkdir', '-p', f'{whole}/runs/{target}']
+    copies = [w for words in lines for w in words if w.endswith('.ipynb') and not w.startswith('nbs/')]
+    assert copies and all(c.startswith(f'{whole}/runs/{target}/') for c in copies)
+
+@pytest.mark.parametrize('given,whole', [('.venv', f'{ROOT}/.venv'), ('/opt/v', '/opt/v'), ('env', f'{ROOT}/env')])
+def test_environment(given, whole):
+    "The interpreter and the commands come from the same environment, wherever it lies"
+    lines = plan('export', VENV=given)
+    assert lines[0][0].split('=')[1].split(':')[0] == f'{whole}/bin'
+    assert lines[-1][0] == f'{whole}/bin/python'
+
+def test_exported_data_root():
+    "What the notebooks see is what the Makefile writes to"
+    text = (ROOT/'Makefile').read_text()
+    assert all(f'{target}: export STEVE1_DATA := $(DATA)' in text for target in ('demo', 'mini'))
