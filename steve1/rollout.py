@@ -53,7 +53,8 @@ class Rollout:
         self.agent = Agent(policy, cond_scale=scales if guided else None, dtype=dtype, seeds=seeds)
         kw |= dict(items=items) if is_blockworld else {}
         self.envs = make_vec(env, n, policy.cfg.image_size, process, dict(autoreset_mode='Disabled'), **kw)
-        self.obs, _ = self.envs.reset(seed=seeds, options=dict(arena=[c.arena for c in cases]) if is_blockworld else None)
+        options = dict(arena=[c.arena for c in cases]) if is_blockworld else None
+        self.obs, _ = self.envs.reset(seed=seeds, options=options)
         self.trackers = [MetricTracker() for _ in cases]
         self.values = [self._measure(i) for i in range(n)]
         self.begun = [(0, v) for v in self.values]
@@ -128,7 +129,8 @@ def rollout(
 ) -> Played:
     "Play all cases side by side; ends early if all worlds are lost"
     r, b = Rollout(policy, cases, **kw), len(cases)
-    played = Played(np.full((b,n_steps,len(METRICS)), np.nan, np.float32), np.zeros((b,n_steps), ACTION_DTYPE), np.zeros((b,n_steps), np.int64), {})
+    values = np.full((b,n_steps,len(METRICS)), np.nan, np.float32)
+    played = Played(values, np.zeros((b,n_steps), ACTION_DTYPE), np.zeros((b,n_steps), np.int64), {})
     try:
         for t in range(n_steps):
             if not r.alive: break
@@ -221,7 +223,8 @@ class RolloutConfig(Config):
     env: str = 'blockworld'        # blockworld, minerl or minestudio
     weights: str = ''              # Folder of mineclip, prior and policy .safetensors; '': data/weights
     device: str = 'cpu'            # 'auto' takes the best there is
-    presets: ClassVar[dict] = {'demo': dict(name='demo', prompts=('chop a tree','dig a hole','collect seeds','go swimming','build a tower'))}
+    presets: ClassVar[dict] = dict(demo=dict(name='demo', prompts=(
+        'chop a tree', 'dig a hole', 'collect seeds', 'go swimming', 'build a tower')))
     also_called: ClassVar[dict] = dict(seed='seeds', steps='n_steps', scale='cond_scale', out='name')
 
     def __post_init__(self):
@@ -234,7 +237,8 @@ class RolloutConfig(Config):
 # %% ../nbs/07_rollout.ipynb #v010
 def _parse_seeds(seeds):
     "Whole numbers from numbers, texts such as '1,2', or both"
-    words = [w for s in (seeds if isinstance(seeds, (list,tuple)) else [seeds]) for w in re.split(r'[\s,]+', str(s).strip(' []()')) if w]
+    seeds = seeds if isinstance(seeds, (list,tuple)) else [seeds]
+    words = [w for s in seeds for w in re.split(r'[\s,]+', str(s).strip(' []()')) if w]
     for w in words:
         if not re.fullmatch(r'[0-9]{1,18}', w): raise ValueError(f'seeds: {w!r} is no whole number from 0 to 10^18')
     return tuple(map(int, words))
@@ -256,13 +260,14 @@ def _case_of(system, prompt, seed, cfg):
     plan = parse_schedule(system, prompt, seed if cfg.draw else None)
     goal, scale, is_file = plan[0].goal, plan[0].cond_scale, bool(parse_moment(prompt))
     if len(plan)>1: return make_case(plan, seed, cfg.cond_scale, cfg.arena, name=prompt.strip())
-    return make_case(goal, seed, cfg.cond_scale if scale is None else scale, cfg.arena, name=prompt.strip() if is_file else '')
+    if scale is None: scale = cfg.cond_scale
+    return make_case(goal, seed, scale, cfg.arena, name=prompt.strip() if is_file else '')
 
 def _facts(system, cfg, case):
     "What a finished case must agree with, ready for JSON"
     goals = [[round(float(x), 4) for x in s.goal.embed[:4]] for s in case.stages]
-    return dict(prompt=case.name or case.goal.name, goals=goals, seed=case.seed, arena=case.arena, cond_scale=case.cond_scale,
-                n_steps=cfg.n_steps, env=cfg.env, size=list(cfg.size) if cfg.video else None, weights=system.weights)
+    return dict(prompt=case.name or case.goal.name, goals=goals, seed=case.seed, arena=case.arena,
+                cond_scale=case.cond_scale, n_steps=cfg.n_steps, env=cfg.env, size=list(cfg.size) if cfg.video else None, weights=system.weights)
 
 # %% ../nbs/07_rollout.ipynb #c035b
 def _is_finished(folder, cfg, case, facts):
@@ -284,7 +289,8 @@ def _write_case(folder, case, values, actions, stages, facts):
 def _gather(folder, cfg, cases):
     "The table and the contact sheet over all cases of a run"
     done = [json.loads((folder/f'{c.stem}.json').read_text()) for c in cases]
-    table = pd.DataFrame([{k:d[k] for k in ('prompt','seed','arena','cond_scale')} | d['metrics'] | dict(failed=d['failed']) for d in done])
+    asked = [{k:d[k] for k in ('prompt','seed','arena','cond_scale')} for d in done]
+    table = pd.DataFrame([a | d['metrics'] | dict(failed=d['failed']) for a,d in zip(asked, done)])
     with atomic_path(folder/'metrics.csv') as p: table.to_csv(p, index=False)
     whole = [(c,d) for c,d in zip(cases, done) if not d['failed']]
     if cfg.video and whole: _write_sheet(folder, whole)
@@ -293,7 +299,8 @@ def _gather(folder, cfg, cases):
 # %% ../nbs/07_rollout.ipynb #c037c
 def _write_sheet(folder, whole):
     "Six moments of every film"
-    titles = [f"{c.name or c.goal.name}   ·   world {c.seed}, {c.arena}   ·   {_headline(c.at(len(c.stages)-1), d['metrics'])}" for c,d in whole]
+    ends = [_headline(c.at(len(c.stages)-1), d['metrics']) for c,d in whole]
+    titles = [f'{c.name or c.goal.name}   ·   world {c.seed}, {c.arena}   ·   {end}' for (c,_),end in zip(whole, ends)]
     img = video_sheet([folder/f'{c.stem}.mp4' for c,_ in whole], titles)
     save_image(folder/'contact_sheet.png', img)
 
@@ -305,7 +312,8 @@ def run_rollouts(
     system = load_system(cfg.weights or None, cfg.device)
     cases = [_case_of(system, p, s, cfg) for p in cfg.prompts for s in cfg.seeds]
     twice = [c for i,c in enumerate(cases) if c.stem in [d.stem for d in cases[:i]]]
-    if twice: raise ValueError(f'{twice[0].name or twice[0].goal.name!r} is there twice for world {twice[0].seed}: name each prompt and seed once')
+    for c in twice:
+        raise ValueError(f'{c.name or c.goal.name!r} is there twice for world {c.seed}: name each prompt and seed once')
     with sole_writer(folder := data_dir('runs', cfg.name)):
         facts = {c.stem:_facts(system, cfg, c) for c in cases}
         _play_missing(system, cfg, folder, [c for c in cases if not _is_finished(folder, cfg, c, facts[c.stem])], facts)

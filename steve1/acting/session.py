@@ -26,7 +26,7 @@ from .schedules import make_case, parse_schedule
 from ..rollout import Rollout, overlay
 
 # %% ../../nbs/acting/session.ipynb #c005
-OWN_PROMPTS = {k:t.prompt for k,t in TASKS.items() if t.prompt not in PAPER_PROMPTS.values()}   # task -> BlockWorld's own prompt
+OWN_PROMPTS = {k:t.prompt for k,t in TASKS.items() if t.prompt not in PAPER_PROMPTS.values()}   # task -> prompt
 
 # %% ../../nbs/acting/session.ipynb #c008
 FPS = 20   # Steps, and so pictures, a second
@@ -131,12 +131,13 @@ def new_world(self:Session,
     "Start anew, in this world or another"
     seed, arena = self.seed if seed is None else seed, arena or self.arena
     if arena not in ARENAS: raise ValueError(f"unknown arena {arena!r}: choose from {', '.join(ARENAS)}")
-    if not isinstance(seed, (int, np.integer)) or seed<0: raise ValueError(f'a seed is a whole number from 0, not {seed!r}')
+    if not isinstance(seed, (int, np.integer)) or seed<0:
+        raise ValueError(f'a seed is a whole number from 0, not {seed!r}')
     if self.game: self.game.close()
     if seed!=self.seed: self.seed = int(seed); self.plan = self._make_plan(self.asked)
     self.arena = arena
     self.game = Rollout(self.system.policy, [make_case(self.plan, self.seed, self.scale, arena)], **self.kw)
-    self._tune()                                                           # guided from the first step, whatever the scale
+    self._tune()                                          # guided from the first step, whatever the scale
     self._reset_scores()
     self.frame = self.picture()
     self._note('new world', seed=self.seed, arena=arena)
@@ -252,11 +253,12 @@ def record(self:Session,
     if self.film: raise RuntimeError(f'already filming {self.path.name}: save() it first')
     path = Path(path or data_dir('runs', 'play', f'{datetime.now():%Y%m%d_%H%M%S_%f}'[:-3]+'.mp4'))
     if path.suffix!='.mp4': raise ValueError(f'a film is an .mp4, not {path.name!r}')
-    with ExitStack() as stack:                                             # the file goes away again if the film cannot begin
+    with ExitStack() as stack:                            # the file goes away again if the film cannot begin
         film = VideoWriter(stack.enter_context(atomic_path(path)), self.size, settings=FILM)
         self.path, self.film, self._reel = path, film, stack.pop_all()
     columns = {k:[] for k in ('prompt','step','cond_scale','similarity','events')}
-    self.script = dict(fps=FPS, size=list(self.size), weights=self.system.weights, seed=self.seed, arena=self.arena) | columns
+    facts = dict(fps=FPS, size=list(self.size), weights=self.system.weights, seed=self.seed, arena=self.arena)
+    self.script = facts | columns
     return path
 
 # %% ../../nbs/acting/session.ipynb #c034b
@@ -305,15 +307,17 @@ def _polyline(ys, w, h, low, high):
 
 # %% ../../nbs/acting/session.ipynb #c042b
 def _spark(ys, size=(150,22), limits=(0.,1.), color='#8fa3bf', cuts=(), points=160):
-    "A line with the area below it as <svg>: values (n,), pixels (w,h), values at bottom and top, dashed lines at 0..1, most points"
+    "A line with the area below it as <svg>: values (n,), pixels (w,h), lowest and highest value, dashes at 0..1"
     ys, (w,h) = np.asarray(ys, float), size
     if len(ys)>points: ys = ys[np.linspace(0, len(ys)-1, points).round().astype(int)]
     xy = _polyline(ys, w, h, *limits)
-    parts = [f'<line x1="{c*w:.1f}" x2="{c*w:.1f}" y1="0" y2="{h}" stroke="#596274" stroke-dasharray="2 2"/>' for c in cuts]
+    dashed = f'y1="0" y2="{h}" stroke="#596274" stroke-dasharray="2 2"'
+    parts = [f'<line x1="{c*w:.1f}" x2="{c*w:.1f}" {dashed}/>' for c in cuts]
     if xy:
         first, last = (p.split(',')[0] for p in (xy[0], xy[-1]))
         parts.append(f'<polygon points="{first},{h} {" ".join(xy)} {last},{h}" fill="{color}" opacity=".18"/>')
-        parts.append(f'<polyline points="{" ".join(xy)}" fill="none" stroke="{color}" stroke-width="1.6" stroke-linejoin="round"/>')
+        stroke = f'stroke="{color}" stroke-width="1.6" stroke-linejoin="round"'
+        parts.append(f'<polyline points="{" ".join(xy)}" fill="none" {stroke}/>')
     head = f'<svg viewBox="0 0 {w} {h}" width="100%" height="{h}" preserveAspectRatio="none">'
     return head+''.join(parts)+'</svg>'
 

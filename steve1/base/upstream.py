@@ -44,9 +44,11 @@ def map_rows(
     path:Path, # A .npy file
 ) -> np.ndarray: # Mapped from disk
     "A table, without reading it"
-    try: return np.load(path, mmap_mode='r', allow_pickle=False)
+    try: rows = np.load(path, mmap_mode='r', allow_pickle=False)
     except (ValueError, EOFError) as e:
         raise EpisodeError(f"{path} is damaged ({short_error(e)}); remove it and make it again") from None
+    if isinstance(rows, np.ndarray): return rows
+    raise EpisodeError(f"{path} is an archive of arrays (.npz), not one array; remove it and make it again")
 
 # %% ../../nbs/base/upstream.ipynb #e3e
 PUBLISHED_CLIP = 'published' # id of the MineCLIP of a published folder, which does not say which it was

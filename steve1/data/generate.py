@@ -111,7 +111,8 @@ def generate(
     if n_episodes < 0: raise ValueError(f'n_episodes={n_episodes} must be 0 or more')
     _check_play(play, cfg.workers)
     _check_same(folder, cfg.size)
-    jobs = [(folder/f'{cfg.seed+i:06d}', play, cfg.seed+i, cfg.n_steps, cfg.size, cfg.only, cfg.crf) for i in range(n_episodes)]
+    seeds, rest = range(cfg.seed, cfg.seed+n_episodes), (cfg.n_steps, cfg.size, cfg.only, cfg.crf)
+    jobs = [(folder/f'{s:06d}', play, s, *rest) for s in seeds]
     if cfg.dry_run: return Report(0, sum(_is_made(j[0]) for j in jobs), {})
     with sole_writer(folder): return _make(jobs, cfg)
 
@@ -121,13 +122,15 @@ def _check_play(play, workers):
     check = getattr(_play_function(play), 'check_players', None)
     if check: check()
     if workers and not isinstance(play, (str, Config)):
-        raise ValueError(f"worker processes find a play function by its name: give 'module:function', or workers=0 to run {play.__name__!r} here")
+        raise ValueError(f"worker processes find a play function by its name: give 'module:function', "
+                         f"or workers=0 to run {play.__name__!r} here")
 
 def _check_same(folder, size):
     "A dataset has one frame size"
     for p in list(folder.glob('*/metadata.json'))[:1]:
         if (had := Episode(p.parent).size) != size:
-            raise ValueError(f"{folder.name} holds episodes of {had[0]}×{had[1]}, not {size[0]}×{size[1]}; choose another name")
+            raise ValueError(f"{folder.name} holds episodes of {had[0]}×{had[1]}, not {size[0]}×{size[1]}; "
+                             "choose another name")
 
 # %% ../../nbs/data/generate.ipynb #g004
 def _make_job(job): return make_episode(*job)
@@ -163,15 +166,16 @@ class GenerateCommand(GenerateConfig):
     def player(self):
         "The play function that the options name"
         if not self.agents: return self.play
-        return Mix(tuple(self.agents.split(',')), _chances(self.switch), p_spin=self.spin, cond_scale=self.scale, env=self.env,
-                   arena=self.arena, min_steps=self.min_steps, drop_null=self.drop_null, device=self.device)
+        return Mix(tuple(self.agents.split(',')), _chances(self.switch), p_spin=self.spin, cond_scale=self.scale,
+                   env=self.env, arena=self.arena, min_steps=self.min_steps, drop_null=self.drop_null, device=self.device)
 
 # %% ../../nbs/data/generate.ipynb #c024b
 def _chances(text):
     "'0.001' as one chance, '0.001,0.0003' as two, '' as None"
     try: chances = tuple(map(float, filter(None, text.split(','))))
     except ValueError: chances = (0.,)*3
-    if len(chances) > 2: raise ValueError(f"--switch {text!r} is neither a chance such as 0.001 nor two such as 0.001,0.0003")
+    if len(chances) > 2:
+        raise ValueError(f"--switch {text!r} is neither a chance such as 0.001 nor two such as 0.001,0.0003")
     return chances if len(chances) == 2 else chances[0] if chances else None
 
 # %% ../../nbs/data/generate.ipynb #g005

@@ -56,7 +56,7 @@ class _PolicyPlayer:
         goal=None,             # float32 (d_goal,); None: without a goal
         cond_scale:float=0.,   # Guidance towards the goal
     ):
-        import torch                                      # imported here: processes of other players start faster without it
+        import torch                     # imported here: processes of other players start faster without it
         from steve1.policy import Agent
         d, device = policy.cfg.d_goal, policy.goal.weight.device
         self.goal = np.zeros((1,d), np.float32) if goal is None else np.asarray(goal, np.float32)[None]
@@ -110,7 +110,8 @@ def parse_player(
     "A player from its word; raises ValueError for a word that names none"
     head, _, goal = word.strip().partition('@')
     if head.partition(':')[0] == 'expert': return _parse_expert(word, head, goal)
-    if not head: raise ValueError(f"{word!r} names no player; give 'expert', 'foundation', 'policy' or the path of a checkpoint")
+    if not head:
+        raise ValueError(f"{word!r} names no player; give 'expert', 'foundation', 'policy' or the path of a checkpoint")
     is_name = Path(head).name == head and not Path(head).suffix
     path = find_data('weights', f'{head}.safetensors') if is_name else Path(head)
     if path.is_file(): return _Player(path.stem, path, goal or None, None)
@@ -164,7 +165,8 @@ def check(self:Mix):
     for k in ('turn','speed'):
         v = getattr(self, k)
         if len(v) != 2 or not 0 < v[0] <= v[1]: raise ValueError(f"{k} must be (least, most) degrees, got {v}")
-    if self.turn[0] < self.speed[1]: raise ValueError(f"a spin of {self.turn[0]}° has no whole step of {self.speed[1]}°")
+    if self.turn[0] < self.speed[1]:
+        raise ValueError(f"a spin of {self.turn[0]}° has no whole step of {self.speed[1]}°")
     if self.env not in ENVS: raise ValueError(f"unknown environment {self.env!r}: choose from {', '.join(ENVS)}")
     if self.arena != 'auto' and self.arena not in ARENAS:
         raise ValueError(f"unknown arena {self.arena!r}: choose from auto, {', '.join(ARENAS)}")
@@ -192,7 +194,8 @@ def policy_of(self:Mix, player):
 def check_players(self:Mix):
     "Raise an error now for a player that cannot play later"
     for w in map(parse_player, self.agents):
-        if w.path is None and self.env != 'blockworld': raise ValueError(f"{w.name!r} plays BlockWorld only, not {self.env!r}")
+        if w.path is None and self.env != 'blockworld':
+            raise ValueError(f"{w.name!r} plays BlockWorld only, not {self.env!r}")
         if w.goal: load_moment(w.goal, self.policy_of(w)[0].cfg.d_goal)
 
 # %% ../../nbs/data/players.ipynb #c020c
@@ -323,7 +326,8 @@ def plot_turns(
     top.imshow(ep.sheet(n, cols=n), interpolation='nearest'); top.axis('off')
     top.set_title(f"{ep.path.name}, {ep.meta['arena']}, {ep.n} steps", fontsize=8, loc='left')
     switches = ep.meta['switches']
-    for (a,w),(b,_) in zip(switches, switches[1:]+[[ep.n,None]]): ax.barh(w, b-a, left=a, color=f'C{w}', height=.7, alpha=.75)
+    for (a,w),(b,_) in zip(switches, switches[1:]+[[ep.n,None]]):
+        ax.barh(w, b-a, left=a, color=f'C{w}', height=.7, alpha=.75)
     for s in ep.spans: _plot_span(ax, s, [w for a,w in switches if a <= s.start][-1], ep.n)
     for a,b,d in ep.meta['spins']:
         ax.axvspan(a, b, color='k', alpha=.35, lw=0)

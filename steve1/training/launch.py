@@ -13,7 +13,7 @@ import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from ..config import Config, data_dir, get_device, repo_root
-from ..base.files import sole_writer
+from ..base.files import sole_writer, write_text
 from .runs import StopRequest, TrainingStopped, n_cores
 
 # %% ../../nbs/training/launch.ipynb #n051
@@ -153,7 +153,7 @@ def launch(
     "Train in processes of their own on this machine; their output goes to launch.log in the run's folder"
     run,procs = data_dir('runs', cfg.name),procs or _n_procs(cfg)
     with sole_writer(run): pass # refused before anything of a run that goes on is touched
-    (run/'launch.yaml').write_text(yaml.safe_dump(cfg.flat(), sort_keys=False))
+    write_text(run/'launch.yaml', yaml.safe_dump(cfg.flat(), sort_keys=False))
     with tempfile.TemporaryDirectory(prefix='steve1-') as meeting, open(run/'launch.log', 'w') as out:
         with StopRequest() as stop:
             processes = _start(run/'launch.yaml', procs, Path(meeting)/'store', out)

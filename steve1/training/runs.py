@@ -18,7 +18,7 @@ import torch
 import yaml
 from fastcore.basics import patch
 from ..config import Config, data_dir
-from ..base.files import atomic_path, sha256
+from ..base.files import atomic_path, sha256, write_text
 from ..base.untrusted import safe_torch_load
 
 # %% ../../nbs/training/runs.ipynb #n060
@@ -263,7 +263,7 @@ def clear_run(
     for p in ('state','state.old','state.new','logs'): shutil.rmtree(folder/p, ignore_errors=True)
     for p in [*folder.glob('*.safetensors'), folder/'metrics.jsonl', folder/'train.log']: p.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder/'config.yaml').write_text(yaml.safe_dump(cfg.flat(), sort_keys=False))
+    write_text(folder/'config.yaml', yaml.safe_dump(cfg.flat(), sort_keys=False))
 
 # %% ../../nbs/training/runs.ipynb #c013
 class TrainingStopped(KeyboardInterrupt):

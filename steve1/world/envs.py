@@ -56,14 +56,16 @@ def _block_name(b): return BLOCKS[b].name if b else ''
 def obs(self:BlockWorldEnv) -> dict: # `pov`, `inventory`, `location_stats`, `isGuiOpen`
     "What can be seen and known right now"
     w = self.world
-    return dict(pov=w.render(self.size), inventory=w.inventory, location_stats=w.location_stats, isGuiOpen=bool(w.p.gui))
+    place, is_open = w.location_stats, bool(w.p.gui)
+    return dict(pov=w.render(self.size), inventory=w.inventory, location_stats=place, isGuiOpen=is_open)
 
 # %% ../../nbs/world/envs.ipynb #c006b
 @patch
 def info(self:BlockWorldEnv) -> dict: # `broken`, `placed`, `in_water`, `eye_in_water`
     "What happened in the last step"
     p = self.world.p
-    return dict(broken=_block_name(p.broken), placed=_block_name(p.placed), in_water=bool(p.in_water), eye_in_water=bool(p.eye_in_water))
+    water = dict(in_water=bool(p.in_water), eye_in_water=bool(p.eye_in_water))
+    return dict(broken=_block_name(p.broken), placed=_block_name(p.placed)) | water
 
 @patch
 def render(self:BlockWorldEnv,
@@ -87,7 +89,7 @@ def _check_name(name):
 def make_env(
     name:str='blockworld', # One of `ENVS`
     process:bool=None,     # In a process of its own? None: games are, BlockWorld runs in this process
-    **kwargs,              # What that environment takes: `seed`, `size`, `arena`, ...; with a process also what `ProcessEnv` takes
+    **kwargs,              # To the environment: `seed`, `size`, `arena`, ...; with a process also to `ProcessEnv`
 ):                         # -> an environment with `reset`, `step`, `render`, `close`
     "Make an environment by name"
     _check_name(name)
@@ -134,7 +136,8 @@ def _check_obs(obs):
 # %% ../../nbs/world/envs.ipynb #c019b
 def _check_step(out):
     "The observation of a step, checked"
-    if not (isinstance(out,tuple) and len(out)==2): raise TypeError(f'step must return (obs, info), not {type(out).__name__}')
+    is_pair = isinstance(out, tuple) and len(out)==2
+    if not is_pair: raise TypeError(f'step must return (obs, info), not {type(out).__name__}')
     missing = {'broken','placed','in_water','eye_in_water'}-set(out[1])
     if missing: raise KeyError(f'info lacks {sorted(missing)}')
     return _check_obs(out[0])
@@ -256,9 +259,8 @@ def make_vec(
 ) -> WorldVectorEnv:       # A `gymnasium.vector.VectorEnv` that also draws `picture(i, size)`
     "Many worlds, by name"
     _check_name(name)
-    here = issubclass(ENVS[name], BlockWorldEnv) if process is None else not process
-    if here: 
-        if not issubclass(ENVS[name], BlockWorldEnv): raise ValueError(f'{name} runs in processes of its own: leave process=False out')
-        return BlockWorldVectorEnv(num_envs, size, **(vector or {}), **kwargs)
+    is_blockworld = issubclass(ENVS[name], BlockWorldEnv)
+    if process is False and not is_blockworld: raise ValueError(f'{name} runs in processes of its own: leave process=False out')
+    if is_blockworld and not process: return BlockWorldVectorEnv(num_envs, size, **(vector or {}), **kwargs)
     make = lambda: make_env(name, process=True, wait=False, size=size, **kwargs)
     return ProcessVectorEnv(make, num_envs, check_size(size), **(vector or {}))

@@ -31,7 +31,7 @@ class GameEnv(ProcessEnv):
     def __init__(self,
         seed:int=0,             # Seed of the first world
         size:tuple=(360,640),   # (height, width) of `pov`
-        python:str=None,        # Interpreter that has the game; None: STEVE1_MINERL_PYTHON or STEVE1_MINESTUDIO_PYTHON, else this one
+        python:str=None,        # Interpreter that has the game; None: as STEVE1_<GAME>_PYTHON says, else this one
         **kwargs,               # For `ProcessEnv`: `step_timeout`, `reset_timeout`, `memory_limit`, ...
     ):
         self.size, self.frame = check_size(size), None
@@ -42,7 +42,7 @@ class GameEnv(ProcessEnv):
         try: out = super().finish()
         except ImportError as e:
             recipe = RECIPES[self.game.lower()]
-            raise ImportError(f'{self.python} has no {self.game} ({e}). These two lines install it:\n{recipe}') from None
+            raise ImportError(f'{self.python} has no {self.game} ({e}). Two lines install it:\n{recipe}') from None
         obs = out[0] if isinstance(out, tuple) else out
         if obs: self.frame, obs['pov'] = obs['pov'], _resize(obs['pov'], self.size)
         return out

@@ -63,7 +63,7 @@ def _environment(self:ProcessEnv):
     "Environment variables of the worker"
     ours = self.python==sys.executable
     env = {k:v for k,v in os.environ.items() if ours or k not in ('PYTHONPATH','PYTHONHOME','VIRTUAL_ENV')}
-    env.setdefault('MINESTUDIO_DIR', str(Path(tempfile.gettempdir())/'MineStudio'))     # its default, which TMPDIR would move
+    env.setdefault('MINESTUDIO_DIR', str(Path(tempfile.gettempdir())/'MineStudio'))   # its default; TMPDIR would move it
     return env | dict(TMPDIR=self._tmp)
 
 # %% ../../nbs/world/process.ipynb #c032
@@ -95,7 +95,7 @@ def _sweep(tmp):
 
 # %% ../../nbs/world/process.ipynb #c010b
 @patch
-def stop(self:ProcessEnv) -> dict: # What the guard saw: `status` or `signal` of the worker, `memory` if that was too much
+def stop(self:ProcessEnv) -> dict: # What the guard saw: `status` or `signal` of the worker, or too much `memory`
     "End the process and all that it started; returns when they are gone"
     if self.proc is None: return {}
     proc, self.proc, self._pending = self.proc, None, []
@@ -258,7 +258,8 @@ def _picture(self:ProcessEnv, shape):
 def _fail(self:ProcessEnv, call, cause, detail=''):
     "Clear away a world that failed, and raise EnvFailed with what was seen"
     said, log = self.stop(), self._tail()
-    if 'memory' in said: cause, detail = 'memory', f"{said['memory']/1e6:.0f} MB held, {self.memory_limit or 0:g} allowed"
+    if 'memory' in said:
+        cause, detail = 'memory', f"{said['memory']/1e6:.0f} MB held, {self.memory_limit or 0:g} allowed"
     elif cause=='hang': detail = f'no reply to {call} within {self.limits[call]:g} s'
     elif not detail and 'signal' in said: detail = f"the process was ended by {_signal_name(said['signal'])}"
     elif not detail and 'status' in said: detail = f"the process ended with status {said['status']}"
@@ -291,7 +292,7 @@ def reset(self:ProcessEnv,
     **kwargs,      # What the environment's `reset` takes besides: `arena`
 ) -> dict:         # The first observation
     "Start anew, in a new process if the last one has failed"
-    kwargs = {**self._again,**kwargs} if self.proc is None else kwargs   # a new process does not know where the last one was
+    if self.proc is None: kwargs = {**self._again,**kwargs}              # a new process does not know the last one's arena
     self.begin_reset(seed, **kwargs)
     obs = self.finish()
     self._again.update(kwargs)

@@ -75,7 +75,8 @@ def _lose(self:ProcessVectorEnv, i, error):
     self._failed_in_a_row = n = 0 if self._elapsed[i] else self._failed_in_a_row+1
     if n<self.patience: return
     self.close()
-    raise EnvFailed(error.cause, f'{n} worlds in a row failed before their first step, so this is not chance: {error.detail}')
+    many = f'{n} worlds in a row failed before their first step, so this is not chance'
+    raise EnvFailed(error.cause, f'{many}: {error.detail}')
 
 # %% ../../nbs/world/supervised.ipynb #c024
 _BLANK = dict(xpos=0., ypos=0., zpos=0., pitch=0., yaw=0.)   # where a lost world's player is
@@ -137,7 +138,8 @@ class Supervised(VectorWrapper):
         super().__init__(envs)
         self.queue, self.spare = deque(enumerate(map(dict, episodes))), deque(spare)
         if not self.queue: raise ValueError('no episodes to play: the list is empty')
-        if envs.autoreset is not AutoresetMode.DISABLED: raise ValueError("Supervised starts episodes itself: make the worlds with autoreset_mode='Disabled'")
+        if envs.autoreset is not AutoresetMode.DISABLED:
+            raise ValueError("Supervised starts episodes itself: make the worlds with autoreset_mode='Disabled'")
         self.metadata = envs.metadata | dict(autoreset_mode=AutoresetMode.SAME_STEP)
         self.playing, self.fresh, self.outcomes, self._episodes = {}, set(), [], {}
 

@@ -59,7 +59,7 @@ def batch_rows(
         wrong = np.flatnonzero((column!=0) & (column!=1))
         if len(wrong): raise ValueError(f'world {wrong[0]}: key {k!r} must be 0 or 1, got {column[wrong[0]]!r}')
     wrong = np.flatnonzero(~np.isfinite(rows['camera']).all(1))
-    if len(wrong): raise ValueError(f"world {wrong[0]}: camera must be finite degrees, got {rows['camera'][wrong[0]].tolist()}")
+    for i in wrong: raise ValueError(f"world {i}: camera must be finite degrees, got {rows['camera'][i].tolist()}")
     return rows
 
 # %% ../../nbs/world/vector.ipynb #c012
@@ -87,11 +87,13 @@ class WorldVectorEnv(VectorEnv):
         render_mode:str=None,       # 'rgb_array' or None
     ):
         if num_envs<1: raise ValueError(f'num_envs={num_envs}: at least one world is needed')
-        self.num_envs, self.size, self.max_episode_steps, self.render_mode = num_envs, size, max_episode_steps, render_mode
+        self.num_envs, self.size = num_envs, size
+        self.max_episode_steps, self.render_mode = max_episode_steps, render_mode
         self.autoreset = AutoresetMode(autoreset_mode)
         self.metadata = dict(render_modes=['rgb_array'], render_fps=20, autoreset_mode=self.autoreset)
         self.single_action_space, self.single_observation_space = action_space(), observation_space(size, items)
-        self.action_space, self.observation_space = (batch_space(s, num_envs) for s in (self.single_action_space, self.single_observation_space))
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._rngs, self._elapsed = [None]*num_envs, np.zeros(num_envs, np.int64)
         self.terminated, self.truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
         self.failures = [None]*num_envs   # `EnvFailed` of each world that is lost
@@ -103,10 +105,12 @@ class WorldVectorEnv(VectorEnv):
 @patch
 def _seeds(self:WorldVectorEnv, seed, worlds):
     "World -> seed; a world without one draws it"
-    if seed is None or isinstance(seed, (int,np.integer)): seed = [None if seed is None else seed+i for i in range(self.num_envs)]
+    if seed is None: seed = [None]*self.num_envs
+    if isinstance(seed, (int,np.integer)): seed = [seed+i for i in range(self.num_envs)]
     if len(seed)!=self.num_envs: raise ValueError(f'{len(seed)} seeds for {self.num_envs} worlds: give one a world')
     for i in worlds:
-        if seed[i] is not None or self._rngs[i] is None: self._rngs[i] = seeding.np_random(None if seed[i] is None else int(seed[i]))[0]
+        own = None if seed[i] is None else int(seed[i])
+        if own is not None or self._rngs[i] is None: self._rngs[i] = seeding.np_random(own)[0]
     return {i:int(self._rngs[i].integers(2**31)) if seed[i] is None else int(seed[i]) for i in worlds}
 
 # %% ../../nbs/world/vector.ipynb #c016b

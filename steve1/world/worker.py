@@ -63,10 +63,10 @@ def _end_family(pid):
 # %% ../../nbs/world/worker.ipynb #c010
 def _await_end(pid, seconds):
     "Give a child this long to end: (pid, status), or (0, 0)"
-    until = time.time()+seconds
+    until = time.monotonic()+seconds
     while True:
         ended = os.waitpid(pid, os.WNOHANG)
-        if ended[0] or time.time() > until: return ended
+        if ended[0] or time.monotonic() > until: return ended
         time.sleep(.002)
 
 def _outcome(status):
