@@ -236,6 +236,22 @@ def ranks(fork, cfg, world=2):
     assert record['processes'] == world
     return load_tensors(data_dir('runs', cfg.name, 'latest.safetensors'))[0]
 
+def test_ctrl_c_in_two_processes(fork):
+    "Ctrl-C reaches every process, and torchrun then sends SIGTERM: one request, the state is saved, the run goes on"
+    cfg = PAIR.replace(name='pair', n_frames=10**9, save_every=10**9)
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    env = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), STEVE1_PROCS='2', ACCELERATE_USE_CPU='true')
+    ps = [fork('run', config(cfg), RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(2)]
+    end = time.monotonic()+60
+    while not read_metrics('pair') and time.monotonic() < end: time.sleep(.05)
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        for p in ps: os.kill(p.pid, sig)
+    for p in ps: p.join(60)
+    assert [p.exitcode for p in ps] == [128 + signal.SIGINT]*2
+    step = safe_torch_load(data_dir('runs', 'pair', 'state', 'main.pt'))['step']
+    assert 'stopped at' in (data_dir('runs', 'pair')/'train.log').read_text().splitlines()[-1]
+    ranks(fork, cfg.replace(n_frames=(step+2)*64))
+
 def assert_near(a, b, cfg):
     "Two ways to the same weights are as near as rounding lets them: a thousandth of the way that training went"
     start = make_policy(cfg).state_dict()

@@ -5,9 +5,9 @@ from steve1.base.checkpoints import load_tensors, save_tensors
 
 def ship(
     source:str, # Checkpoint, below data/
-    name:str,   # What it is called in data/weights
+    name:str,   # File name in data/weights, without .safetensors
 ):
-    "Rounded to float16 (an error of 1 in 2000), a checkpoint takes half the room; loading makes float32 of it again"
+    "Round a checkpoint to float16 (relative error 1/2000), which halves its size; loading converts it back to float32"
     tensors,meta = load_tensors(data_dir(source))
     half = {k:v.half() if v.dtype==torch.float32 else v for k,v in tensors.items()}
     for k,v in half.items():
