@@ -53,6 +53,7 @@ def find_data(
 _SHIPS = ('seeds.txt', 'episodes/sample', 'samplings/sample_train.txt', 'samplings/sample_val.txt',
     *(f'weights/{k}.safetensors' for k in ('mineclip', 'foundation', 'policy', 'prior', 'idm')))
 
+# %% ../nbs/00_config.ipynb #n010-1
 def restore_hint(
     *parts:str, # A file or folder below the data root, as for `find_data`
 ) -> str: # A clause for an error message; '' if nothing ships under that name
@@ -93,6 +94,7 @@ def _cpu_has_bf16():
     caps = getattr(torch.cpu, 'get_capabilities', dict)()
     return any(caps.get(k, False) for k in ('avx512_bf16', 'amx_bf16', 'bf16'))
 
+# %% ../nbs/00_config.ipynb #c014-1
 def get_dtype(
     device,          # A torch device or its name
     name:str='auto', # 'auto', 'float32', 'bfloat16' or 'float16'
@@ -162,6 +164,7 @@ class Config:
 
     def check(self): "Raise ValueError for a combination that cannot work; override in a subclass"
 
+# %% ../nbs/00_config.ipynb #c023-1
 def _is_number(text):
     try: float(text); return True
     except ValueError: return False
@@ -185,12 +188,14 @@ def _as_config(value, cls, changes):
     if isinstance(value, dict): value = cls.from_dict(value)
     return value.replace(**changes) if changes else value
 
+# %% ../nbs/00_config.ipynb #n901-1
 @patch(cls_method=True)
 def flat_names(cls:Config) -> list: # Of all settings, those of nested configs included
     "The names of all settings"
     nested = _nested(cls)
     return [name for f in fields(cls) for name in (nested[f.name].flat_names() if f.name in nested else [f.name])]
 
+# %% ../nbs/00_config.ipynb #n901-2
 @patch
 def flat(self:Config) -> dict: # One level: settings of nested configs stand beside the others
     "All settings by name; `from_dict` is the inverse"

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import ClassVar, Literal
+
+# %% ../nbs/04_dataset.ipynb #c002-1
 import numpy as np
 import torch
 from fastcore.basics import patch
 from .config import Config
 from .base.actions import ActionMap, N_BUTTONS, N_CAMERA
 from .base.video import EpisodeError, GOP
+
+# %% ../nbs/04_dataset.ipynb #c002-2
 from .episodes import Episode
 from .training.augment import draw_changes
 
@@ -270,6 +274,7 @@ def at(self:_LaneSchedule,
 # folder of the episode, seed of the pass, its chunk, its segment
 _LanePosition = namedtuple('_LanePosition', 'path key chunk segment', defaults=(0,))
 
+# %% ../nbs/04_dataset.ipynb #n111-1
 def _usable(episodes, cfg):
     "The episodes that are long enough, and the paths of those that are not"
     opened = {p:Episode(p) for p in dict.fromkeys(episodes)}
@@ -436,9 +441,9 @@ def to_device(
 # %% ../nbs/04_dataset.ipynb #n132
 def _bars(ax, y, edges, colours, **kw):
     for a,b,c in zip(edges, edges[1:], colours): ax.barh(y, b-a, left=a, height=.8, color=c, **kw)
-
 def _edges(x): return np.flatnonzero(np.diff(x, prepend=-1, append=-1)) # where a row of goals changes
 
+# %% ../nbs/04_dataset.ipynb #n132-1
 def _draw_condition(v, c, ax, hue):
     "What the policy is conditioned on in one chunk"
     a, goals = int(v.starts[c]), v.goal_steps(c)

@@ -349,6 +349,7 @@ _NEARLY = re.compile('|'.join((
     r'reset(?:\s+(?:agent|env|environment|world|memory)\b.*)?',
     r'save(?:\s+(?:the\s+)?(?:film|movie|video))?')))
 
+# %% ../nbs/09_demo.ipynb #c024-1
 @patch
 def _command(self:PromptLine, text):
     "Do what a command says; None: the line is no command"

@@ -12,18 +12,24 @@ from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import pandas as pd
+
+# %% ../nbs/08_evaluate.ipynb #c002-1
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 from fastcore.basics import patch
 from .config import Config, data_dir, find_data, get_device, get_dtype, repo_root, restore_hint
 from .base.files import atomic_path, check_name
+
+# %% ../nbs/08_evaluate.ipynb #c002-2
 from .base.jobs import run_jobs
 from .world.tasks import METRICS, TASKS
 from .world.experts import expert_score
 from .models.frames import resize_for_clip
 from .mineclip import MineCLIP
 from .episodes import Episode, list_episodes
+
+# %% ../nbs/08_evaluate.ipynb #c002-3
 from .acting.goals import Goal, System, UNCONDITIONAL, load_system, no_goal, text_goal, visual_goal
 from .acting.schedules import make_case
 from .rollout import rollout
@@ -51,6 +57,7 @@ def read_seeds(
 # %% ../nbs/08_evaluate.ipynb #c007
 BASELINES = (UNCONDITIONAL, 'random', 'other')   # no goal; the goal of a random moment; another task's prompt
 
+# %% ../nbs/08_evaluate.ipynb #c007-1
 @dataclass(frozen=True)
 class EvalConfig(Config):
     "Everything that defines an evaluation"
@@ -86,6 +93,7 @@ def check(self:EvalConfig):
 
 _NOT_IN_ID = ('name','batch','workers','device','weights','policy','experts','baselines','clip','process')
 
+# %% ../nbs/08_evaluate.ipynb #a002-1
 @patch(as_prop=True)
 def id(self:EvalConfig): # 8 hexadecimal digits
     "Identifies the settings that change the numbers"
@@ -152,6 +160,7 @@ def _features(self:ClipScorer): # (worlds,n,d)
     frames = resize_for_clip(x.reshape(-1, *x.shape[2:]), self.clip.image_size)
     return self.clip.embed_frames(frames, rgb=True).cpu().view(*x.shape[:2], -1)
 
+# %% ../nbs/08_evaluate.ipynb #a007-1
 @patch
 def scores(self:ClipScorer): # (worlds,k) cosines so far; NaN before 16 frames
     "Embed the waiting frames, and say how near each world ever came to each goal"

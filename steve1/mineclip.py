@@ -93,6 +93,7 @@ class ClipAttention(nn.Module):
 # %% ../nbs/01_mineclip.ipynb #c026
 def _quick_gelu(x): return x*torch.sigmoid(1.702*x)
 
+# %% ../nbs/01_mineclip.ipynb #c026-1
 class ClipBlock(nn.Module):
     "CLIP's transformer block"
     def __init__(self,
@@ -116,6 +117,7 @@ class _StemResidual(nn.Module):
         self.conv1,self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
     def forward(self, x): return x + self.conv2(F.relu(self.conv1(F.relu(x)))) # (b,width,h,w) -> the same
 
+# %% ../nbs/01_mineclip.ipynb #c031-1
 def _make_stem(cfg): # (b,3,h,w) -> (b,width,h//patch,w//patch)
     "Image to a grid of tokens: one projection of each patch, or a small pyramid of convolutions"
     if not cfg.stem: return nn.Conv2d(3, cfg.width, cfg.patch, cfg.patch, bias=False)
@@ -229,6 +231,7 @@ def normal(self:MineCLIP,
     "Normalise the colours"
     return ((frames - self.mean)/self.std).permute(0,3,1,2)
 
+# %% ../nbs/01_mineclip.ipynb #m005-1
 @patch
 def features(self:MineCLIP,
     frames, # (n,h,w,3) in 0..255
@@ -236,6 +239,7 @@ def features(self:MineCLIP,
     "The feature of each frame"
     return self.image(self.normal(frames))
 
+# %% ../nbs/01_mineclip.ipynb #m005-2
 @patch
 def score(self:MineCLIP,
     video, # Video embeddings (b,d)
@@ -280,6 +284,7 @@ def embed_windows(self:MineCLIP,
     windows = feats.unfold(0, w, 1).transpose(1,2)                                             # (n-15,16,d), a view
     return torch.cat([self.temporal(c.to(dev)) for c in windows.split(batch)])
 
+# %% ../nbs/01_mineclip.ipynb #m008-1
 @patch
 def embed_video(self:MineCLIP,
     frames,     # uint8 (n,h,w,3), n >= 16
@@ -298,6 +303,7 @@ def tokenize(self:MineCLIP,
     if self.tokenizer is None: self.tokenizer = ClipTokenizer(self.cfg.vocab, self.cfg.context)
     return self.tokenizer(texts)
 
+# %% ../nbs/01_mineclip.ipynb #c046-1
 @patch
 @torch.no_grad()
 def embed_tokens(self:MineCLIP,
@@ -311,6 +317,7 @@ def embed_tokens(self:MineCLIP,
         raise ValueError(f'token ids go from {ids.min()} to {ids.max()}, this vocabulary from 0 to {c.vocab-1}')
     return self.text(ids.long().to(self.scale.device))
 
+# %% ../nbs/01_mineclip.ipynb #c046-2
 @patch
 def embed_text(self:MineCLIP,
     texts, # A list of texts, or one text
@@ -388,6 +395,7 @@ def _disagreements(key, names, state): # a main name, those of its names that ar
         wrong.append(f'{k} and {names[0]} are one tensor and differ')
     return wrong
 
+# %% ../nbs/01_mineclip.ipynb #m023-1
 def _merge_keys(state, source='weights'): # published names -> tensors; main names -> tensors
     "Each tensor once: all of its names with equal values, or one of them"
     out,wrong = {},[]
@@ -410,6 +418,7 @@ def to_official(self:MineCLIP) -> dict: # Published names, all of each tensor ->
             out |= dict.fromkeys(_all_keys(key), part.T if key.endswith('.projection') else part)
     return out
 
+# %% ../nbs/01_mineclip.ipynb #m016-1
 class _PublishedView:
     "A MineCLIP as `load_strict` expects it, under the published names"
     def __init__(self, clip): self.clip = clip
@@ -419,10 +428,10 @@ class _PublishedView:
 
 # %% ../nbs/01_mineclip.ipynb #c066
 _LAYERS = _TIME+'attn_layers.layers.'
-
 def _depth(shapes, prefix): # number of layers whose names begin with `prefix`
     return 1 + max((int(k[len(prefix):].split('.')[0]) for k in shapes if k.startswith(prefix)), default=-1)
 
+# %% ../nbs/01_mineclip.ipynb #c066-1
 @patch(cls_method=True)
 def from_official(cls:MineCLIPConfig,
     state:dict, # Published names -> tensors or shapes
@@ -446,7 +455,9 @@ def from_official(cls:MineCLIPConfig,
 
 # %% ../nbs/01_mineclip.ipynb #c069
 ATTN_MD5 = 'b5ece9198337cfd117a3bfbd921e56da' # Checksum of the released attn.pth
+
 AVG_MD5 = 'd97a07f2830095a2016a8da22abcff52'  # Checksum of the released avg.pth
+
 _NOT_AVG = "which pools over time by a plain mean; STEVE-1's goals need attn.pth"
 
 def _check_md5(path, attn=ATTN_MD5, avg=AVG_MD5):
@@ -456,6 +467,7 @@ def _check_md5(path, attn=ATTN_MD5, avg=AVG_MD5):
     if wrong: warnings.warn(f'{name} {wrong}, that of the released attn.pth: '
         'correct for weights that were trained further, otherwise a damaged or different file', stacklevel=3)
 
+# %% ../nbs/01_mineclip.ipynb #c069-1
 def _without_prefix(state):
     "Names without the `model.` that the trainer put before them; its own tensors are dropped"
     if not any(k.startswith('model.') for k in state): return state

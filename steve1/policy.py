@@ -13,12 +13,16 @@ from typing import ClassVar, Literal, NamedTuple
 import cv2
 import numpy as np
 import torch
+
+# %% ../nbs/02_policy.ipynb #c002-1
 import torch.nn.functional as F
 from torch import nn
 from fastcore.basics import patch
 from .config import Config, get_device
 from .base.checkpoints import Checkpoint, load_strict, make_within, read_official
 from .base.actions import ActionMap, N_BUTTONS, N_CAMERA
+
+# %% ../nbs/02_policy.ipynb #c002-2
 from .base.video import resize_frames
 from .models.trunks import Linear, PATCH, TRUNKS, fan_in_, frames_to_float, linear, project
 from .models.losses import bc_loss
@@ -187,6 +191,7 @@ def loss(self:PolicyOutput,
     "Negative log-likelihood of the recorded actions"
     return bc_loss(self, buttons, camera, loss_mask)
 
+# %% ../nbs/02_policy.ipynb #c063-1
 @patch
 def correct(self:PolicyOutput,
     buttons, # Recorded combination of buttons, int64 (b,t)
@@ -253,6 +258,7 @@ def initial_state(self:Policy,
     empty = lambda: tuple(w.new_zeros(b, cfg.memory, cfg.hidsize) for _ in range(cfg.n_layers))
     return PolicyState(empty(), empty(), torch.zeros(b, cfg.memory, dtype=torch.bool, device=w.device))
 
+# %% ../nbs/02_policy.ipynb #m020-1
 @patch
 def _heads(self:Policy, x): # latents (b,t,hidsize) after the blocks -> `PolicyOutput`
     "Last layers and heads"
@@ -318,6 +324,7 @@ def from_official(cls:PolicyConfig,
         mlp_ratio=net['pointwise_ratio'], memory=net['attention_memory_size'] - T, timesteps=T,
         d_goal=d_goal, temperature=float(head.get('temperature', 1.)))
 
+# %% ../nbs/02_policy.ipynb #c048-1
 @patch(cls_method=True)
 def from_model(cls:PolicyConfig,
     path, # A published `.model` file
@@ -398,6 +405,7 @@ def choose(self:Agent,
     u = self._uniform(cdf)
     return torch.searchsorted(cdf, u * cdf[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
+# %% ../nbs/02_policy.ipynb #m021-1
 @patch
 def _uniform(self:Agent, cdf): # (b,1) of the same number format and device
     "One uniform number in 0..1 for each world"
@@ -434,6 +442,7 @@ def scales(self:Agent): # float32 (b,)
         raise ValueError(f"cond_scale must be one number or {self.worlds}, one a world, got {len(s)}")
     return torch.tensor([0. if x is None else float(x) for x in s], device=self.policy.goal.weight.device)
 
+# %% ../nbs/02_policy.ipynb #m022-1
 @patch
 def _is_guided(self:Agent, b):
     "Does the memory hold the unconditional policy, too? Raise if it does not fit b worlds"

@@ -13,12 +13,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+# %% ../nbs/06_prior.ipynb #c002-1
 from fastcore.basics import patch
 from .config import Config, get_device
 from .base.untrusted import safe_pickle_load
 from .base.checkpoints import Checkpoint, load_strict, read_official
 from .mineclip import MineCLIP
 from .data.moments import best_steps
+
+# %% ../nbs/06_prior.ipynb #c002-2
 from .models.clip_training import hide_words, pick_events
 from .training.optim import fit
 
@@ -231,6 +235,7 @@ def _validate(prior, pairs, beta, batch, seed=0): # loss, kl (nats), kl_dims, re
     return dict(loss=loss.item(), kl=kl.sum().item(), kl_dims=kl.sort(descending=True)[0].tolist(), recon=recon.item(),
         cosine=F.cosine_similarity(prior(text, z=0), goal).mean().item())
 
+# %% ../nbs/06_prior.ipynb #n307-1
 def _batches(pairs, cfg, rng, device):
     "Batches (text, goal), every task as often as the others"
     by_task = [w for w in (np.flatnonzero(pairs.task.numpy() == i) for i in range(len(pairs.names))) if len(w)]

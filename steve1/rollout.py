@@ -13,24 +13,32 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 import cv2
+
+# %% ../nbs/07_rollout.ipynb #c002-1
 import numpy as np
 import pandas as pd
 import torch
 import tyro
 from fastcore.basics import patch
 from .config import Config, data_dir, get_device, get_dtype
+
+# %% ../nbs/07_rollout.ipynb #c002-2
 from .base.commands import command
 from .base.files import atomic_path, check_name, sole_writer, write_text
 from .base.video import FILM, VideoWriter, save_image
 from .base.overlay import DARK, LIT, PALE, draw_box, draw_keys, put_text, video_sheet
 from .base.actions import ACTION_DTYPE
 from .world.envs import make_vec
+
+# %% ../nbs/07_rollout.ipynb #c002-3
 from .world.vector import one_world
 from .world.tasks import METRICS, MetricTracker
 from .world.experts import START_ITEMS
 from .policy import Agent, Policy
 from .data.moments import parse_moment
 from .acting.goals import load_system
+
+# %% ../nbs/07_rollout.ipynb #c002-4
 from .acting.schedules import Case, make_case, parse_schedule
 
 # %% ../nbs/07_rollout.ipynb #c011

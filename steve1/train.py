@@ -8,35 +8,32 @@ __all__ = ['Trainer', 'train', 'train_cli']
 # %% ../nbs/05_train.ipynb #c002
 import contextlib, json, os, signal, sys, time
 from dataclasses import dataclass, fields
-
 from pathlib import Path
 import torch
-
 import yaml
 from fastcore.basics import patch
 
+# %% ../nbs/05_train.ipynb #c002-1
 from safetensors import SafetensorError
 from torch.utils._pytree import tree_flatten, tree_map, tree_structure, tree_unflatten
-
 from .config import data_dir, get_dtype, set_seed
 from .base.commands import command
-
 from .base.files import sole_writer
 
 # %% ../nbs/05_train.ipynb #s01
 from .base.checkpoints import load_strict
 from .models.idm import TrainableIDM
-
 from .data.sampling import read_sampling
 from .dataset import ChunkStream, MixedStream, cut_lanes, to_device
-
 from .training.optim import AveragedWeights, full_tensor, param_groups, shard, shard_like
 
+# %% ../nbs/05_train.ipynb #s01-1
 from .training.runs import (RunLog, StepMeter, StopRequest, TrainingStopped, check_same_run, check_unused,
     clear_run, describe_row, disk_full, find_state, frame_sums, new_state, provenance, read_metrics, read_state,
     rng_state, set_rng_state, swap_in, write_state)
 
 from .training.features import FeatureStream, FromFeatures, cache_features, can_use_features, freeze
+
 from .training.launch import end_with_parent, leave_together, make_accelerator
 
 from .training.recipe import TrainConfig, make_policy
@@ -88,6 +85,7 @@ def _check_lanes(self:Trainer):
         if not v % n: continue
         raise ValueError(f'{k}={v} lanes cannot be shared out equally: {world} processes, accumulate={cfg.accumulate}')
 
+# %% ../nbs/05_train.ipynb #n207-1
 @patch
 def _cache_features(self:Trainer): # Folder, or None: train on frames
     "Compute the features of all episodes; every process computes some that are missing"
@@ -108,6 +106,7 @@ def _make_stream(self:Trainer, episodes, lanes, rank=0, world=1, **changes):
     args = episodes, data, lanes, rank, world, self.policy.cfg.d_goal
     return FeatureStream(self.features, *args) if self.features else ChunkStream(*args)
 
+# %% ../nbs/05_train.ipynb #n208-1
 @patch
 def _make_streams(self:Trainer):
     "The training chunks of this process's lanes, old data in the last of them"
@@ -236,6 +235,7 @@ def note(self:Trainer,
         'lr':self.opt.param_groups[0]['lr'], 'weights_l2_norm':weights}
     if self.is_main: self._log(row)
 
+# %% ../nbs/05_train.ipynb #c031-1
 @patch
 def _log(self:Trainer, row, best=False):
     "Write a row, and say the same in words"
@@ -255,6 +255,7 @@ def record(self:Trainer) -> dict:
         machine=made['machine'], processes=self.acc.num_processes, date=made['date'],
         **{k:v for k,v in self.origin.items() if k == 'published'}, versions=made['versions'])
 
+# %% ../nbs/05_train.ipynb #c033-1
 @patch
 def save(self:Trainer,
     name:str, # 'latest', 'best', 'snapshot_<frames>'
@@ -270,6 +271,7 @@ def save(self:Trainer,
 # %% ../nbs/05_train.ipynb #c035
 _KEPT = ('step','seconds','best','stale','last_val')
 
+# %% ../nbs/05_train.ipynb #c035-1
 @patch
 def save_state(self:Trainer):
     "Write everything an exact continuation needs; the state before is kept"
@@ -349,6 +351,7 @@ def _due(self:Trainer, every):
     "Has this step crossed a multiple of `every` frames, or is it the last?"
     return bool(every) and (self.frames//every > (self.frames - self.cfg.frames_per_step)//every or self.done)
 
+# %% ../nbs/05_train.ipynb #c039-1
 @patch
 def milestones(self:Trainer):
     "Validate, keep the best, save, each when it is due"
@@ -415,6 +418,7 @@ def result(self:Trainer) -> dict:
     return dict(name=self.cfg.name, frames=self.frames, minutes=round(self.seconds/60, 2), trains=self.trains[0],
         best_val=self.best, **self.last_val, **last, checkpoint=str(Path('runs')/self.cfg.name/'best.safetensors'))
 
+# %% ../nbs/05_train.ipynb #c040-1
 def train(
     cfg:TrainConfig, # The recipe
     callback=None,   # Called with the Trainer after each step; a plot that grows, a test that interrupts
@@ -446,4 +450,5 @@ def train_cli(cfg:_TrainCommand):
     if int(os.environ.get('RANK', 0)) == 0: print(json.dumps(result), flush=True)
     leave_together()
 
+# %% ../nbs/05_train.ipynb #s10-1
 if __name__ == '__main__' and '__file__' in globals(): train_cli()

@@ -138,6 +138,7 @@ def _check_network(name):
     n = sum(t.numel() for t in tensors.values())/1e6
     return [Check(name, True, f'{n:.1f} M parameters, {path.stat().st_size/1e6:.1f} MB')]
 
+# %% ../nbs/10_verify.ipynb #c018-1
 def _check_weights():
     "The weights that ship"
     look = lambda k: _guarded(lambda: _check_network(k), k, restore_hint('weights', f'{k}.safetensors'))

@@ -13,12 +13,16 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import torch
+
+# %% ../../nbs/acting/goals.ipynb #c002-1
 from ..config import data_dir, find_data, get_device, restore_hint
 from ..base.files import atomic_path, sha256
 from ..world.tasks import TASKS
 from ..models.tokenizers import WordTokenizer, split_words
 from ..mineclip import MineCLIP, MineCLIPConfig
 from ..policy import Policy, PolicyConfig
+
+# %% ../../nbs/acting/goals.ipynb #c002-2
 from ..data.moments import load_moment, parse_moment
 from ..prior import Prior, PriorConfig
 
@@ -131,6 +135,7 @@ def _find_task(prompt):
 class PromptWarning(UserWarning):
     "MineCLIP does not know some words of a prompt"
 
+# %% ../../nbs/acting/goals.ipynb #b002-1
 def unknown_words(
     clip:MineCLIP, # Its tokenizer
     text:str,      # A sentence

@@ -84,12 +84,14 @@ STAGE_FORM = 'PROMPT [at scale 3] [for 100 steps | for 5 seconds | until dirt >=
 
 # %% ../../nbs/acting/schedules.ipynb #a002
 _UNITS = r'(?:s|secs?|seconds?|ms|min|mins|minutes?|h|hours?|steps?|frames?|ticks?)'
+
 _NEARLY = re.compile('|'.join((
     r'\bat\s+(?:a\s+)?(?:scale|guidance|cond_scale)\b', r'\b(?:cond_)?scale\s*[=:]?\s*[-+]?\d',
     rf'\bfor\s+[-+]?\d[\d.,]*\s*{_UNITS}?$', rf'\bfor\s+[\w.,+-]+\s+{_UNITS}\b',
     r'\buntil\b.*(?:[<>=≥≤]|\d)', rf"\buntil\s+(?:{'|'.join(METRICS)})\b",
     r'^then\b', r'[,;]\s*then$', r';\s*then\b')), re.I|re.S)
 
+# %% ../../nbs/acting/schedules.ipynb #a002-1
 def _check_prompt(prompt, part):
     "Raise ValueError for a prompt that holds what looks like a part of a schedule"
     if prompt[:1] in '"“' and prompt[-1:] in '"”': return
@@ -105,6 +107,7 @@ def _finite(text, name, part):
     if value==float('inf'): raise ValueError(f'{name} {text[:20]}… in {part[:80]!r} is too large')
     return value
 
+# %% ../../nbs/acting/schedules.ipynb #a004-1
 def _parse_stage(text, system, seed):
     "One stage of a schedule"
     m = _STAGE.fullmatch(text.strip())

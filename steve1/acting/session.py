@@ -12,12 +12,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from itertools import repeat
+
+# %% ../../nbs/acting/session.ipynb #c002-1
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..config import data_dir
 from ..base.files import atomic_path, write_text
 from ..base.video import FILM, VideoWriter, resize_frames
+
+# %% ../../nbs/acting/session.ipynb #c002-2
 from ..world.blocks import ARENAS
 from ..world.tasks import METRICS, TASKS
 from ..data.embed import embed_segments

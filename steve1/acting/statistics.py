@@ -165,6 +165,7 @@ def paper_ratios(
 # %% ../../nbs/acting/statistics.ipynb #c028
 COLORS = ('#2471a3', '#ca6f1e', '#229954', '#884ea0', '#b03a2e')
 
+# %% ../../nbs/acting/statistics.ipynb #c028-1
 def plot_intervals(
     tables, # From `task_summary`, or a dict of name -> such tables of the same tasks
 ): # A matplotlib figure

@@ -29,6 +29,7 @@ def _check_names(names):
     for k in names:
         if k not in ACTION_DTYPE.names: raise ValueError(f"unknown action key {k!r}; known: {', '.join(KEYS)}, camera")
 
+# %% ../../nbs/base/actions.ipynb #c010-1
 def check_action(
     action:dict, # One step as MineRL has it: any of the 23 keys with 0 or 1, `camera` (2,) in degrees
 ) -> None:

@@ -46,6 +46,7 @@ def _open_weights(path, device='cpu'):
         raise ValueError(f'{path} ({path.stat().st_size:,} bytes) is cut short or no safetensors file: {seems}; '
             'copy or make it again') from None
 
+# %% ../../nbs/base/checkpoints.ipynb #n002-1
 def _meta(f, path):
     "Our part of an open file's header"
     text = (f.metadata() or {}).get('steve1', '{}')
@@ -67,6 +68,7 @@ def load_tensors(
         except (SafetensorError, ValueError, TypeError) as e:
             raise ValueError(f'{path} cannot be read: {e}; copy or make it again') from None
 
+# %% ../../nbs/base/checkpoints.ipynb #n003-1
 def read_meta(
     path:str|Path, # A .safetensors file
 ) -> dict: # Empty for a file that another program wrote
@@ -81,6 +83,7 @@ def _misfits(own, state):
         for k,v in state.items() if k in own and v.shape != own[k].shape]
     return '; '.join(f'{len(v)} {k}: {first_few(v)}' for k,v in wrong.items() if v)
 
+# %% ../../nbs/base/checkpoints.ipynb #c016-1
 def load_strict(
     model,      # The module that gets the weights
     state:dict, # Names to tensors, exactly the model's
@@ -117,6 +120,7 @@ def _all_kinds(state):
     found = [kind for kind,sign in _SIGNS.items() if any(re.match(sign, k) for k in keys)]
     return [k for k in found if not any(k in _WITHIN.get(other, ()) for other in found)]
 
+# %% ../../nbs/base/checkpoints.ipynb #n004-1
 def checkpoint_kind(
     state, # A state dict, a dict with a `state_dict` entry, or names of tensors
 ) -> str: # 'policy', 'vpt', 'mineclip', 'prior', 'idm', 'minestudio', or '' if unknown
@@ -135,6 +139,7 @@ def _wrong_kind(path, have, want):
     split = f'; `steve1_convert {path} FOLDER` makes three files of it' if have == 'minestudio' else ''
     return ValueError(f'{Path(path).name} holds {what}, not {wanted}; {_wanted(want)}{split}')
 
+# %% ../../nbs/base/checkpoints.ipynb #n005-1
 def _is_published(path, have):
     return ValueError(f'{Path(path).name} is a published file ({_FILES[have][0]}): '
         '`from_official` reads it, `steve1_convert` makes it one of ours')
@@ -151,6 +156,7 @@ def file_kind(
     except Exception as e: raise unreadable(path, 'weights', e) from None
     return checkpoint_kind(found) if isinstance(found, dict) else ''
 
+# %% ../../nbs/base/checkpoints.ipynb #c022-1
 def read_checkpoint(
     path:str|Path, # A .safetensors file of ours
     kind:str,      # 'policy', 'mineclip', 'prior' or 'idm'
@@ -176,6 +182,7 @@ def _read_state(source, kind, device):
         raise ValueError(f'{Path(source).name} is a file of this project: `load` reads it')
     return Path(source).name, state
 
+# %% ../../nbs/base/checkpoints.ipynb #n006-1
 def _check_tensors(name, state, kind):
     "A dictionary of named tensors, or ValueError"
     import torch
@@ -255,6 +262,7 @@ def make_within(
         with Sizes(): return make()
     finally: hook.remove()
 
+# %% ../../nbs/base/checkpoints.ipynb #n008-1
 def _numel(args):
     "Elements of a tensor of sizes `args`, given one by one or as one tuple"
     sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
@@ -269,6 +277,7 @@ def save(self:Checkpoint,
     "Write weights, config and record to one file"
     return save_tensors(path, self.state_dict(), self.header() | dict(record=self.record if record is None else record))
 
+# %% ../../nbs/base/checkpoints.ipynb #n009-1
 @patch(cls_method=True)
 def load(cls:Checkpoint,
     path,         # A file that `save` wrote

@@ -16,6 +16,7 @@ from ..config import Config
 # %% ../../nbs/base/commands.ipynb #c005
 def _is_config(kind): return isinstance(kind, type) and issubclass(kind, Config)
 
+# %% ../../nbs/base/commands.ipynb #c005-1
 def config_fields(
     cls:type, # A `Config`
 ) -> dict: # Option name -> its type
@@ -29,6 +30,7 @@ def config_fields(
         out |= nested
     return out
 
+# %% ../../nbs/base/commands.ipynb #c005-2
 def _positionals(cls):
     "Names of the fields that are given by their place"
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -37,9 +39,9 @@ def _positionals(cls):
 # %% ../../nbs/base/commands.ipynb #c009
 class UsageError(ValueError):
     "A command line that cannot be understood"
-
 _COMMON = ('help', 'preset', 'config') # options of every command
 
+# %% ../../nbs/base/commands.ipynb #c009-1
 def check_options(
     cls:type,   # The config
     argv:list,  # The command line
@@ -70,6 +72,7 @@ def _take(argv, name):
         else: rest.append(w)
     return value, rest
 
+# %% ../../nbs/base/commands.ipynb #c012-1
 def _switches(cls, argv):
     "`--compile true` as `--compile`, `--compile false` as `--no_compile`; `true` as `True` for a switch with further values"
     kinds, out = config_fields(cls), []
@@ -92,6 +95,7 @@ def _read_settings(file):
     if isinstance(settings or {}, dict): return dict(settings or {})
     raise UsageError(f'{file} holds {type(settings).__name__}, not settings by name')
 
+# %% ../../nbs/base/commands.ipynb #c014-1
 def _start(cls, preset, file):
     "The config that the options change; None: the defaults"
     settings = _read_settings(file) if file else {}
@@ -124,6 +128,7 @@ def _with_implied(cls, argv):
     implied = [more for name,more in getattr(cls, 'implies', {}).items() if name in names]
     return argv + [w for more in implied for k,v in more.items() if k not in names for w in (f'--{k}', v)]
 
+# %% ../../nbs/base/commands.ipynb #c015-1
 def parse_config(
     cls:type,           # The config class
     argv:list,          # The command line
@@ -153,6 +158,7 @@ def _comments(cls):
         with contextlib.suppress(OSError, TypeError, SyntaxError): found |= {k:v for k,v in docments(c).items() if v}
     return {k:' '.join(v.split()) for k,v in found.items()}
 
+# %% ../../nbs/base/commands.ipynb #n019-1
 def _value_name(kind):
     "How help calls a value of that type"
     origin, args = typing.get_origin(kind), [a for a in typing.get_args(kind) if a not in (type(None), ...)]
@@ -166,6 +172,7 @@ def _one_word(cls, name):
     extras = getattr(typing.get_type_hints(cls, include_extras=True)[name], '__metadata__', ())
     return next((x for x in extras if isinstance(x, tyro.constructors.PrimitiveConstructorSpec)), None)
 
+# %% ../../nbs/base/commands.ipynb #n019-2
 def _option(name, kind, is_positional):
     if is_positional: return name.upper()
     return f'--{name}, --no_{name}' if kind is bool else f'--{name} {_value_name(kind)}'
@@ -179,6 +186,7 @@ def _default(f, spec=None):
     elif isinstance(value, tuple): value = ' '.join(map(str, value))
     return '' if value in (None, '') or isinstance(value, (dict, Config)) else f'[{value}]'
 
+# %% ../../nbs/base/commands.ipynb #n021-1
 def _options(cls, heading='options'):
     "Heading -> rows (option, comment and default) of a config and the configs in it"
     hints, comments, places = typing.get_type_hints(cls), _comments(cls), _positionals(cls)
@@ -245,6 +253,7 @@ def _quiet_pipe():
     "What is left to flush goes nowhere"
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
+# %% ../../nbs/base/commands.ipynb #n003-1
 @contextlib.contextmanager
 def _plain_warnings(name):
     "Print a UserWarning as one line that begins with the command's name"
@@ -256,6 +265,7 @@ def _plain_warnings(name):
         warnings.showwarning = show
         yield
 
+# %% ../../nbs/base/commands.ipynb #n003-2
 def _run(f, cls, name, argv):
     "Run a command on its words; every way to end is an exit status"
     try:

@@ -50,6 +50,7 @@ def _read_note(note):
         with open_plain(note) as f: return dict(json.loads(f.read()))
     except (OSError, ValueError, TypeError): return {}
 
+# %% ../../nbs/base/downloads.ipynb #c009-1
 def _request(want, have, known):
     "The server's answer"
     head = {'Accept-Encoding':'identity', 'User-Agent':'steve1'}
@@ -88,6 +89,7 @@ def _write(f, block):
         with explained_writes(f.name): f.write(block); f.flush()
     except OSError as e: raise DownloadError(e.strerror or str(e)) from None
 
+# %% ../../nbs/base/downloads.ipynb #n003-1
 def _attempt(want, f, note):
     "Append what is missing to the open part `f`; True when it is whole"
     have, known = os.fstat(f.fileno()).st_size, _read_note(note)
@@ -151,6 +153,7 @@ def _complete(want, path, f, note, retries, check):
         f.truncate(0)
     return wrong
 
+# %% ../../nbs/base/downloads.ipynb #c013-1
 def _fetch(want, path, retries, check, has_checksum):
     part, note = (path.with_name(f'.tmp-{path.name}.{k}') for k in ('part', 'note'))
     wrong, f = None, open_plain(part, 'a+b')

@@ -27,6 +27,7 @@ def _remove(path):
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
     else: path.unlink(missing_ok=True)
 
+# %% ../../nbs/base/files.ipynb #n001-1
 def _sweep(folder):
     "Remove temporary files that dead processes of this machine left in a folder; folders below it are not searched"
     for p in folder.glob(f'.tmp-{_MACHINE}-*'):
@@ -37,6 +38,7 @@ def _sweep(folder):
 _FAILED = re.compile(r'enforce fail|iostream error|No space left|StorageFull|os error 28|write failed|requested and \d+ written')
 _ERRNOS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
 
+# %% ../../nbs/base/files.ipynb #n021-1
 @contextmanager
 def explained_writes(
     path:str|Path, # The file that is being written
@@ -53,6 +55,7 @@ def explained_writes(
 # %% ../../nbs/base/files.ipynb #c005
 _swept = set()  # folders that this process has looked through
 
+# %% ../../nbs/base/files.ipynb #c005-1
 @contextmanager
 def atomic_path(
     path:str|Path, # The final file or folder; a symbolic link of that name is replaced, not followed
@@ -70,6 +73,7 @@ def atomic_path(
             os.replace(tmp, path)
     finally: _remove(tmp)
 
+# %% ../../nbs/base/files.ipynb #c005-2
 def write_text(
     path:str|Path, # Its folder is made
     text:str,      # Written as UTF-8
@@ -88,6 +92,7 @@ def digest(
         while block := f.read(1 << 20): h.update(block)
     return h.hexdigest()
 
+# %% ../../nbs/base/files.ipynb #c010-1
 def sha256(
     path:str|Path, # A file of any size
 ) -> str: # 64 hexadecimal digits
@@ -118,6 +123,7 @@ def path_inside(
         raise ValueError(f'{name!r} is not the name of a file in {folder}; the file that names it is damaged or not to be trusted')
     return path
 
+# %% ../../nbs/base/files.ipynb #n028-1
 def open_plain(
     path:str|Path,  # A symbolic link raises OSError
     mode:str='r',   # As for `open`
@@ -138,6 +144,7 @@ def _clear(path):
     except FileNotFoundError: return
     _remove(gone)
 
+# %% ../../nbs/base/files.ipynb #c014-1
 @contextmanager
 def sole_writer(
     folder:Path, # Of a dataset or run; it is made

@@ -26,6 +26,7 @@ def _in_words(v):
         return f"{len(v)} values, in the file's header" if is_long else ', '.join(map(str, v))
     return 'none' if v in (None, '') else f'{v:.4g}' if isinstance(v, float) else str(v)
 
+# %% ../../nbs/base/hub.ipynb #c009-1
 def _flat_rows(d, name=''):
     "A nested dictionary as (name, value) in words"
     for k,v in d.items():
@@ -48,6 +49,7 @@ def _licence(record, licence):
     begun = f' The training began from `{init}`: what holds for that file holds for this one, too.' if init else ''
     return 'mit', 'MIT, as the code that made it.' + begun
 
+# %% ../../nbs/base/hub.ipynb #n001-1
 def _sections(model):
     "The tables of a card"
     record = dict(model.record)
@@ -77,6 +79,7 @@ from {module} import {name}
 
 The file `model.safetensors` holds all of it: weights, config and training record.'''
 
+# %% ../../nbs/base/hub.ipynb #c010-1
 def model_card(
     model,          # A `Checkpoint`
     repo:str='',    # Where it will be, owner/name
@@ -96,6 +99,7 @@ def model_card(
 # %% ../../nbs/base/hub.ipynb #c014
 WEIGHTS = 'model.safetensors' # what the hub calls a model's weights
 
+# %% ../../nbs/base/hub.ipynb #c014-1
 @patch
 def save_pretrained(self:HubMixin,
     folder,         # Made where it is missing; of what is in it, three files are replaced
@@ -123,6 +127,7 @@ def _said_by_kind(e, repo, file, revision):
     if isinstance(e, errors.RemoteEntryNotFoundError): return f'it has no {file}'
     return 'HF_HUB_OFFLINE forbids access to the hub' if isinstance(e, errors.OfflineModeIsEnabled) else ''
 
+# %% ../../nbs/base/hub.ipynb #c015-1
 def _said_otherwise(e, repo, file, revision):
     from huggingface_hub import constants, errors
     pin = f' --revision {revision}' if revision else ''
@@ -155,6 +160,7 @@ def _listing(names):
     if not old: return listing
     return f'{listing}: {old[0]} is a published file, `from_official` reads it, `steve1_convert` makes it one of ours'
 
+# %% ../../nbs/base/hub.ipynb #c017-1
 def _hub_file(repo, file, revision):
     "A file of a repository in huggingface_hub's cache; fetched when it is new"
     from huggingface_hub import hf_hub_download, list_repo_files
@@ -177,6 +183,7 @@ def _local_file(folder, file, revision):
     if (folder/file).is_file(): return folder/file
     raise FileNotFoundError(f'{folder} has no {file}; {_listing(p.name for p in folder.iterdir())}')
 
+# %% ../../nbs/base/hub.ipynb #c018-1
 @patch(cls_method=True)
 def from_pretrained(cls:HubMixin,
     source,            # A folder, or a repository on the hub: owner/name

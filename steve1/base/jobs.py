@@ -22,11 +22,13 @@ def _one_thread():
     os.environ['OMP_NUM_THREADS'] = '1'
     cv2.setNumThreads(1)
 
+# %% ../../nbs/base/jobs.ipynb #c005-1
 def _do(f, job):
     "(job, result, error)"
     try: return job, f(job), None
     except Exception as e: return job, None, f'{type(e).__name__}: {e}'
 
+# %% ../../nbs/base/jobs.ipynb #c005-2
 def _serve(conn, f):
     "What a worker process does: jobs in, results out, until the pipe is closed"
     _end_with_parent(); _one_thread()
@@ -99,6 +101,7 @@ def _ray_result(ray, ref):
     except ray.exceptions.WorkerCrashedError: return None, 'its process died, twice'
     except ray.exceptions.RayError as e: return None, f'{type(e).__name__}: {str(e).splitlines()[0]}'
 
+# %% ../../nbs/base/jobs.ipynb #c011-1
 def _start_ray(workers):
     "(the module, whether it was started here)"
     try: import ray

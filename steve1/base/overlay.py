@@ -22,6 +22,7 @@ def _font():
     from matplotlib import font_manager, ft2font
     return ft2font.FT2Font(font_manager.findfont('DejaVu Sans:bold'))
 
+# %% ../../nbs/base/overlay.ipynb #c004-1
 @lru_cache(4096)
 def _letters(text, px):
     "(mask (h,w) 0..1, height above the baseline) of a line of text"

@@ -25,6 +25,7 @@ def _checked(name, value, kind):
     try: return make_dataclass('parameter', [('value', kind)], bases=(Config,), frozen=True)(value).value
     except TypeError as e: raise TypeError(str(e).replace('parameter.value', f'parameter {name}')) from None
 
+# %% ../../nbs/base/parameters.ipynb #c006-1
 def read_params(
     before:dict,     # From `clear_params`
     now:dict,        # globals() after the parameters cells

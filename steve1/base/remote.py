@@ -43,6 +43,7 @@ def _file_system(address):
     try: return fsspec.url_to_fs(address)
     except (ValueError, ImportError) as e: raise ValueError(f"{address} cannot be opened: {e}") from None
 
+# %% ../../nbs/base/remote.ipynb #c004-1
 def _stand_in(address):
     "Where the folder lies that stands for an episode at an address"
     dataset, _, name = address.rstrip('/').rpartition('/')
@@ -62,6 +63,7 @@ def read_origin(
     if not is_address(address) or not isinstance(files, dict): return {}
     return origin if _stand_in(address).resolve() == Path(path).resolve() else {}
 
+# %% ../../nbs/base/remote.ipynb #c005-1
 def has_file(
     path:Path, # An episode's folder
     name:str,  # One of its files
@@ -84,6 +86,7 @@ def _find_episodes(fs, root):
         if not folder.rpartition('/')[2].startswith('.'): found.setdefault(folder, {})[name] = info['size']
     return {f:files for f,files in found.items() if 'metadata.json' in files and f != root.rstrip('/')}
 
+# %% ../../nbs/base/remote.ipynb #c006-1
 def list_remote(
     dataset:str, # An address
 ) -> list: # A folder for each episode, in order of their names; only the facts are in them
@@ -115,6 +118,7 @@ def _stub(address, files, facts):
         if not _is_stub(folder): raise     # else another process was faster
     return folder
 
+# %% ../../nbs/base/remote.ipynb #n003-1
 def _is_stub(folder): return all((folder/k).is_file() for k in ('.origin.json', 'metadata.json'))
 
 # %% ../../nbs/base/remote.ipynb #c007
@@ -139,6 +143,7 @@ def fetch_file(
             raise EpisodeError(f"{address} arrived damaged ({have} of {size} bytes); {again}")
     return path
 
+# %% ../../nbs/base/remote.ipynb #c007-1
 def local_copy(
     address:str, # Of an episode
 ) -> Path: # The folder that stands for it; its files are fetched when they are asked for

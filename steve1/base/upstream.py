@@ -30,6 +30,7 @@ def require_file(
     if not has_file(path, name): raise EpisodeError(f"{path} has no {name}; {fix}")
     return path/name
 
+# %% ../../nbs/base/upstream.ipynb #e3b-1
 def episode_file(
     path:Path,     # The episode's folder
     name:str,      # Of the file

@@ -84,6 +84,7 @@ def _blocks(n, pixels):
     k = max(1, 2**16//pixels)
     return (slice(i, min(i+k, n)) for i in range(0, n, k))
 
+# %% ../../nbs/base/video.ipynb #c007-1
 def _to_planes(frames):
     "RGB frames uint8 (n,h,w,3) to planes uint8 (3,n,h,w): Y, Cb, Cr, full range"
     n,h,w,_ = frames.shape
@@ -140,6 +141,7 @@ def check(self:VideoOutput):
     self.raised = True
     raise OSError(e.errno, e.strerror, self.sink.name) if isinstance(e, OSError) else e
 
+# %% ../../nbs/base/video.ipynb #e0out05-1
 @patch
 def mux(self:VideoOutput,
     packets, # One packet, or several
@@ -351,6 +353,7 @@ def _room(self:VideoReader, start, stop, out):
     if out.shape == shape: return out
     raise ValueError(f"{self.path}: frames of shape {shape} do not fit in {out.shape}")
 
+# %% ../../nbs/base/video.ipynb #e0read1-1
 @patch
 def _fail(self:VideoReader, i, start, stop, fault):
     where = f"frame {i} of {start}..{stop-1}"
@@ -367,6 +370,7 @@ def _from(self:VideoReader, start):
         i = round((f.pts-self._zero)/self._tick)
         if i >= start: yield i, f # before it comes the run-up from the key frame
 
+# %% ../../nbs/base/video.ipynb #e0read5-1
 def _frame_fault(f, size, gap=0):
     "What is wrong with a decoded frame, `gap` frames away from the one expected; '' if nothing is"
     if gap: return 'frames are missing, or not evenly spaced in time'

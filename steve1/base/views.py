@@ -16,6 +16,7 @@ from .video import contact_sheet
 # %% ../../nbs/base/views.ipynb #e2pb
 _COLOUR = {k:f'C{i%10}' for i,k in enumerate(dict.fromkeys((*BUTTONS, *KEYS)))} # of a key, in every figure
 
+# %% ../../nbs/base/views.ipynb #e2pb-1
 def plot_actions(
     rows,           # `ACTION_DTYPE` (n,), as in `Episode.actions`
     ax=None,        # matplotlib axes; None: a new figure

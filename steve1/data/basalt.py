@@ -21,14 +21,18 @@ from .collect import CollectConfig, IndexEntry, RecordingIndex, collect
 
 # %% ../../nbs/data/basalt.ipynb #c006
 _Task = namedtuple('_Task', 'prompt env minutes') # sentence, MineRL's environment, the contractors' time limit
+
 BASALT_TASKS = {
     'find-cave': _Task('find a cave', 'MineRLBasaltFindCave-v0', 3),
     'waterfall': _Task('build a waterfall', 'MineRLBasaltMakeWaterfall-v0', 5),
     'pen-animals': _Task('build an animal pen', 'MineRLBasaltCreateVillageAnimalPen-v0', 5),
     'build-house': _Task('build a village house', 'MineRLBasaltBuildVillageHouse-v0', 12)}
+
 _SNAPSHOTS = 'https://openaipublic.blob.core.windows.net/minecraft-rl/snapshots'
+
 _INDEXES = {k:f'{_SNAPSHOTS}/{k}-Jul-28.json' for k in BASALT_TASKS}
 
+# %% ../../nbs/data/basalt.ipynb #c006-1
 def _task_of(path):
     "The task of a recording or an index, from a folder or file name in its path; None if no name is one"
     for part in reversed(re.split(r'[/\\]', str(path))):

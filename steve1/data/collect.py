@@ -13,18 +13,24 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+
+# %% ../../nbs/data/collect.ipynb #c002-1
 from urllib.parse import quote
 import pandas as pd
 import tyro
 from filelock import FileLock
 from tqdm import tqdm
 from fastcore.basics import patch
+
+# %% ../../nbs/data/collect.ipynb #c002-2
 from ..config import Config, data_dir
 from ..base.commands import command
 from ..base.downloads import DownloadError, download
 from ..base.files import open_plain, sole_writer
 from ..base.jobs import run_jobs
 from ..episodes import dataset_dir
+
+# %% ../../nbs/data/collect.ipynb #c002-3
 from .embed import load_clip
 from .contractor import ContractorConfig, convert_contractor, recorder_version
 
@@ -53,6 +59,7 @@ def raw_path(self:IndexEntry,
 _SAFE_PART = r'[^./\\:\0-\x1f\x7f][^/\\:\0-\x1f\x7f]*' # not empty, no leading dot, no separators or control characters
 _SAFE_PATH = re.compile(f'({_SAFE_PART}/)*{_SAFE_PART}')
 
+# %% ../../nbs/data/collect.ipynb #d001-1
 class RecordingIndex:
     "The recordings that an index file names"
     def __init__(self,

@@ -15,12 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+# %% ../../nbs/data/contractor.ipynb #c002-1
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from fastcore.basics import patch
 from ..config import Config
 from ..base.actions import ACTION_DTYPE, HOTBAR, KEYS
+
+# %% ../../nbs/data/contractor.ipynb #c002-2
 from ..base.commands import FrameSize
 from ..base.files import sha256
 from ..base.video import VideoError, VideoWriter, decode_frames, resize_frames
@@ -110,6 +114,7 @@ _GUI_SCALE = {'5.7':.5, '5.8':.5, '6.7':2., '6.8':2., '6.9':2.}    # recorder ve
 _PARSED = np.dtype([('keys','u4'), ('camera','f8',2), ('busy','?'), ('gui','?'), ('cursor','f8',2), ('slot','?'),
     ('stuck','?')]) # 40 bytes a step; bit i of `keys` is `KEYS[i]`
 
+# %% ../../nbs/data/contractor.ipynb #d004-1
 def _parse(steps, gui_scale, upstream):
     "Yields one tuple of `_PARSED` a step"
     stuck, slot = False, 0
@@ -419,6 +424,7 @@ def write_contractor(
 # %% ../../nbs/data/contractor.ipynb #c044
 _CENTRE = 640., 360. # of the recorder's screen
 
+# %% ../../nbs/data/contractor.ipynb #c044-1
 def _to_steps(rows, gui, stuck):
     "Yields the lines of a recorder that saw these actions"
     slot, before, was_open, at = 0, set(), None, _CENTRE

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Literal
 import numpy as np
 from tqdm import tqdm
+
+# %% ../../nbs/data/embed.ipynb #c002-1
 from tyro.conf import Positional
 from ..config import Config, find_data
 from ..base.commands import command
 from ..base.files import atomic_path, sha256
 from ..base.jobs import run_jobs
 from ..base.remote import has_file, read_origin
+
+# %% ../../nbs/data/embed.ipynb #c002-2
 from ..base.video import EpisodeError, GOP, resize_frames
 from ..episodes import Episode, RowWriter, clip_id, find_episodes, write_meta
 

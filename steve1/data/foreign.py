@@ -12,18 +12,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256 as new_hash
 from pathlib import Path
+
+# %% ../../nbs/data/foreign.ipynb #c002-1
 from typing import Literal
 import pandas as pd
 import tyro
 from tqdm import tqdm
 from fastcore.basics import patch
 from ..config import Config, data_dir
+
+# %% ../../nbs/data/foreign.ipynb #c002-2
 from ..base.commands import FrameSize, command
 from ..base.files import atomic_path
 from ..base.upstream import EPISODE_FILES
 from ..base.video import EpisodeError, VideoError, count_frames
 from ..episodes import Episode, dataset_dir, list_episodes
 from .collect import Ledger
+
+# %% ../../nbs/data/foreign.ipynb #c002-3
 from .basalt import BasaltConfig, basalt_recordings, collect_basalt, demonstrations
 from .lerobot import export_lerobot, step_tasks
 

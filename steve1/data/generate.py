@@ -125,6 +125,7 @@ def _check_play(play, workers):
         raise ValueError(f"worker processes find a play function by its name: give 'module:function', "
                          f"or workers=0 to run {play.__name__!r} here")
 
+# %% ../../nbs/data/generate.ipynb #c012b-1
 def _check_same(folder, size):
     "A dataset has one frame size"
     for p in list(folder.glob('*/metadata.json'))[:1]:

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 import tyro
+
+# %% ../../nbs/data/importing.ipynb #c002-1
 from tqdm import tqdm
 from ..config import Config
 from ..base.commands import command
 from ..base.files import atomic_path, sha256, sole_writer
 from ..base.jobs import run_jobs
 from ..episodes import Episode, dataset_dir
+
+# %% ../../nbs/data/importing.ipynb #c002-2
 from .embed import load_clip
 from .tracks import Recording, is_recording, is_video, read_lines, recording_name
 from .recordings import RecordingConfig, convert_recording, plan_recording

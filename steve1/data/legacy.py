@@ -43,6 +43,7 @@ def convert_published(
 # %% ../../nbs/data/legacy.ipynb #c016
 def _convert(job): return str(convert_published(*job))
 
+# %% ../../nbs/data/legacy.ipynb #c016-1
 def convert_all(
     jobs,               # (folder of the published code, folder of the new episode), for each
     workers:int=0,      # Processes; 0: one episode after the other, in this process

@@ -25,6 +25,7 @@ VIDEO_PATH = 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 _DATA_PATH = 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
 _EPISODES_PATH = 'meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
 
+# %% ../../nbs/data/lerobot.ipynb #c006-1
 def _features(size, fps, codec, pix_fmt):
     "What a step consists of, as in info.json"
     def number(dtype): return dict(dtype=dtype, shape=[1], names=None)
@@ -227,6 +228,7 @@ def _info(self:LeRobotWriter):
         video_files_size_in_mb=self.video_mb, fps=self.fps, splits=dict(train=f'0:{len(self.rows)}'),
         data_path=_DATA_PATH, video_path=VIDEO_PATH, features=features)
 
+# %% ../../nbs/data/lerobot.ipynb #d006-1
 _CARD = """---
 task_categories: [robotics]
 tags: [LeRobot, minecraft]

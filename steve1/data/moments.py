@@ -20,6 +20,7 @@ MOMENT_FORMS = ("'EPISODE@STEP' such as 'episodes/sample/500000@180', "
                 "'VIDEO@FRAME' such as 'walk.mp4@30', or a .npy file")
 _FILE_END = r'\.(?:mp4|m4v|mkv|avi|mov|webm|gif|npy|npz|pkl|pt)'
 
+# %% ../../nbs/data/moments.ipynb #m005-1
 def parse_moment(
     text:str, # A prompt
 ) -> tuple|None: # (file or folder, step; None for a .npy file); None: this is a sentence

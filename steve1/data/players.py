@@ -12,12 +12,16 @@ from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar, NamedTuple
+
+# %% ../../nbs/data/players.ipynb #c002-1
 import numpy as np
 from fastcore.basics import patch
 from ..config import Config, find_data
 from ..base.actions import is_null, noop
 from ..base.files import sha256
 from ..base.video import resize_frames
+
+# %% ../../nbs/data/players.ipynb #c002-2
 from ..world.blocks import ARENAS
 from ..world.envs import ENVS, make_vec
 from ..world.vector import one_world

@@ -72,6 +72,7 @@ def _runs(flags): # bool (n,) -> [[start, stop], ...]
     "Runs of True"
     return np.flatnonzero(np.diff(np.r_[0, flags.astype(int), 0])).reshape(-1, 2).tolist()
 
+# %% ../../nbs/models/clip_training.ipynb #m005-1
 def _decode_needed(episodes, needed): # -> uint8 (m,h,w,3), or None if nothing is needed
     "The needed frames of all episodes, one after the other"
     frames,at = None,0
@@ -151,6 +152,7 @@ def hide_words(
         out += ['<unk>'] if u < .75*p else ['<unk>', w] if u < p else [w]
     return ' '.join(out) if any(w != '<unk>' for w in out) else words[rng.integers(len(words))]
 
+# %% ../../nbs/models/clip_training.ipynb #c018-1
 def _pick_frames(k, rng, window=16): # int64 (k,), rising
     "One position in each of k equal stretches of a window"
     edges = np.linspace(0, window, k+1).round().astype(int)
@@ -173,6 +175,7 @@ def _sample_batch(data, by_task, cfg, rng): # -> frames float32 (b,k,h,w,3) 0..2
         x.mul_(torch.from_numpy(factor).float()).clamp_(0, 255)
     return x, torch.from_numpy(at), torch.from_numpy(task)
 
+# %% ../../nbs/models/clip_training.ipynb #m009-1
 def _batches(data, phrases, cfg, rng): # yields frames, positions, task, texts
     "A batch for each step, with a caption for each window"
     by_task = [np.flatnonzero(data.task == i) for i in range(len(phrases))]
@@ -203,6 +206,7 @@ def embed_captioned(
     feats = clip.embed_frames(data.frames, dtype=dtype, rgb=True)
     return torch.cat([clip.temporal(feats[i]) for i in torch.from_numpy(data.index).split(1024)])
 
+# %% ../../nbs/models/clip_training.ipynb #m011-1
 @torch.no_grad()
 def retrieval(
     clip:MineCLIP,  # The model
@@ -229,6 +233,7 @@ def _new_model(shape, phrases, cfg):
     words = WordTokenizer.fit(texts, shape.vocab, shape.context).words if shape.tokenizer == 'words' else ()
     return MineCLIP(shape, words).to(get_device(cfg.device))
 
+# %% ../../nbs/models/clip_training.ipynb #c025-1
 def _contrastive_loss(clip, cfg): # -> function: batch -> scalar loss
     "The loss of a batch from `_batches`"
     dev = clip.scale.device; dtype = get_dtype(dev, cfg.dtype)
@@ -240,6 +245,7 @@ def _contrastive_loss(clip, cfg): # -> function: batch -> scalar loss
         return info_nce(scores.float(), task)
     return loss
 
+# %% ../../nbs/models/clip_training.ipynb #c025-2
 def _steps(clip, data, phrases, cfg, rng): # yields (steps done, loss)
     "Train as `cfg` says"
     no_decay = lambda name, p: p.ndim <= 1 or name.endswith(('pos','token.weight'))
@@ -262,6 +268,7 @@ def _validate(clip, val, seen, unseen=None): # -> 'seen' and 'unseen': accuracy,
 # %% ../../nbs/models/clip_training.ipynb #c026
 _LOG_EVERY = 20 # Steps between two entries of the history
 
+# %% ../../nbs/models/clip_training.ipynb #c026-1
 def train_mineclip(
     data:CaptionedWindows,     # Windows to learn from
     captions:dict,             # Task name -> phrases, in the order of `data.names`

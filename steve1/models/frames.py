@@ -24,6 +24,7 @@ def _check_shape(shape, size):
     raise ValueError(f'frames are {shape[1:3]}, this model sees {tuple(size)}: '
         f'resize_for_clip(frames, {tuple(size)}) converts them')
 
+# %% ../../nbs/models/frames.ipynb #m023-1
 def check_frames(
     frames,          # Should be uint8 (n,h,w,3), an array or a tensor
     size:tuple=None, # Height and width wanted, pixels; None: any
@@ -59,6 +60,7 @@ def _check_white(x, white):
     if white == 255 and 0 < high <= 1:
         raise ValueError(f'no value is above {high:.4g}: for pictures of 0..1 say white=1')
 
+# %% ../../nbs/models/frames.ipynb #m024-1
 def to_frames(
     x,                # Pictures, an array or a tensor, uint8 or float; axes in front stay as they are
     order:str='rgb',  # Order of the colours: 'rgb', or 'bgr' as OpenCV reads them
@@ -86,6 +88,7 @@ def _sky_share(frames): # uint8 tensor (n,h,w,3), RGB -> (n,), 0 to 1
     d = b - r
     return ((b >= 215) & (d >= 40) & (5*(g-r) >= d) & (5*(g-r) <= 3*d)).float().mean((1,2))
 
+# %% ../../nbs/models/frames.ipynb #m025-1
 def check_colours(
     frames, # uint8 tensor (n,h,w,3)
 ) -> None:

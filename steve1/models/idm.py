@@ -12,12 +12,16 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+# %% ../../nbs/models/idm.ipynb #c002-1
 from torch import nn
 from fastcore.basics import chunked, patch
 from ..config import Config, get_device, get_dtype
 from ..base.checkpoints import Checkpoint, load_strict, make_within, read_official
 from ..base.actions import ACTION_DTYPE, ActionMap, BUTTONS, CAMERA_MAX, N_BINS, bin_to_camera
 from .trunks import FanIn, TRUNKS, fan_in_, frames_to_float, linear
+
+# %% ../../nbs/models/idm.ipynb #c002-2
 from .losses import chunk_loss
 from .vpt_names import VPT_FIXED, check_fixed, config_from_model, official_name
 from ..policy import MemoryAttention, PolicyBlock, PolicyConfig
@@ -63,6 +67,7 @@ def _check_shifts(cfg):
         if any(n % side for n in cfg.image_size):
             raise ValueError(f"scale {s[0]} of shifts needs pictures whose sides {side} divides, got {cfg.image_size}")
 
+# %% ../../nbs/models/idm.ipynb #m001-1
 @patch
 def check(self:IDMConfig):
     "Refuse sizes that do not fit together; called for every new config"
@@ -76,6 +81,7 @@ def check(self:IDMConfig):
 # %% ../../nbs/models/idm.ipynb #c007
 _SHARPNESS = 300. # A mean difference of 1/300 of full scale makes a shift e times less likely
 
+# %% ../../nbs/models/idm.ipynb #c007-1
 class _BlockMatching(nn.Module):
     "Block matching with the next frame, read by linear maps"
     def __init__(self,
@@ -119,6 +125,7 @@ class IDMOutput(NamedTuple):
     buttons:torch.Tensor # (b,t,20,2): each key off and on
     camera:torch.Tensor  # (b,t,2,11): bins of pitch and yaw
 
+# %% ../../nbs/models/idm.ipynb #c011-1
 class IDM(Checkpoint, nn.Module):
     "Frames, past and future, to the actions between them"
     kind, config_class = 'idm', IDMConfig
@@ -158,6 +165,7 @@ def encode(self:IDM,
     x = self.embed(self.trunk(x)).unflatten(0, (b, t))
     return x + self.match(frames[:, :, r:r + t + 1]) if self.cfg.shifts else x
 
+# %% ../../nbs/models/idm.ipynb #c013-1
 @patch
 def decode(self:IDM,
     x, # Latents (b,t,hidsize) of whole windows
@@ -195,6 +203,7 @@ def from_official(cls:IDMConfig,
         n_layers=net['n_recurrence_layers'], n_heads=net['attention_heads'], mlp_ratio=net['pointwise_ratio'],
         window=T, temperature=float(head.get('temperature', 1.)))
 
+# %% ../../nbs/models/idm.ipynb #c017-1
 @patch(cls_method=True)
 def from_model(cls:IDMConfig,
     path, # The published `.model` file
@@ -228,6 +237,7 @@ def _draw(p, generator):
     "Indices drawn by their log-probabilities (...,n) with Gumbel's trick"
     return (p - torch.empty_like(p).exponential_(generator=generator).log()).argmax(-1)
 
+# %% ../../nbs/models/idm.ipynb #c023-1
 def label_rows(
     out:IDMOutput,  # Of n frames: buttons (n,20,2), camera (n,2,11)
     generator=None, # `torch.Generator` that draws actions by their probabilities; None: the likeliest
@@ -246,6 +256,7 @@ def _key_score(key, said, done): # bool (n,) labelled, bool (n,) recorded
     return dict(key=key, steps=int(done.sum()), precision=both / max(1, said.sum()), recall=both / done.sum(),
         f1=2 * both / (said.sum() + done.sum()))
 
+# %% ../../nbs/models/idm.ipynb #c026-1
 def score_labels(
     said, # Rows (n,) of `ACTION_DTYPE`, labelled
     done, # Rows (n,) of `ACTION_DTYPE`, recorded
@@ -266,6 +277,7 @@ def _split_joint(buttons, camera): # int64 (...,) 0..8640 and 0..120 -> int64 (.
     "Joint indices to keys and axes"
     return _TABLE.to(buttons.device)[buttons], torch.stack([camera // N_BINS, camera % N_BINS], -1)
 
+# %% ../../nbs/models/idm.ipynb #c029-1
 @patch
 def loss(self:IDMOutput,
     buttons,        # Recorded combination of buttons, int64 (b,t), 0 to 8640
@@ -277,6 +289,7 @@ def loss(self:IDMOutput,
     keys, bins = _split_joint(buttons, camera)
     return chunk_loss(nll(self.buttons, keys), nll(self.camera, bins), loss_mask)
 
+# %% ../../nbs/models/idm.ipynb #c029-2
 @patch
 def correct(self:IDMOutput,
     buttons, # Recorded combination of buttons, int64 (b,t)
@@ -297,6 +310,7 @@ def _motion_filter(i, middle, taps): # number of the filter, frame it belongs to
     else: w[:, middle] = w[:, middle + 1] = .5 * grey
     return w
 
+# %% ../../nbs/models/idm.ipynb #c032-1
 @patch
 @torch.no_grad()
 def init_head_bias(self:IDM,
@@ -362,6 +376,7 @@ class _Latents:
         left, right = min(r, a), min(r, self.n - b)
         return self.idm.encode(self.read(a - left, b + right), left, right)[0]
 
+# %% ../../nbs/models/idm.ipynb #m011-1
 def _reader(video, device):
     "Number of frames of a video, and a function that reads frames a..b as uint8 (1,b-a,h,w,3)"
     has_frames = hasattr(video, 'frames')

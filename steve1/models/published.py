@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Literal
 import torch
 from tqdm import tqdm
+
+# %% ../../nbs/models/published.ipynb #c002-1
 from tyro.conf import Positional
 from ..config import Config, data_dir
 from ..base.commands import command
 from ..base.files import atomic_path, locked, sha256, write_text
 from ..base.untrusted import safe_pickle_load, safe_torch_load
 from ..base.downloads import DownloadError, check_file, download
+
+# %% ../../nbs/models/published.ipynb #c002-2
 from ..base.checkpoints import checkpoint_kind, file_kind, load_tensors, read_meta
 from .vpt_names import VPT_GOAL
 from ..mineclip import ATTN_MD5, AVG_MD5, MineCLIP, MineCLIPConfig
@@ -39,7 +43,10 @@ class PublishedFile:
     look:str=''   # Page to look at by hand
 
 _VPT = 'https://openaipublic.blob.core.windows.net/minecraft-rl'
+
+# %% ../../nbs/models/published.ipynb #c005-1
 _VPT_PAGE = 'https://github.com/openai/Video-Pre-Training'
+
 _STEVE1_PAGE, _CLIP_PAGE = 'https://github.com/Shalev-Lifshitz/STEVE-1', 'https://github.com/MineDojo/MineCLIP'
 
 def _drive(name, what, kind, id, md5='', look=_STEVE1_PAGE):
@@ -51,6 +58,8 @@ def _vpt(name, what, kind='vpt', folder='models', size=None):
 
 # %% ../../nbs/models/published.ipynb #c006
 _HUB_PAGE = 'https://huggingface.co/CraftJarvis/MineStudio_STEVE-1.official'
+
+# %% ../../nbs/models/published.ipynb #c006-1
 _FILES = [
     _drive('steve1.weights', 'STEVE-1, the policy', 'policy', '1E3fd_-H1rRZqMkUKHfiMhx-ppLLehQPI'),
     _drive('steve1_prior.pt', 'STEVE-1, the prior', 'prior', '1OdX5wiybK8jALVfP5_dEo0CWm9BQbDES'),
@@ -99,6 +108,7 @@ def select_published(
         wanted |= found
     return [f for n,f in PUBLISHED_FILES.items() if n in wanted]
 
+# %% ../../nbs/models/published.ipynb #c007-1
 def _table(files=None): # `PublishedFile`s; None: all
     "Files and what is known of them, as text"
     size = lambda f: f'{f.size:,}' if f.size else 'not known'
@@ -118,6 +128,7 @@ def _read_ledger(folder): # -> {name: dict(sha256, size, url, date)}
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise ValueError(f'{path} is damaged ({e}): repair it, or remove it to trust the files as they are') from None
 
+# %% ../../nbs/models/published.ipynb #c011-1
 def _write_ledger(path, url=''): # a file just downloaded, and from where
     "Add a file to its folder's ledger"
     row = dict(sha256=sha256(path), size=path.stat().st_size, url=url, date=time.strftime('%Y-%m-%d'))
@@ -146,6 +157,7 @@ def _source(f, out, mirror): # address of a `PublishedFile`
         raise DownloadError(f'{f.name}: its address is not known; look at {f.look}, and put the file into {out}')
     return url
 
+# %% ../../nbs/models/published.ipynb #m005-1
 def _download_known(f, path, url, row, **how): # row: of the ledger, or None
     "Download a file and hold it against what is known of it"
     known = dict(size=row['size'], sha256=row['sha256']) if row else dict(size=f.size)
@@ -201,6 +213,7 @@ _LAYOUTS = dict.fromkeys(('vpt', 'policy', 'idm', 'prior'), dict(prefix='', entr
 _LAYOUTS['mineclip'] = dict(prefix='model.', entry='state_dict')
 _PREFIXES = 'module.policy.', 'policy.', 'module.', 'model.'
 
+# %% ../../nbs/models/published.ipynb #c024-1
 def _layout(state): # what a published file holds -> dict(kind, prefix of every name, name of the outer entry)
     "How the tensors of a published file are wrapped"
     entry = 'state_dict' if isinstance(state.get('state_dict'), dict) else ''
@@ -210,6 +223,7 @@ def _layout(state): # what a published file holds -> dict(kind, prefix of every 
     prefix = next((p for p in _PREFIXES if every(n.startswith(p) for n in names)), '')
     return dict(kind=kind, prefix=prefix, entry=entry)
 
+# %% ../../nbs/models/published.ipynb #c024-2
 def _wrap(state, how): # published names -> tensors; prefix and entry, as in `_layout`
     "Tensors as a published file has them"
     state = {how['prefix']+k:v.detach().cpu() for k,v in state.items()}
@@ -234,6 +248,7 @@ def _read_published(state, kind, config=None): # kind: as in `_HOLDS`; config: a
 
 _CLASSES = dict(policy=Policy, mineclip=MineCLIP, prior=Prior, idm=IDM) # By the kind in a header
 
+# %% ../../nbs/models/published.ipynb #c030-1
 def _check_claim(path, kind, holder): # path: a name that may claim a kind; holder: the file that has `kind`
     "Raise ValueError if a file's name claims another kind"
     known = PUBLISHED_FILES.get(path.name)
@@ -256,6 +271,7 @@ def _three_to_ours(source, out, raw, note, config):
     for k,model in models.items():
         model.save(out/f'{k}.safetensors', dict(published=note | dict(kind=k, **_LAYOUTS[k])))
 
+# %% ../../nbs/models/published.ipynb #c031-1
 def _to_ours(source, out, config): # -> kind
     "One published file -> one of ours, or a folder of three"
     kind = file_kind(source)
@@ -306,11 +322,13 @@ def _direction(source, out, to): # -> 'safetensors' or 'official'
         raise ValueError(f'{out.name} should end in .safetensors')
     return to
 
+# %% ../../nbs/models/published.ipynb #m007-1
 def _convert(source, out, to, config): # -> 'policy', 'vpt', 'mineclip', 'prior', 'idm' or 'minestudio'
     "Convert a file; what it holds"
     if _direction(source, out, to) == 'official': return _to_official(source, out)
     return _to_ours(source, out, config)
 
+# %% ../../nbs/models/published.ipynb #m007-2
 def convert_checkpoint(
     source:Path, # A published file, or one of ours
     out:Path,    # The file to write; a folder for MineStudio's three in one
@@ -332,6 +350,7 @@ class _Bar:
     def close(self):
         if self.bar is not None: self.bar.close()
 
+# %% ../../nbs/models/published.ipynb #c049-1
 @dataclass(frozen=True)
 class DownloadConfig(Config):
     "What to download"
@@ -353,6 +372,7 @@ def _download_all(files, cfg): # `PublishedFile`s
         finally: bar.close()
     return failed
 
+# %% ../../nbs/models/published.ipynb #m014-1
 @command('steve1_download')
 def download_cli(cfg:DownloadConfig):
     "Download published files, each complete and checked; files already here are left alone"

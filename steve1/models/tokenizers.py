@@ -37,6 +37,7 @@ def _words_at(text):
     found = re.finditer(r"<unk>|[a-z0-9]+", text)
     return [(m[0] if m[0] == '<unk>' else _stem_word(m[0]), m.start()) for m in found]
 
+# %% ../../nbs/models/tokenizers.ipynb #m001-1
 def split_words(
     text:str, # Any text
 ) -> list:    # Stemmed lower-case words
@@ -95,6 +96,7 @@ def _clip_files(name, files, cache, command):
     raise FileNotFoundError(f"CLIP's tokenizer ({name}) is not in the Hugging Face cache {cache}: "
         f"no {' and no '.join(missing)}; `{command}` downloads it (HF_HOME moves the cache)")
 
+# %% ../../nbs/models/tokenizers.ipynb #m006-1
 def _read_clip_tokenizer(folder, command):
     "CLIP's tokenizer from its files"
     from transformers import CLIPTokenizer

@@ -23,6 +23,7 @@ def project(
     y = (w @ columns).T.reshape(*x.shape[:-1], -1).contiguous()
     return y if b is None else y + b
 
+# %% ../../nbs/models/trunks.ipynb #c005-1
 class Linear(nn.Linear):
     "`nn.Linear`, computed by `project`"
     def forward(self, x): return project(x, self.weight, self.bias)
@@ -169,4 +170,5 @@ class PatchTrunk(nn.Module):
         for s in self.stages: x = s(x)
         return self.dense(x.flatten(1))
 
+# %% ../../nbs/models/trunks.ipynb #m007-1
 TRUNKS = dict(impala=Impala, patch=PatchTrunk) # By the name in a config

@@ -13,10 +13,11 @@ from ..base.untrusted import safe_pickle_load
 VPT_GOAL = 'net.mineclip_embed_linear.' # Prefix of the layer that STEVE-1 added to VPT
 _CNN = 'net.img_process.cnn.'           # Prefix of the image trunk
 _BLOCKS = 'net.recurrent_layer.blocks.' # Prefix of the transformer blocks
-
 _BLOCK = _BLOCKS + r'\1.'
 _ATTENTION = _BLOCK + 'r.orc_block.'
 _NORMALIZER = 'value_head.normalizer.'
+
+# %% ../../nbs/models/vpt_names.ipynb #m019-1
 _VPT_NAMES = {
     r'motion\.': 'net.conv3d_layer.',
     r'trunk\.stages\.(\d+)\.conv\.': _CNN + r'stacks.\1.firstconv.',
@@ -77,6 +78,7 @@ def _read_model_file(path):
         raise ValueError(f"{path} is no VPT model file: {name} is a {type(part).__name__}, not settings by name")
     return net, head
 
+# %% ../../nbs/models/vpt_names.ipynb #m002-1
 def config_from_model(
     cls:type, # `PolicyConfig` or `IDMConfig`: its `from_official` turns published settings into ours
     path,     # A `.model` file

@@ -84,6 +84,7 @@ def __call__(self:_StrongChange, img): # uint8 (n,h,w,3) -> uint8 (n,h,w,3)
         cv2.transform(x, m, dst=y)
     return out
 
+# %% ../../nbs/training/augment.ipynb #c009-1
 def _draw_strong(rng, view=True):
     "A change as strong as VPT's, of the view too where wanted"
     h,s,b,c = rng.uniform([-.2,.8,.8,.8], [.2,1.2,1.2,1.2])

@@ -36,6 +36,7 @@ def _meet():
     if backend == 'nccl': torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     torch.distributed.init_process_group(backend, init_method=Path(store).as_uri(), rank=rank, world_size=world)
 
+# %% ../../nbs/training/launch.ipynb #n053-1
 def _check_count(acc, world):
     "`accelerate launch --cpu --num_processes 2` quietly runs a single process, so we count"
     want = int(os.environ.get('STEVE1_PROCS', world))

@@ -12,12 +12,16 @@ from typing import Annotated, Literal
 import tyro
 import yaml
 from fastcore.basics import patch
+
+# %% ../../nbs/training/recipe.ipynb #c002-1
 from ..config import Config, find_data
 from ..base.files import check_name
 from ..policy import Policy, PolicyConfig
 from ..models.idm import IDMConfig, TrainableIDM
 from ..data.sampling import read_sampling
 from ..dataset import DataConfig, action_counts
+
+# %% ../../nbs/training/recipe.ipynb #c002-2
 from .optim import warmup_cosine
 from .runs import SavingConfig
 from .launch import MachineConfig

@@ -229,6 +229,7 @@ def set_rng_state(
 _MAY_CHANGE = {'resume','n_frames','device','workers','val_every','val_begin','val_every_begin','patience',
     'save_every','snapshot_every','log_every','grad_limit','wandb'} # when a run continues
 
+# %% ../../nbs/training/runs.ipynb #n070-1
 def check_same_run(
     name:str,   # The run's name
     then:dict,  # Flat settings of the saved state

@@ -67,6 +67,7 @@ class Kind(IntEnum):
     AIR, GRASS, DIRT, STONE, SAND, WATER, LOG, LEAVES = range(8)
     TALL_GRASS, POPPY, DANDELION, PLANKS, BEDROCK, GRAVEL, COAL, COBBLE = range(8, 16)
 
+# %% ../../nbs/world/blocks.ipynb #c006-1
 @dataclass(frozen=True)
 class BlockInfo:
     "What is known of one kind of block"
@@ -195,6 +196,7 @@ WIDTH, HEIGHT = 128, 48 # blocks from west to east and from north to south; bloc
 WRAP = WIDTH-1          # x and z wrap by `& WRAP`
 SEA_LEVEL = 18          # water fills up to this height
 
+# %% ../../nbs/world/blocks.ipynb #c016-1
 @jit
 def cell_hash(
     a,    # int

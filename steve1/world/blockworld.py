@@ -45,6 +45,7 @@ def _controls(rows):
     out[:,-2:] = rows['camera']
     return out
 
+# %% ../../nbs/world/blockworld.ipynb #c005b-1
 def _canvas(out, shape):
     "`out`, checked, or a new picture"
     if out is None: return np.empty(shape, np.uint8)
@@ -108,6 +109,7 @@ def render(self:Worlds,
     draw_worlds(*self._part(None, *_ARRAYS, '_records'), out)
     return out
 
+# %% ../../nbs/world/blockworld.ipynb #c005d-2-1
 @patch
 def item_counts(self:Worlds): # -> int64 `(n, len(ITEMS))`
     "How many of each item the players carry"
@@ -176,6 +178,7 @@ def give(self:World,
     for k in [64]*(n//64)+[n%64]*(n%64>0):
         if not give_item(self.slots, ITEMS.index(item), k): raise ValueError(f'no room for {n} {item}')
 
+# %% ../../nbs/world/blockworld.ipynb #c009-1
 @patch(as_prop=True)
 def inventory(self:World): # -> dict item name -> count, all items
     "What the player carries"

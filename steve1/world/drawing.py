@@ -39,6 +39,7 @@ def _texel(u, v):
     "(row, column) of the texel at a point (u,v) of a face, both 0..1"
     return 15-(int(v*15.999)&15), int(u*15.999)&15
 
+# %% ../../nbs/world/drawing.ipynb #c008b-1
 @jit_inline
 def _sign(d): return 1 if d>0 else -1
 

@@ -257,10 +257,12 @@ def _wishes(self:Expert, moves, n):
 _gathered = dict( # task -> kinds of block that it breaks
     wood=(Kind.LOG,), leaves=(Kind.LEAVES,), seeds=(Kind.TALL_GRASS,),
     flower=(Kind.POPPY,Kind.DANDELION), sand=(Kind.SAND,))
+
 _weights = dict( # how often a task is chosen where all are possible
     dig=1., dirt=1., sky=.7, leaves=1.2, wood=1.6, seeds=1.3, flower=1.5,
     explore=.9, swim=1.2, underwater=1.2, inventory=.6, tower=.7, sand=1.2)
 
+# %% ../../nbs/world/experts.ipynb #c020b-1
 @patch
 def feasible(self:Expert, task):
     "Does this place offer a task right now?"
@@ -335,6 +337,7 @@ def recorded(self:Recorder) -> ExpertPlay: # All steps so far
     frames, rows, metrics = np.stack(self.frames), np.stack(self.rows), dict(self.metrics.values)
     return ExpertPlay(frames, rows, equal_spans(self.tasks), events, masked, self.env.arena, metrics)
 
+# %% ../../nbs/world/experts.ipynb #c021b-2-1
 def equal_spans(
     values, # Sequence
 ) -> list:  # (start, stop, value), in order
@@ -344,6 +347,7 @@ def equal_spans(
 
 # %% ../../nbs/world/experts.ipynb #c022
 START_ITEMS = dict(dirt=12)   # what an evaluated episode starts with
+
 _arena_odds = dict(plains=.2, forest=.24, meadow=.26, lake=.18, beach=.12)
 
 def _start_items(rng):
@@ -353,6 +357,7 @@ def _start_items(rng):
         if rng.random()<.35: items[item] = int(rng.integers(1,8))
     return dict(sorted(items.items(), key=lambda _: rng.random()))
 
+# %% ../../nbs/world/experts.ipynb #c022-1
 def _start(seed, size, only):
     "(recorder, generator) at the beginning of an episode"
     if only not in (None, *TASKS): raise ValueError(f'unknown task {only!r}: choose from {", ".join(TASKS)}')

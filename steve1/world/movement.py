@@ -134,6 +134,7 @@ def find(self:ScriptedPlayer, kinds, r, lo, hi, jitter=0., seed=0):
     _,x,y,z = _nearest_seen(self.w.blocks, wanted, *self.eye, self.p.yaw, r, lo, hi, jitter, seed)
     return None if y<0 else (x,y,z)
 
+# %% ../../nbs/world/movement.ipynb #c008d-1
 @patch
 def find_water(self:ScriptedPlayer, r, deep, jitter=0., seed=0):
     "(x,y,z) of the best open water within r columns, three blocks deep if `deep`, or None"

@@ -53,6 +53,7 @@ def press(self:HumanPlayer,
         self.tapped.add(key)
     if key in list('123456789'): self.slot = int(key)-1
 
+# %% ../../nbs/world/play.ipynb #c008b-1
 @patch
 def release(self:HumanPlayer,
     key:str, # As in `press`
@@ -69,6 +70,7 @@ def wheel(self:HumanPlayer,
     self.slot = (self.slot-int(np.sign(clicks)))%9
     self.tapped.add(str(self.slot+1))
 
+# %% ../../nbs/world/play.ipynb #c008b-2-1
 @patch
 def move(self:HumanPlayer,
     dx:float, # Pixels to the right
@@ -126,6 +128,7 @@ class Game:
 _NO_PYGAME = "a window needs pygame: pip install -e '.[play]'; or play in the notebook world/play"
 _NO_DISPLAY = 'no display to open a window on{}; play in the notebook world/play, or set DISPLAY'
 
+# %% ../../nbs/world/play.ipynb #c016-1
 def _pygame():
     "pygame with a display, or an error that says what is missing"
     os.environ.setdefault('PYGAME_HIDE_SUPPORT_PROMPT', '1')
@@ -321,6 +324,7 @@ def connect(self:NotebookView):
     self.slot.observe(lambda c: self.push([{f'hotbar.{c["new"]}':1}]), 'value')
     self.play.observe(lambda c: self.run(c['new']), 'value')
 
+# %% ../../nbs/world/play.ipynb #c029b-1
 @patch
 def push(self:NotebookView,
     actions:list, # Actions, one a step

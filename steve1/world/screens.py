@@ -183,6 +183,7 @@ def _draw_frame(blocks, tops, light, clouds, slots, p, tex, mean, digits, out):
     if out.shape[0]>=160: _draw_hearts(out)
     if p.gui: _draw_inventory(out, tex, digits, slots, p)
 
+# %% ../../nbs/world/screens.ipynb #c007-1
 @jit
 def _draw_frames(blocks, tops, light, clouds, slots, players, tex, mean, digits, out):
     for i in range(len(players)):

@@ -33,6 +33,8 @@ class Task:
 
 # %% ../../nbs/world/tasks.ipynb #c006
 _get = 'get|collect|gather|mine|find|pick up|i want|bring me|go get|harvest'
+
+# %% ../../nbs/world/tasks.ipynb #c006-1
 _tasks = (
     Task('dig', 'dig a hole', 'dug', 'plains', steps=(70,150), grids=(
         ('dig|mine|go|dig straight|mine straight', 'down|downwards|straight down'),
@@ -104,6 +106,7 @@ _tasks += (
         (_get, 'sand|some sand|sand blocks|a sand block|lots of sand|beach sand'),
         ('break|punch|dig up|dig|hit|shovel|destroy', 'sand|the sand|sand blocks|the beach|some sand'))))
 
+# %% ../../nbs/world/tasks.ipynb #c006d-1
 TASKS = {t.name:t for t in _tasks} # name -> Task
 
 # %% ../../nbs/world/tasks.ipynb #c009
@@ -120,6 +123,7 @@ METRICS = dict( # name -> what it counts
 _item_endings = dict( # metric -> how the names of its items end
     dirt=('dirt',), leaves=('leaves',), wood=('_log',), seeds=('seeds',), flowers=('poppy','dandelion'), sand=('sand',))
 
+# %% ../../nbs/world/tasks.ipynb #c009-1
 def _held(inventory):
     "Items held, by metric; sandstone is no sand"
     count = lambda endings: sum(n for item,n in inventory.items() if item.endswith(endings) and 'sandstone' not in item)

@@ -15,6 +15,7 @@ def _prctl(option, value):
     "Change a setting of this process; systems other than Linux have none of these"
     if sys.platform.startswith('linux'): ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
+# %% ../../nbs/world/worker.ipynb #c005-1
 def _parents():
     "Process -> its parent, of all processes; empty where there is no /proc"
     found = {}
@@ -119,6 +120,7 @@ def _pack(pictures, value):
 
 def _import(module, name): return getattr(importlib.import_module(module), name)
 
+# %% ../../nbs/world/worker.ipynb #c015-1
 def _make(what, kwargs, path=()):
     "Make the environment 'module:name', or `name` of this file; `path`: folders to look for the module in first"
     sys.path[:0] = path
@@ -257,6 +259,7 @@ def _translate(self, raw):
                 in_water=bool(water), eye_in_water=bool(under), done=bool(self.done))
     return obs, info
 
+# %% ../../nbs/world/worker.ipynb #c030-2-1
 _Game.translate = _translate
 
 # %% ../../nbs/world/worker.ipynb #c032
