@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNCONDITIONAL', 'PAPER_PROMPTS', 'System', 'load_system', 'random_system', 'shipped_or_random', 'Goal', 'no_goal',
-           'PromptWarning', 'unknown_words', 'text_goal', 'visual_goal', 'save_goal', 'as_goal']
+           'PromptWarning', 'text_goal', 'visual_goal', 'save_goal', 'as_goal']
 
 # %% ../../nbs/acting/goals.ipynb #c002
 import re, warnings
@@ -136,7 +136,7 @@ class PromptWarning(UserWarning):
     "MineCLIP does not know some words of a prompt"
 
 # %% ../../nbs/acting/goals.ipynb #b002-1
-def unknown_words(
+def _unknown_words(
     clip:MineCLIP, # Its tokenizer
     text:str,      # A sentence
 ) -> list: # In the order of the text; empty for a tokenizer that knows every word
@@ -151,7 +151,7 @@ def unknown_words(
 # %% ../../nbs/acting/goals.ipynb #a105
 def _unknown_fault(clip, text):
     "What a warning says about a sentence; '' if it is known"
-    if not (unknown := unknown_words(clip, text)): return ''
+    if not (unknown := _unknown_words(clip, text)): return ''
     if any(s in clip.tokenizer.id for s in split_words(text)):
         return f"words this MineCLIP never learned: {', '.join(unknown)}"
     return f'this MineCLIP never learned a word of {text!r}, so the goal is that of any unknown text'

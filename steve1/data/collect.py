@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IndexEntry', 'RecordingIndex', 'Ledger', 'fetch_recordings', 'CollectConfig', 'plan_collection', 'collect',
-           'collection_faults', 'collection_report', 'ContractorOptions', 'contractor_cli']
+           'collection_faults', 'collection_report', 'contractor_cli']
 
 # %% ../../nbs/data/collect.ipynb #c002
 import hashlib, json, os, re
@@ -307,7 +307,7 @@ def collection_report(
 
 # %% ../../nbs/data/collect.ipynb #c026
 @dataclass(frozen=True)
-class ContractorOptions(Config):
+class _ContractorOptions(Config):
     "What `steve1_contractor` is to do"
     index:tyro.conf.Positional[tuple[str,...]] # Index files: 6.x to 10.x, paths or addresses
     out:str = 'contractor'    # Dataset: a name below data/datasets, or a folder
@@ -336,7 +336,7 @@ def _print_plan(recs, cfg):
 
 # %% ../../nbs/data/collect.ipynb #c027
 @command('steve1_contractor')
-def contractor_cli(cfg:ContractorOptions):
+def contractor_cli(cfg:_ContractorOptions):
     "Fetch contractor recordings and make episodes of them; a second call goes on where the first ended"
     entries = [r for i in cfg.index for r in RecordingIndex.read(i, cfg.base_url).recordings]
     recs = list({r.name:r for r in entries}.values())[:cfg.limit]

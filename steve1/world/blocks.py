@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['jit', 'jit_inline', 'BLOCKS', 'ITEMS', 'BLOCK_TABLE', 'ITEM_TABLE', 'TEXTURES', 'MEAN_COLORS', 'WIDTH', 'HEIGHT',
-           'WRAP', 'SEA_LEVEL', 'ARENAS', 'show_pictures', 'figure_image', 'Kind', 'BlockInfo', 'is_plant', 'cell_hash',
-           'Arena', 'refresh_column', 'generate_terrain', 'empty_terrain']
+           'WRAP', 'SEA_LEVEL', 'ARENAS', 'show_pictures', 'figure_image', 'Kind', 'is_plant', 'cell_hash', 'Arena',
+           'refresh_column', 'generate_terrain', 'empty_terrain']
 
 # %% ../../nbs/world/blocks.ipynb #c002
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Kind(IntEnum):
 
 # %% ../../nbs/world/blocks.ipynb #c006-1
 @dataclass(frozen=True)
-class BlockInfo:
+class _BlockInfo:
     "What is known of one kind of block"
     name:str            # MineRL's item name
     ticks:float=0       # Steps of holding attack until it breaks; 0: cannot be mined
@@ -80,15 +80,15 @@ class BlockInfo:
 
 # %% ../../nbs/world/blocks.ipynb #c006b
 BLOCKS = ( # what is known of each kind, in the order of `Kind`
-    BlockInfo('air', solid=False, places=False),  BlockInfo('grass_block', 11, drop='dirt'),
-    BlockInfo('dirt', 10, drop='dirt'),           BlockInfo('stone', 30, drop='cobblestone'),
-    BlockInfo('sand', 9, drop='sand'),            BlockInfo('water', solid=False, places=False),
-    BlockInfo('oak_log', 13, drop='oak_log'),     BlockInfo('oak_leaves', 5, drop='oak_leaves'),
-    BlockInfo('grass', 5, False, 'wheat_seeds', .6, False),
-    BlockInfo('poppy', 5, False, 'poppy'),        BlockInfo('dandelion', 5, False, 'dandelion'),
-    BlockInfo('oak_planks', 25, drop='oak_planks'), BlockInfo('bedrock', places=False),
-    BlockInfo('gravel', 10, drop='gravel'),       BlockInfo('coal_ore', 40, drop='coal', places=False),
-    BlockInfo('cobblestone', 28, drop='cobblestone'))
+    _BlockInfo('air', solid=False, places=False),  _BlockInfo('grass_block', 11, drop='dirt'),
+    _BlockInfo('dirt', 10, drop='dirt'),           _BlockInfo('stone', 30, drop='cobblestone'),
+    _BlockInfo('sand', 9, drop='sand'),            _BlockInfo('water', solid=False, places=False),
+    _BlockInfo('oak_log', 13, drop='oak_log'),     _BlockInfo('oak_leaves', 5, drop='oak_leaves'),
+    _BlockInfo('grass', 5, False, 'wheat_seeds', .6, False),
+    _BlockInfo('poppy', 5, False, 'poppy'),        _BlockInfo('dandelion', 5, False, 'dandelion'),
+    _BlockInfo('oak_planks', 25, drop='oak_planks'), _BlockInfo('bedrock', places=False),
+    _BlockInfo('gravel', 10, drop='gravel'),       _BlockInfo('coal_ore', 40, drop='coal', places=False),
+    _BlockInfo('cobblestone', 28, drop='cobblestone'))
 ITEMS = tuple(dict.fromkeys(['air'] + [b.drop for b in BLOCKS if b.drop])) # item number -> name
 
 # %% ../../nbs/world/blocks.ipynb #c008
