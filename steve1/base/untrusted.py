@@ -36,7 +36,6 @@ def is_torch_file(
     "Does a file begin as `torch.save` begins it, now or before torch 1.6?"
     return _head(path).startswith((b'PK\3\4', _LEGACY_MAGIC))
 
-# %% ../../nbs/base/untrusted.ipynb #c007-1
 def looks_like(
     path:str|Path,  # A file that cannot be read
     meant:str='',   # What it should be: 'torch', 'safetensors', 'pickle' or ''
@@ -52,7 +51,6 @@ def looks_like(
     names = dict(torch='a file of torch.save', safetensors='a safetensors file', pickle='a plain pickle')
     return '' if seems == meant else f'it is {names[seems]}'
 
-# %% ../../nbs/base/untrusted.ipynb #c007-2
 def _is_safetensors(head): return head[8:9] == b'{' and struct.unpack('<Q', head[:8])[0] < 1 << 27
 def _is_pickle(head): return b'\x80\2' <= head[:2] <= bytes([128, pickle.HIGHEST_PROTOCOL])
 
@@ -68,7 +66,6 @@ _TUPLE_SIZE = dict(EMPTY_TUPLE=0, TUPLE1=1, TUPLE2=2, TUPLE3=3, TUPLE=-1)
 # one byte in the file, many in memory
 _COUNTED = 'EMPTY_LIST EMPTY_DICT EMPTY_SET MARK MEMOIZE PUT BINPUT LONG_BINPUT'.split()
 
-# %% ../../nbs/base/untrusted.ipynb #n001
 def _instruction(op):
     "(length of its argument, effect on the stack, how many items it takes, charge in bytes, name)"
     length = -10 if op.name == 'GLOBAL' else op.arg.n if op.arg else 0
@@ -107,7 +104,6 @@ def _close_keys(name, stack, marks):
     del stack[start:]
     if name in ('DICT', 'FROZENSET'): stack.append(0)
 
-# %% ../../nbs/base/untrusted.ipynb #n003-1
 def _close_tuple(takes, stack, marks):
     start = marks.pop() if takes < 0 else len(stack) - takes
     if start < 0: raise IndexError
@@ -137,12 +133,8 @@ def _sized(op, width, most=64):
 def _shape(put): return rb'(?:\)|K.\x85' + put + rb'|K.K.\x86' + put + rb')'
 
 _FETCH, _NUMBERED, _MEMO = rb'(?:h.|j.{4})', rb'(r.{4})', rb'(\x94)'
-
 _START = _FETCH*2 + rb'K\x00\x85%b' + _FETCH + rb'\x87%bR%b\(K\x01'   # numpy's function for (0,), called
-
 _TEXT = _FETCH + _sized(b'X', 4, 128) + _NUMBERED + _FETCH + rb'\x86' + _NUMBERED + b'R' + _NUMBERED
-
-# %% ../../nbs/base/untrusted.ipynb #n005-1
 _OLD = (_START.replace(b'%b', _NUMBERED) + _shape(_NUMBERED) + _FETCH
     + rb'[\x88\x89](?:' + _TEXT + b'|' + _sized(b'C', 1) + _NUMBERED + b')t' + _NUMBERED + b'b')
 _FOUR = (_START.replace(b'%b', _MEMO) + _shape(_MEMO) + _FETCH
@@ -212,7 +204,6 @@ def _bytearray(budget, data=b'', encoding=None):
     budget.charge(len(data))
     return bytearray(data) if encoding is None else bytearray(data, encoding)
 
-# %% ../../nbs/base/untrusted.ipynb #n020-1
 def _encode(budget, text, encoding='utf-8'):
     if not isinstance(text, str) or encoding not in ('latin1', 'utf-8', 'ascii'):
         raise UnpicklingError(f'it encodes as {reprlib.repr(encoding)}')
@@ -224,7 +215,6 @@ def _check_keys(keys):
     inner = (x for k in keys if isinstance(k, tuple) for x in k)
     if any(isinstance(x, tuple) for x in inner): raise UnpicklingError('it has tuples within tuples as keys')
 
-# %% ../../nbs/base/untrusted.ipynb #n008-1
 def _collect(kind):
     "A stand-in for `list`, `dict` and their like, called with a list of items"
     def make(budget, items=(), *more):
@@ -236,7 +226,6 @@ def _collect(kind):
         return kind(items)
     return make
 
-# %% ../../nbs/base/untrusted.ipynb #n008-2
 def _number_of(kind):
     "A stand-in for `int` and its like"
     def make(budget, *a):
@@ -261,7 +250,6 @@ class _Format:
         if not isinstance(state, tuple) or state[2:] not in real:
             raise UnpicklingError(f'its number format is {reprlib.repr(state)}')
 
-# %% ../../nbs/base/untrusted.ipynb #c013-1
 def _check_size(form, shape, data):
     "Do these bytes make an array of that format and shape?"
     ok = isinstance(form, _Format) and isinstance(shape, tuple) and isinstance(data, (bytes, bytearray))
@@ -284,7 +272,6 @@ class _Array:
         if not single: _check_size(form, shape, data)
         self.budget.charge(len(data))
 
-# %% ../../nbs/base/untrusted.ipynb #n009-1
 def _ndarray(budget, *a): raise UnpicklingError('it calls a ndarray')
 
 def _scalar(budget, form, data):
@@ -347,7 +334,6 @@ def error_reason(
     if isinstance(e, MemoryError): return 'it asks for more memory than this machine has'
     return str(e).partition('\n')[0] or type(e).__name__
 
-# %% ../../nbs/base/untrusted.ipynb #c025-1
 def unreadable(
     path,        # The file
     what:str,    # 'data' or 'weights'
@@ -394,7 +380,6 @@ class _Shape(typing.NamedTuple):
     "Stands for a tensor"
     shape: tuple
 
-# %% ../../nbs/base/untrusted.ipynb #c030-1
 def _tensor(budget, storage, offset, size, stride, *more):
     "A tensor that lies within its storage, or an error"
     whole = all(type(n) is int and n >= 0 for n in (offset, *size, *stride)) and len(size) == len(stride)
@@ -468,7 +453,6 @@ def _check_records(z, size):
     if sum(i.file_size for i in infos) > size: raise UnpicklingError('its contents are larger than the file')
     return infos
 
-# %% ../../nbs/base/untrusted.ipynb #n021-1
 def _scan_zip(path, crc):
     "What the description in a zip of `torch.save` comes to, once its records are found sound"
     size = path.stat().st_size
@@ -491,7 +475,6 @@ def _scan_rows(path):
         data = data[end:]
     return found
 
-# %% ../../nbs/base/untrusted.ipynb #n013-1
 def scan_torch(
     path:Path,     # A file of `torch.save`
     crc:bool=True, # Compare the checksums of a zip's records

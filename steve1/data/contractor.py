@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DROP_REASONS', 'RecordingError', 'json_lines', 'read_steps', 'ContractorActions', 'parse_steps', 'load_cursor',
            'draw_cursor', 'batches', 'recording_error', 'decode_recording', 'ContractorFrames', 'frame_sizes',
-           'write_recording', 'check_size', 'ContractorConfig', 'recorder_version', 'write_frames',
+           'write_recording', 'check_frame_size', 'ContractorConfig', 'recorder_version', 'write_frames',
            'convert_contractor', 'write_contractor']
 
 # %% ../../nbs/data/contractor.ipynb #c002
@@ -312,7 +312,7 @@ def write_recording(
     w.meta['mineclip'] = dict(id=clip_id(clip), d=clip.d)
 
 # %% ../../nbs/data/contractor.ipynb #d013
-def check_size(
+def check_frame_size(
     size, # Should be height and width in pixels
 ):
     "Raise ValueError for a frame size that cannot be meant"
@@ -328,7 +328,7 @@ class ContractorConfig(Config):
     cursor:str|None = None     # A 16×16 picture of a mouse cursor with alpha; none: our own arrow
     crf:float = 18.            # Quality of the video, x264's scale: lower is larger and better
 
-    def check(self): check_size(self.size)
+    def check(self): check_frame_size(self.size)
 
 # %% ../../nbs/data/contractor.ipynb #d014
 @patch

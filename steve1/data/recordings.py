@@ -15,7 +15,7 @@ from ..base.actions import is_null
 from ..base.commands import FrameSize
 from ..base.files import atomic_path
 from ..episodes import EpisodeWriter
-from .contractor import RecordingError, batches, check_size, draw_cursor, frame_sizes, write_recording
+from .contractor import RecordingError, batches, check_frame_size, draw_cursor, frame_sizes, write_recording
 from .tracks import ActionLines, Recording, Times, fit_frame, read_lines, resample
 from .silent import label_recording, load_idm, write_confidence
 
@@ -32,7 +32,7 @@ class RecordingConfig(Config):
     min_confidence:float = 0.    # Mask seconds of a labelled video below this mean confidence, 0..1; 0: none
 
     def check(self):
-        check_size(self.size)
+        check_frame_size(self.size)
         for f in (self.fps, self.action_fps):
             if f is not None: Times.even(1, f)
         if not 0 <= self.min_confidence <= 1:
