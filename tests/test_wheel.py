@@ -36,7 +36,7 @@ def env(wheel, tmp_path_factory):
     run(sys.executable, '-m', 'venv', '--without-pip', venv)
     site = Path(run(venv/'bin'/'python', '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))').stdout.strip())
     (site/'packages_of_the_test.pth').write_text(sysconfig.get_path('purelib')+'\n') # .pth files there are not followed: no editable steve1
-    run(sys.executable, '-m', 'pip', '--python', venv/'bin'/'python', 'install', '-q', '--no-deps', '--no-index', wheel)
+    run(sys.executable, '-m', 'pip', '--python', venv/'bin'/'python', 'install', '-q', '--no-deps', '--no-index', '--force-reinstall', wheel)
     return venv, site
 
 def names(path): return {n for n in zipfile.ZipFile(path).namelist() if not n.endswith('RECORD')}
