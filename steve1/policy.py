@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from fastcore.basics import patch
 from .config import Config, get_device
-from .base.checkpoints import Checkpoint, load_strict, read_official
+from .base.checkpoints import Checkpoint, load_strict, make_within, read_official
 from .base.actions import ActionMap, N_BUTTONS, N_CAMERA
 from .base.video import resize_frames
 from .models.trunks import Linear, PATCH, TRUNKS, fan_in_, frames_to_float, linear, project
@@ -346,7 +346,8 @@ def from_official(cls:Policy,
     state = {re.sub(r'^(module\.)?policy\.', '', k): torch.as_tensor(v) for k, v in read.items()}
     if model is None: model = PolicyConfig.from_tensors(state)
     elif not isinstance(model, PolicyConfig): model = PolicyConfig.from_model(model)
-    policy = cls(model)
+    try: policy = make_within(lambda: cls(model), state)
+    except ValueError as e: raise ValueError(f'{name}: {e}') from None
     if not any(k.startswith(VPT_GOAL) for k in state):                                         # plain VPT
         state |= {k: torch.zeros_like(v) for k, v in policy.to_official().items() if k.startswith(VPT_GOAL)}
     return load_strict(policy, state, name, official_name).to(get_device(str(device))).eval()

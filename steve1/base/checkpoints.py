@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['save_tensors', 'load_tensors', 'read_meta', 'load_strict', 'checkpoint_kind', 'file_kind', 'read_checkpoint',
-           'read_official', 'Checkpoint']
+           'read_official', 'Checkpoint', 'make_within']
 
 # %% ../../nbs/base/checkpoints.ipynb #c002
 import json, math, re
@@ -229,8 +229,11 @@ class Checkpoint(HubMixin):
         return cls(cls.config_class.from_dict(meta['config']))
 
 # %% ../../nbs/base/checkpoints.ipynb #n008
-def _make_within(make, state):
-    "Make a network; more parameters than its weights have raise while it is made"
+def make_within(
+    make,       # Function that makes a network
+    state:dict, # Its weights: names to tensors
+): # The network
+    "Make a network; many more parameters than its weights have raise ValueError while it is made"
     import torch
     from torch.nn.modules.module import register_module_parameter_registration_hook as on_parameter
     held = sum(v.numel() for v in state.values())
@@ -275,7 +278,7 @@ def load(cls:Checkpoint,
     device, (state, meta) = get_device(str(device)), read_checkpoint(path, cls.kind)
     if 'config' not in meta:
         raise ValueError(f'{path} has no config in its header: `save` of {cls.__name__} writes one')
-    try: model = _make_within(lambda: cls.from_header(meta), state)
+    try: model = make_within(lambda: cls.from_header(meta), state)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as e:
         raise ValueError(f'{path} does not describe a {cls.kind} in its header: {e}; copy or make it again') from None
     load_strict(model, state, str(path))

@@ -277,12 +277,10 @@ def _ndarray(budget, *a): raise UnpicklingError('it calls a ndarray')
 
 def _scalar(budget, form, data):
     _check_size(form, (), data)
-    return 0
 
 def _frombuffer(budget, data, form, shape, order, axes=None):
     _check_size(form, shape, data)
     budget.charge(len(data))
-    return None
 
 # %% ../../nbs/base/untrusted.ipynb #n010
 _CONTAINERS, _NUMBERS = (list, tuple, set, frozenset, dict), (bool, int, float, complex)
@@ -343,8 +341,8 @@ def unreadable(
     e:Exception, # Why it was refused
 ) -> ValueError:
     "The error for a file that is refused"
-    meant = dict(weights='torch', data='pickle')[what]
-    return ValueError(f'{path} cannot be read as {what} alone: {looks_like(path, meant) or error_reason(e)}; '
+    seems = looks_like(path, dict(weights='torch', data='pickle')[what])
+    return ValueError(f'{path} cannot be read as {what} alone: {seems or error_reason(e)}; '
         'fetch or make it again, or convert it where it was made')
 
 # %% ../../nbs/base/untrusted.ipynb #n011
@@ -398,15 +396,12 @@ class _StateDict(collections.OrderedDict):
     "A state dict carries versions of its modules, which are not needed"
     def __setstate__(self, state): pass
 
-def _nothing(budget, *args): return None
-def _first(budget, data, *more): return data
-
 _BASICS = [(m, n) for m in ('builtins', '__builtin__') for n in ('set', 'complex', 'bytearray')]
 _TORCH = {k:_KNOWN[k][0] for k in [('_codecs', 'encode'), *_BASICS]}
 _TORCH[('collections', 'OrderedDict')] = _collect(_StateDict)
 _TORCH |= {('torch._utils', n):_tensor for n in ('_rebuild_tensor', '_rebuild_tensor_v2')}
-_TORCH[('torch._utils', '_rebuild_parameter')] = _first
-_TORCH |= {('torch', 'Size'):_collect(tuple), ('torch', 'device'):_nothing}
+_TORCH[('torch._utils', '_rebuild_parameter')] = lambda budget, data, *more: data
+_TORCH |= {('torch', 'Size'):_collect(tuple), ('torch', 'device'):lambda budget, *args: None}
 _KINDS = {('torch', f'{k}Storage'):_Storage(n, None) for k,n in _ITEM_SIZES.items()}
 _KINDS[('torch.storage', 'UntypedStorage')] = _Storage(1, None)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from fastcore.basics import chunked, patch
 from ..config import Config, get_device, get_dtype
-from ..base.checkpoints import Checkpoint, load_strict, read_official
+from ..base.checkpoints import Checkpoint, load_strict, make_within, read_official
 from ..base.actions import ACTION_DTYPE, ActionMap, BUTTONS, CAMERA_MAX, N_BINS, bin_to_camera
 from .trunks import FanIn, TRUNKS, fan_in_, frames_to_float, linear
 from .losses import chunk_loss
@@ -214,7 +214,9 @@ def from_official(cls:IDM,
     if model is None: model = IDMConfig.preset('4x')
     elif not isinstance(model, IDMConfig): model = IDMConfig.from_model(model)
     state = read_official(weights, 'idm')
-    return load_strict(cls(model), state, name, official_name).to(get_device(str(device))).eval()
+    try: idm = make_within(lambda: cls(model), state)
+    except ValueError as e: raise ValueError(f'{name}: {e}') from None
+    return load_strict(idm, state, name, official_name).to(get_device(str(device))).eval()
 
 # %% ../../nbs/models/idm.ipynb #c023
 def _log_prob(out, buttons, camera): # buttons int64 (...,20): 0 or 1; camera int64 (...,2): bins 0..10 -> float32 (...)
