@@ -144,7 +144,7 @@ def sources(folder):
 def home(text):
     "README as the first page: its links start at the repository's root"
     text = re.sub(r'\]\(nbs/([\w./-]+)\)', r'](\1)', text.split('-->', 1)[-1].lstrip())
-    text = re.sub(r'\]\(README\.zh-CN\.md\)', '](zh.md)', re.sub(r'\]\(README\.md\)', '](index.md)', text))
+    text = re.sub(r'\]\(README\.zh-CN\.md\)', '](zh.md)', re.sub(r'\]\(README\.md(#[\w-]*)?\)', lambda m: f'](index.md{m[1] or ""})', text))
     return formulas(links(text))
 
 def build(out):
