@@ -6,7 +6,8 @@
 __all__ = ['run_jobs']
 
 # %% ../../nbs/base/jobs.ipynb #c002
-import multiprocessing, os, threading, time
+import multiprocessing, os, signal, threading, time
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 import cv2
 
@@ -39,6 +40,15 @@ def _serve(conn, f):
             conn.send(_do(f, job)[1:])
     except (EOFError, ConnectionError): return
 
+# %% ../../nbs/base/jobs.ipynb #n023
+@contextmanager
+def _interrupts_held():
+    "A process that is started inside never sees Ctrl-C, not even while it imports; here Ctrl-C waits until the end"
+    if not hasattr(signal, 'pthread_sigmask'): yield; return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
 # %% ../../nbs/base/jobs.ipynb #c006
 class _Worker:
     "A process that does one job at a time, and may die of it"
@@ -46,7 +56,8 @@ class _Worker:
         ctx = multiprocessing.get_context('spawn') # a fork would copy the locks of running threads
         self.conn, far = ctx.Pipe()
         self.process = ctx.Process(target=_serve, args=(far, f), daemon=True)
-        self.process.start(); far.close()
+        with _interrupts_held(): self.process.start()
+        far.close()
         self.is_ready = False     # starting up does not count as work
 
     def give(self, job):
