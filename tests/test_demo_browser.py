@@ -158,6 +158,7 @@ def test_the_demo_is_driven_by_clicks_and_keys(started, tmp_path):
     page.wait(f"{metric('dug')}>=1")
 
     page.click(PLAY); page.wait(f"{text(PLAY)}.includes('Play')")                              # pause
+    time.sleep(.3)                                                                             # the step that was under way ends
     t = page.js(steps); time.sleep(.5); assert page.js(steps)==t
     page.click(RECORD); page.wait(f"{text('.s1-note')}.includes('saved')")
     film, = (tmp_path/'data'/'runs'/'play').glob('*.mp4')
