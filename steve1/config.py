@@ -11,6 +11,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 import numpy as np
+import platformdirs
 import steve1
 from fastcore.basics import patch
 
@@ -26,7 +27,7 @@ def _in_clone():
 # %% ../nbs/00_config.ipynb #n001
 def _default_root():
     if _in_clone(): return repo_root()/'data'
-    return Path(os.environ.get('XDG_DATA_HOME') or '~/.local/share').expanduser()/'steve1'
+    return Path(platformdirs.user_data_dir('steve1', appauthor=False))
 
 def data_dir(
     *parts:str, # Folders and file below the data root
