@@ -3,7 +3,7 @@
 Per notebook and for the whole: lines of exported cells, long lines, long modules, functions with many arguments,
 private names that cross a module, public names, and how often the story shows a value."""
 import ast, json, re, sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
