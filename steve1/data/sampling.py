@@ -232,15 +232,16 @@ def _task_counts(
 @dataclass(frozen=True)
 class _SamplingOptions(Config):
     "What `steve1_sampling` is to do"
-    name:tyro.conf.Positional[str]                     # What a training run will call the sampling
+    name:tyro.conf.Positional[str]                     # Name of the sampling, as a training run asks for it
     datasets:tyro.conf.Positional[tuple[str,...]] = () # Datasets: names, folders or addresses; none with --mix
-    val_share:float|None = None    # Share of frames held back, 0..1 (0.1 unless given)
-    seed:int = 0                   # Of the random generator
-    train_frames:int|None = None   # Frames to train on; none: all the others
-    val_frames:int|None = None     # Frames held back, instead of a share
+    val_share:float|None = None    # Share of the frames held back for validation, 0 to 1; none: 0.1
+    seed:int = 0                   # Random seed of the split
+    train_frames:int|None = None   # Frames to train on; none: all that are not held back
+    val_frames:int|None = None     # Frames held back for validation, instead of a share
     mix:tyro.conf.UseAppendAction[tuple[str,...]] = () # DATASET=WEIGHT, its share of the training frames; may be repeated
-    upstream:bool = False          # Split as the published code does, with its generator
-    dry_run:bool = False           # Say what would be in the lists, write nothing
+    upstream:bool = False          # Split as the published code does, with its random generator
+    dry_run:bool = False           # Print what would be in the lists, and write nothing
+    example = 'mine mine --val_share .2'
 
 # %% ../../nbs/data/sampling.ipynb #e007
 def _parse_mix(pairs):
