@@ -24,7 +24,7 @@ from ..config import Config, data_dir
 # %% ../../nbs/data/foreign.ipynb #c002-2
 from ..base.commands import FrameSize, command
 from ..base.files import atomic_path
-from ..base.upstream import EPISODE_FILES
+from ..base.remote import EpisodeFolder
 from ..base.video import EpisodeError, VideoError, count_frames
 from ..episodes import Episode, dataset_dir, list_episodes
 from .collect import Ledger
@@ -42,7 +42,7 @@ class _IndexedEpisode(namedtuple('_IndexedEpisode', 'name format n fps size sour
 
 def _scan(path):
     "Files of a folder: name -> (bytes, time of change)"
-    with os.scandir(path) as it: found = [(e.name, e.stat()) for e in it if e.name in (*EPISODE_FILES, '.origin.json')]
+    with os.scandir(path) as it: found = [(e.name, e.stat()) for e in it if e.name in (*EpisodeFolder.FILES, '.origin.json')]
     return {name:(s.st_size, s.st_mtime_ns) for name,s in sorted(found) if s}
 
 def _stamp(files): return new_hash(repr(files).encode()).hexdigest()[:16]
@@ -169,7 +169,7 @@ def index_folder(
     index = EpisodeIndex(folder, _inspect_all(folder, names, known, threads))
     if not len(index):
         raise FileNotFoundError(f"no episode in {folder}: none of its {len(names)} folders has one of "
-            f"{', '.join(EPISODE_FILES)}")
+            f"{', '.join(EpisodeFolder.FILES)}")
     if save and index.entries != known:
         with contextlib.suppress(OSError): index.save() # where nothing can be stored, the next look takes longer
     return index
