@@ -19,10 +19,10 @@ from .runs import StopRequest, TrainingStopped, n_cores
 @dataclass(frozen=True)
 class MachineConfig(Config):
     "Where and how a training runs; none of it changes what is learned"
-    device: str = 'auto'       # 'auto', 'cpu', 'cuda', 'mps'
-    dtype: str = 'auto'        # 'float32' or 'bfloat16'; auto: bfloat16 where the hardware has it
+    device: str = 'auto'       # cpu, cuda or mps; auto: the best there is
+    dtype: str = 'auto'        # Matrix products in float32 or bfloat16; auto: bfloat16 where the hardware has it
     compile: bool = False      # Fuse the network with torch.compile; takes minutes once, for GPUs
-    shard: bool = False        # Share weights, gradients and moments out over the processes (FSDP)
+    shard: bool = False        # Share weights, gradients and optimizer state out over the processes (FSDP)
     workers: int = 0           # Processes that read ahead, for each training process; 0: read when needed
 
 # %% ../../nbs/training/launch.ipynb #n053
