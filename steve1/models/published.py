@@ -375,10 +375,11 @@ class _DownloadConfig(Config):
     "What to download"
     names:Positional[tuple[str,...]] = () # Files, patterns (*-2x.weights) or groups: steve1 (default), train, idm, all
     mirror:str = ''     # Address of a folder that has the files, instead of the known sources
-    out:str = ''        # Folder to put them into; empty: data/weights/published
-    list:bool = False   # Only list the files that are known
-    dry_run:bool = False # Only print what would be downloaded from where
-    accept:bool = False # Take files that changed since they were first downloaded
+    out:str = ''        # Folder to put them into; '': data/weights/published
+    list:bool = False   # List the files that are known, and download nothing
+    dry_run:bool = False # Print what would be downloaded from where
+    accept:bool = False # Accept files that changed since they were first downloaded
+    example = 'steve1'
 
 # %% ../../nbs/models/published.ipynb #m014
 def _download_all(files, cfg): # `_PublishedFile`s
@@ -407,9 +408,10 @@ def download_cli(cfg:_DownloadConfig):
 class _ConvertConfig(Config):
     "What to convert"
     source:Positional[str]   # A published file, or one of ours: a path, or a name in data/weights/published
-    out:Positional[str] = '' # The file to write; a folder for MineStudio's three in one; empty: beside the source
-    to:Literal['', 'safetensors', 'official'] = '' # Which way; empty: by the end of OUT
-    model:str = ''           # A .model file, for the settings that weights do not show
+    out:Positional[str] = '' # File to write; a folder for MineStudio's file, which holds three networks; '': beside SOURCE
+    to:Literal['', 'safetensors', 'official'] = '' # Format to write: ours, or the published one; '': by the end of OUT
+    model:str = ''           # The .model file that belongs to SOURCE, for settings that weights do not show
+    example = 'steve1.weights --model 2x.model'
 
 def _find_source(name): # as typed
     "A path in the working folder, below the data root, or a file in `data/weights/published`"
