@@ -10,7 +10,6 @@ import math, os, random
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-import pandas as pd
 import tyro
 from ..config import Config, data_dir, find_data
 from ..base.commands import command
@@ -206,8 +205,9 @@ def read_sampling(
 def sampling_summary(
     episodes, # Episode folders; one may be named several times
     by:str='source', # 'source', or 'dataset': the folder that episodes lie in
-) -> pd.DataFrame: # A row a source: episodes, frames, hours, events; share of the stream with repetitions
+) -> 'pd.DataFrame': # A row a source: episodes, frames, hours, events; share of the stream with repetitions
     "How much play there is, and from which source"
+    import pandas as pd
     times = pd.Series([str(p) for p in episodes], dtype=object).value_counts()
     name = (lambda e: Path(e.folder.address).parent.name) if by == 'dataset' else (lambda e: e.meta['source'])
     rows = []
@@ -220,8 +220,9 @@ def sampling_summary(
 # %% ../../nbs/data/sampling.ipynb #e006
 def _task_counts(
     episodes, # Episode folders
-) -> pd.DataFrame: # A row a task: steps spent on it, events that show it
+) -> 'pd.DataFrame': # A row a task: steps spent on it, events that show it
     "How the play divides over the labelled tasks"
+    import pandas as pd
     n = {}
     for e in map(Episode, episodes):
         for s in e.spans: n.setdefault(s.task, [0,0])[0] += s.stop-s.start

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from ..config import Config, data_dir, get_device, repo_root
 from ..base.files import sole_writer, write_text
 from .runs import StopRequest, TrainingStopped, n_cores
@@ -47,8 +46,9 @@ def _check_count(acc, world):
 # %% ../../nbs/training/launch.ipynb #n054
 def make_accelerator(
     device:str='auto', # As in MachineConfig
-) -> Accelerator:
+) -> 'Accelerator':
     "An accelerator for the chosen device, and as many processes as were started"
+    from accelerate import Accelerator, DistributedDataParallelKwargs # a quarter of a second, only where it trains
     from accelerate.state import AcceleratorState
     world = int(os.environ.get('WORLD_SIZE', 1))
     os.environ.pop('ACCELERATE_USE_FSDP', None)                   # sharding is ours, see `shard`
