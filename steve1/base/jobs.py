@@ -7,7 +7,7 @@ __all__ = ['run_jobs']
 
 # %% ../../nbs/base/jobs.ipynb #c002
 import multiprocessing, os, signal, threading, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 import cv2
 
@@ -61,7 +61,7 @@ class _Worker:
         self.is_ready = False     # starting up does not count as work
 
     def give(self, job):
-        self.conn.send((job,))
+        with suppress(ConnectionError): self.conn.send((job,)) # one that has died meanwhile: `take` says so
         self.job, self.since = job, time.monotonic() if self.is_ready else float('inf')
 
     def take(self, timeout):

@@ -208,7 +208,7 @@ def run(case):
     if left := harness.outliving(allowed=keep): return f'outlives: {left}'
     if bad := faults(what, out, root): return f'partial: {what} in the end: {bad[:2]}'
     if different := harness.difference(whole, result(what, root, out)): return f'differs: {what} after {kills} kills: {different[:5]}'
-    left = [*harness.temporary(root), *(str(p.name) for p in Path(f'{out}-raw').rglob('*') if p.is_file())]
+    left = [*harness.temporary(out), *map(str, out.parent.glob(f'.tmp-*-{out.name}')), *harness.temporary(root/'data'), *(str(p.name) for p in Path(f'{out}-raw').rglob('*') if p.is_file())]
     if left: return f'leftover: {what} after {kills} kills: {left[:4]}'
     if new := harness.shared_memory()-shared: return f'leftover: {what} after {kills} kills: /dev/shm {sorted(new)[:4]}'
     return 'ok'
