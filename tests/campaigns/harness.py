@@ -37,10 +37,12 @@ def adopt_orphans():
     "Processes that lose their parent become children of this one (Linux), so that `descendants` finds them"
     if sys.platform.startswith('linux'): ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
+def processes(): return [p for p in (os.listdir('/proc') if os.path.isdir('/proc/self') else ()) if p.isdigit()]
+
 def descendants(pid=None):
     "Living processes that descend from a process: a dict of pid -> command line"
     parents, found = {}, [pid or os.getpid()]
-    for p in filter(str.isdigit, os.listdir('/proc')):
+    for p in processes():
         with contextlib.suppress(OSError, IndexError):
             state, parent = Path(f'/proc/{p}/stat').read_text().rsplit(')', 1)[1].split()[:2]
             if state not in 'ZX': parents.setdefault(int(parent), []).append(int(p))
@@ -52,7 +54,7 @@ def descendants(pid=None):
 
 def reap():
     "Collect ended children of this process, adopted ones included, except those that a `Child` waits for"
-    for p in filter(str.isdigit, os.listdir('/proc')):
+    for p in processes():
         with contextlib.suppress(OSError, IndexError, ChildProcessError):
             state, parent = Path(f'/proc/{p}/stat').read_text().rsplit(')', 1)[1].split()[:2]
             if state == 'Z' and int(parent) == os.getpid() and int(p) not in _waited: os.waitpid(int(p), os.WNOHANG)

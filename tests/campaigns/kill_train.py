@@ -17,7 +17,8 @@ VARIANTS = dict(
     impala=dict(policy_set=dict(trunk='impala', channels=(4,8,8)), n_frames=24*64),
     idm=dict(policy='idm/tiny', p_uncond=1., n_frames=16*64),
     pair=dict(n_frames=16*64),
-    pair_features=dict(freeze=('cnn',), n_frames=16*64))
+    pair_features=dict(freeze=('cnn',), n_frames=16*64),
+    launch=dict(n_frames=16*64))
 
 def recipe(variant, name): return TrainConfig.preset('tiny', **(BASE | VARIANTS[variant])).replace(name=name)
 
@@ -26,8 +27,14 @@ def train(cfg):
     torch.set_num_threads(1)
     train(cfg)
 
+def launched(cfg):
+    "What a notebook does: two processes of their own, which must end when this one is gone"
+    from steve1.training.launch import launch
+    launch(cfg, procs=2)
+
 def start(variant, name):
     "The processes of a training"
+    if variant == 'launch': return [harness.fork(launched, recipe(variant, name))]
     cfg, world = recipe(variant, name), 2 if variant.startswith('pair') else 1
     if world == 1: return [harness.fork(train, cfg)]
     store = harness.case_folder()/f'store{time.monotonic_ns()}'
@@ -103,7 +110,7 @@ def cases(rng):
 def run(case):
     variant, rng, shared = case['variant'], random.Random(case['seed']), harness.shared_memory()
     whole, took = undisturbed(variant)
-    folder, kills, failed = root()/'runs'/f'{variant}-killed', 0, 0
+    folder, kills, failed, waited = root()/'runs'/f'{variant}-killed', 0, 0, 0
     harness.retry(folder)
     if 'features' in variant: shutil.rmtree(root()/'cache', ignore_errors=True)
     while True:
@@ -112,6 +119,9 @@ def run(case):
         ended = [c.wait(120) for c in children]
         if not any(ended): break
         if 'hang' in ended: return f'hang: {variant} after {kills} kills: {ended}'
+        if 'another process is writing' in children[0].text(): # what `launch` started saves its state before it ends
+            time.sleep(1); waited += 1
+            if waited < 60: continue
         failed += 1
         if failed > 1: return f'failed: {variant} after {kills} kills ended with {ended}: {" | ".join(c.last() for c in children)}'
     if left := harness.outliving(): return f'outlives: {left}'

@@ -178,6 +178,13 @@ def torture(names, minutes, seed, jobs, out, slice_s=60.):
     print(table(runs, facts))
     return sum(len(c.failures) for c in runs), sum(sum(c.counts.values()) for c in runs)
 
+def publish(out):
+    "The last table without details, for the page on reliability"
+    last = json.loads((out/'last.json').read_text())
+    for c in last['campaigns']: del c['failures']
+    (HERE/'last.json').write_text(json.dumps(last, indent=1)+'\n')
+    return 0
+
 def repeat(file):
     "Run the case of a failure again"
     what = json.loads(Path(file).read_text())
@@ -199,10 +206,12 @@ def main(argv=None):
     p.add_argument('--jobs', type=int, default=2, help='campaigns at a time (default 2)')
     p.add_argument('--out', type=Path, default=ROOT/'data'/'torture', help='where tables and failures go (default data/torture)')
     p.add_argument('--repeat', metavar='FILE', help='case.json of a failure')
+    p.add_argument('--publish', action='store_true', help='store the last table for the page on reliability (tests/campaigns/last.json)')
     p.add_argument('--list', action='store_true', help='list the campaigns')
     args = p.parse_args(argv)
     if args.list: print('\n'.join(f'{k:18}{v}' for k,v in about.items())); return 0
     if args.repeat: return repeat(args.repeat)
+    if args.publish: return publish(args.out)
     if unknown := [n for n in args.campaigns if n not in about]: p.error(f'no campaign {unknown[0]}: {", ".join(about)}')
     if args.minutes <= 0 or args.jobs < 1: p.error('--minutes must be positive and --jobs at least 1')
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(10**6)
