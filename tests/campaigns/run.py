@@ -44,7 +44,7 @@ def worker(name, seed, folder):
     module = importlib.import_module(name)
     say(limit=getattr(module, 'LIMIT', LIMIT))
     cases = iter(module.cases(case_rng(seed, name)))
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         until = time.monotonic()+float(line)
         while time.monotonic() < until:
             if (case := next(cases, None)) is None: break
@@ -52,6 +52,7 @@ def worker(name, seed, folder):
             t0 = time.monotonic()
             outcome, trace = try_case(module, case)
             say(case=case, outcome=outcome, trace=trace, seconds=round(time.monotonic()-t0, 2))
+            if outcome != 'ok': sys.stdin.readline() # until its files are kept
         say(done=case is None)
 
 # --- the runner
@@ -81,10 +82,17 @@ class Campaign:
         while b'\n' not in self.rest:
             ready = select.select([self.p.stdout], [], [], max(0, until-time.monotonic()))[0]
             data = os.read(self.p.stdout.fileno(), 65536) if ready else b''
+            if ready and not data: # it has ended
+                try: self.p.wait(10)
+                except subprocess.TimeoutExpired: pass
             if not data: return None
             self.rest += data
         line, _, self.rest = self.rest.partition(b'\n')
         return json.loads(line)
+
+    def tell(self, what):
+        try: self.p.stdin.write(f'{what}\n'.encode()); self.p.stdin.flush()
+        except BrokenPipeError: pass
 
     def end(self):
         if not self.p: return
@@ -99,8 +107,7 @@ class Campaign:
         "Do cases for some seconds"
         t0 = time.monotonic()
         if self.p is None: self.start()
-        try: self.p.stdin.write(f'{seconds}\n'.encode()); self.p.stdin.flush()
-        except BrokenPipeError: pass
+        self.tell(seconds)
         first = not self.counts
         while True:
             got = self.read(SETUP if first or self.begun is None else self.limit)
@@ -113,7 +120,9 @@ class Campaign:
                 break
             if 'limit' in got: self.limit = got['limit']
             elif 'begun' in got: self.begun = got['begun']
-            elif 'outcome' in got: self.note(got['case'], got['outcome'], got['trace']); first = False
+            elif 'outcome' in got:
+                self.note(got['case'], got['outcome'], got['trace']); first = False
+                if got['outcome'] != 'ok': self.tell('noted')
             else: self.finished = got['done']; break
         self.seconds += time.monotonic()-t0
 
