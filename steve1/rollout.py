@@ -25,7 +25,7 @@ from .config import Config, data_dir, get_device, get_dtype
 # %% ../nbs/07_rollout.ipynb #c002-2
 from .base.commands import command
 from .base.files import atomic_path, check_name, sole_writer, write_text
-from .base.video import FILM, VideoWriter, save_image
+from .base.video import VideoSettings, VideoWriter, save_image
 from .base.overlay import DARK, LIT, PALE, draw_box, draw_keys, put_text, video_sheet
 from .base.actions import ACTION_DTYPE
 from .world.envs import make_vec
@@ -205,7 +205,7 @@ def film_rollout(
     "Play, and film every world; a world that never started gives one black frame"
     with ExitStack() as stack:
         enter = stack.enter_context
-        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=FILM)) for p in paths]
+        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=VideoSettings.FILM)) for p in paths]
         pool = enter(ThreadPoolExecutor(_n_cores()))
         def watch(r, rows):
             def shoot(i): films[i].add(overlay(r.envs.picture(i, size), r.now(i), r.t, rows[i], r.values[i]))

@@ -19,7 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..config import data_dir
 from ..base.files import atomic_path, write_text
-from ..base.video import FILM, VideoWriter, resize_frames
+from ..base.video import VideoSettings, VideoWriter, resize_frames
 
 # %% ../../nbs/acting/session.ipynb #c002-2
 from ..world.blocks import ARENAS
@@ -258,7 +258,7 @@ def record(self:Session,
     path = Path(path or data_dir('runs', 'play', f'{datetime.now():%Y%m%d_%H%M%S_%f}'[:-3]+'.mp4'))
     if path.suffix!='.mp4': raise ValueError(f'a film is an .mp4, not {path.name!r}')
     with ExitStack() as stack:                            # the file goes away again if the film cannot begin
-        film = VideoWriter(stack.enter_context(atomic_path(path)), self.size, settings=FILM)
+        film = VideoWriter(stack.enter_context(atomic_path(path)), self.size, settings=VideoSettings.FILM)
         self.path, self.film, self._reel = path, film, stack.pop_all()
     columns = {k:[] for k in ('prompt','step','cond_scale','similarity','events')}
     facts = dict(fps=FPS, size=list(self.size), weights=self.system.weights, seed=self.seed, arena=self.arena)

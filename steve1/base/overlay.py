@@ -12,7 +12,7 @@ from threading import Lock
 import cv2
 import numpy as np
 from .actions import CAMERA_BINS
-from .video import VideoReader, contact_sheet, count_frames, resize_frames
+from .video import VideoReader, contact_sheet, resize_frames
 
 # %% ../../nbs/base/overlay.ipynb #c004
 _PEN = Lock()   # threads share the font, which holds one text at a time
@@ -121,7 +121,7 @@ def _film_row(path, title, n, width):
     "A title, and n moments of one video"
     with VideoReader(path) as video:
         h,w = video.size
-        at = np.linspace(0, max(0, count_frames(path)-1), n).round().astype(int)
+        at = np.linspace(0, max(0, VideoReader.count_frames(path)-1), n).round().astype(int)
         small = [resize_frames(video.read(t, t+1)[0], (width*h//w, width), cv2.INTER_AREA) for t in at]
     row = contact_sheet(np.stack(small), cols=n)
     head = np.full((22, row.shape[1], 3), 255, np.uint8)
