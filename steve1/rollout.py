@@ -36,7 +36,7 @@ from .world.tasks import METRICS, MetricTracker
 from .world.experts import START_ITEMS
 from .policy import Agent, Policy
 from .data.moments import parse_moment
-from .acting.goals import load_system
+from .acting.goals import System
 
 # %% ../nbs/07_rollout.ipynb #c002-4
 from .acting.schedules import Case, make_case, parse_schedule
@@ -317,7 +317,7 @@ def run_rollouts(
     cfg:RolloutConfig, # What to play
 ) -> pd.DataFrame: # One row a case: prompt, seed, arena, cond_scale, metrics at the end, why it failed ('': it did not)
     "Play what is not there yet; write films, tables and the contact sheet"
-    system = load_system(cfg.weights or None, cfg.device)
+    system = System.load(cfg.weights or None, cfg.device)
     cases = [_case_of(system, p, s, cfg) for p in cfg.prompts for s in cfg.seeds]
     twice = [c for i,c in enumerate(cases) if c.stem in [d.stem for d in cases[:i]]]
     for c in twice:

@@ -161,14 +161,14 @@ def _sample_folders():
 # %% ../nbs/10_verify.ipynb #v107
 def _check_goals(weights=None):
     "Goals of the prompts point to what the sample episodes show"
-    from steve1.acting.goals import load_system, text_goal
+    from steve1.acting.goals import System
     from steve1.world.tasks import TASKS
-    system, names = load_system(weights), list(TASKS)
+    system, names = System.load(weights), list(TASKS)
     seen, tasks = _sample_events(system.clip)
     if not tasks:
         text = 'not checked: the sample episodes were embedded by another MineCLIP'
         return [Check('goals', True, text, 'nothing is needed', optional=True)]
-    goals = np.stack([text_goal(system, TASKS[t].prompt).embed for t in names])
+    goals = np.stack([system.text_goal(TASKS[t].prompt).embed for t in names])
     unit = lambda x: x/np.linalg.norm(x, axis=1, keepdims=True)
     nearest = (unit(seen)@unit(goals).T).argmax(1)
     share = np.mean([names[i] == t for i,t in zip(nearest, tasks)])
@@ -331,10 +331,10 @@ def _plays(system, goal, n):
 # %% ../nbs/10_verify.ipynb #v112
 def _check_rollout(n=20):
     "From a sentence to n steps of play"
-    from steve1.acting.goals import load_system, text_goal
+    from steve1.acting.goals import System
     t0 = time.perf_counter()
-    system = load_system()
-    goal = text_goal(system, 'dig a hole')
+    system = System.load()
+    goal = system.text_goal('dig a hole')
     loading = time.perf_counter()-t0
     ok, compiling, playing = _plays(system, goal, n)
     ok = ok and bool(np.isfinite(goal.embed).all() and goal.embed.any())

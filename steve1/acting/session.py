@@ -25,7 +25,7 @@ from ..base.video import VideoSettings, VideoWriter, resize_frames
 from ..world.blocks import ARENAS
 from ..world.tasks import METRICS, TASKS
 from ..data.embed import embed_segments
-from .goals import Goal, PAPER_PROMPTS, System, UNCONDITIONAL, load_system
+from .goals import Goal, PAPER_PROMPTS, System, UNCONDITIONAL
 from .schedules import make_case, parse_schedule
 from ..rollout import Rollout, overlay
 
@@ -39,7 +39,7 @@ FPS = 20   # Steps, and so pictures, a second
 class Session:
     "A world, an agent, and prompts that may change at any step"
     def __init__(self,
-        system:System=None,        # From `load_system`; None: what ships
+        system:System=None,        # From `System.load`; None: what ships
         prompt:str=UNCONDITIONAL,  # The first prompt
         seed:int=1_000_000,        # Seed of the world, of the agent's draws, and of draws from the prior
         arena:str='forest',        # Where to start
@@ -49,7 +49,7 @@ class Session:
         **kw,                      # To `Rollout`: `env`, `items`, `dtype`
     ):
         if score_every<1: raise ValueError(f'score_every={score_every} must be 1 or more steps')
-        self.system, self.size, self.score_every, self.kw = system or load_system(), tuple(size), score_every, kw
+        self.system, self.size, self.score_every, self.kw = system or System.load(), tuple(size), score_every, kw
         self.game, self.film, self.keys, self.playing = None, None, True, False
         self.pace = deque(maxlen=2*FPS)
         self.seed, self.arena = seed, arena

@@ -11,7 +11,7 @@ from functools import lru_cache
 from threading import Lock
 import cv2
 import numpy as np
-from .actions import CAMERA_BINS
+from .actions import CameraBins
 from .video import VideoReader, contact_sheet, resize_frames
 
 # %% ../../nbs/base/overlay.ipynb #c004
@@ -92,7 +92,7 @@ def _draw_camera(img, at, r, c, pitch, yaw):
     cv2.circle(img, at, r, DARK, -1, cv2.LINE_AA); cv2.circle(img, at, r, PALE, 1, cv2.LINE_AA)
     size = math.hypot(pitch, yaw)
     if size>0:
-        k = r*min(1., .25+.75*size/CAMERA_BINS[-1])/size # the widest turn of a step reaches the rim
+        k = r*min(1., .25+.75*size/CameraBins.DEGREES[-1])/size # the widest turn of a step reaches the rim
         end = at[0]+round(yaw*k), at[1]+round(pitch*k)
         cv2.arrowedLine(img, at, end, LIT, max(1, c//8), cv2.LINE_AA, tipLength=.35)
     else: cv2.circle(img, at, max(1, c//9), PALE, -1, cv2.LINE_AA)

@@ -63,7 +63,7 @@ def _of_episode(source, step, clip):
 def _of_video(path, frame, clip):
     if clip is None:
         raise ValueError(f'{path}@{frame}: a video needs MineCLIP to embed it; '
-                         '`save_goal(visual_goal(system, ...), "goal.npy")` makes a file that needs none')
+                         '`system.visual_goal(...).save("goal.npy")` makes a file that needs none')
     if frame<GOP-1: raise ValueError(f'no {GOP} frames end at frame {frame} of {path}: give a frame from {GOP-1} on')
     from steve1.models.frames import resize_for_clip
     try:
@@ -93,11 +93,11 @@ def _video_fault(path, frame):
 # %% ../../nbs/data/moments.ipynb #m011
 def _of_file(path, d):
     try: x = np.load(path, allow_pickle=False)
-    except FileNotFoundError: raise FileNotFoundError(f'no goal file {path}: `save_goal` writes one') from None
+    except FileNotFoundError: raise FileNotFoundError(f'no goal file {path}: `Goal.save` writes one') from None
     except (OSError, ValueError, EOFError) as e:
-        raise ValueError(f'{path} cannot be read as a goal: {e}; `save_goal` writes one') from None
+        raise ValueError(f'{path} cannot be read as a goal: {e}; `Goal.save` writes one') from None
     if not isinstance(x, np.ndarray):
-        raise ValueError(f'{path} holds several arrays, not one goal; `save_goal` writes one')
+        raise ValueError(f'{path} holds several arrays, not one goal; `Goal.save` writes one')
     return _Moment(x, Path(path).stem)
 
 # %% ../../nbs/data/moments.ipynb #m111
@@ -112,7 +112,7 @@ def load_moment(
         raise FileNotFoundError(f'no video {found[0]}: give its path from this folder, or the whole path')
     if found is None:
         raise ValueError(f'{text!r} names no moment: a moment is {_MOMENT_FORMS}; '
-                         '`save_goal(text_goal(system, text), path)` makes such a file of a sentence')
+                         '`system.text_goal(text).save(path)` makes such a file of a sentence')
     source, step = found
     if step is None: moment = _of_file(source, d)
     else: moment = (_of_video if Path(source).is_file() else _of_episode)(source, step, clip)

@@ -134,6 +134,8 @@ def resample(
     return out
 
 # %% ../../nbs/data/tracks.ipynb #d002
+_VIDEOS, _PICTURES = ('.mp4','.mkv','.mov','.webm','.avi'), ('.png','.jpg','.jpeg')
+
 def _numbered(folder):
     "Pictures in the order of the number in their name, which must have no gap"
     paths, name = [p for p in folder.glob('*') if p.suffix.lower() in _PICTURES], folder.parent.name
@@ -167,8 +169,6 @@ def _video_times(path):
     return Times(start, int(start[-1])+last, base.denominator), found.size
 
 # %% ../../nbs/data/tracks.ipynb #d004
-_VIDEOS, _PICTURES = ('.mp4','.mkv','.mov','.webm','.avi'), ('.png','.jpg','.jpeg')
-
 class Recording:
     "A folder with frames and actions, or a video alone"
     def __init__(self,
