@@ -6,8 +6,9 @@
 __all__ = ['repo_root', 'data_dir', 'find_data', 'restore_hint', 'in_test', 'get_device', 'get_dtype', 'set_seed', 'Config']
 
 # %% ../nbs/00_config.ipynb #c002
-import difflib, math, numbers, os, random, types, typing
+import difflib, math, numbers, os, random, sys, types, typing
 from dataclasses import MISSING, Field, asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal
 import numpy as np
@@ -25,10 +26,18 @@ def _in_clone():
     return (repo_root()/'settings.ini').is_file()
 
 # %% ../nbs/00_config.ipynb #n001
+@lru_cache
+def _name_folder(root):
+    "Say once where data goes, while there is nothing yet"
+    if not root.exists(): print(f'steve1: data goes to {root} (STEVE1_DATA moves it)', file=sys.stderr)
+
 def _default_root():
     if _in_clone(): return repo_root()/'data'
-    return Path(platformdirs.user_data_dir('steve1', appauthor=False))
+    _name_folder(root := Path(platformdirs.user_data_dir('steve1', appauthor=False)))
+    return root
 
+
+# %% ../nbs/00_config.ipynb #i001
 def data_dir(
     *parts:str, # Folders and file below the data root
 ) -> Path: # The joined path, absolute; nothing is created
@@ -39,16 +48,32 @@ def data_dir(
     if not Path(root).is_absolute(): os.environ['STEVE1_DATA'] = str(path)
     return path.joinpath(*parts)
 
+
 # %% ../nbs/00_config.ipynb #n007
 def _shipped_root():
     return repo_root()/'data' if _in_clone() else Path(steve1.__file__).resolve().parent/'shipped'
 
+_UPSTREAM_PLACES = ('weights/vpt', 'weights/mineclip', 'weights/steve1', 'prior_dataset') # of the published scripts
+
+def _other_places(path): # absolute
+    "Where else a file may be that is not at `path`"
+    root = data_dir()
+    if not path.is_relative_to(root): return []
+    name = path.relative_to(root)
+    places = [root.joinpath(*name.parts[1:])] if name.parts[:1] == ('data',) else []
+    if name.parts[:2] == ('weights', 'published'): places += [root/p/path.name for p in _UPSTREAM_PLACES]
+    return [*places, *(_shipped_root()/p.relative_to(root) for p in (path, *places[:1]))]
+
+
+# %% ../nbs/00_config.ipynb #i002
 def find_data(
     *parts:str, # Folders and file below the data root; an absolute path stays as it is
-) -> Path: # The one below the data root if it is there or nothing ships under that name
-    "A file or folder below the data root or among what ships"
-    own, shipped = data_dir(*parts), _shipped_root().joinpath(*parts)
-    return shipped if shipped.exists() and not own.exists() else own
+) -> Path: # The one below the data root if it is there or nothing else is found under that name
+    "A file or folder below the data root, where the published code keeps it, or among what ships"
+    own = data_dir(*parts)
+    if own.exists(): return own
+    return next((p for p in _other_places(own) if p.exists()), own)
+
 
 # %% ../nbs/00_config.ipynb #n010
 _SHIPS = ('seeds.txt', 'episodes/sample', 'samplings/sample_train.txt', 'samplings/sample_val.txt',

@@ -428,13 +428,13 @@ def train(
 # %% ../nbs/05_train.ipynb #c044
 @dataclass(frozen=True)
 class _TrainCommand(TrainConfig):
-    "Train a policy; in several processes under torchrun or accelerate launch. A run that exists goes on"
-    dry_run: bool = False      # Show the settings and the number of episodes instead of training
+    "The options of `steve1_train`"
+    dry_run: bool = False      # Print the settings and the number of episodes, and train nothing
 
 # %% ../nbs/05_train.ipynb #s10
 @command('steve1_train')
 def train_cli(cfg:_TrainCommand):
-    "Train a policy"
+    "Train or fine-tune a policy; the same command continues a run that was stopped"
     recipe = TrainConfig(**{f.name:getattr(cfg, f.name) for f in fields(TrainConfig)})
     if cfg.dry_run:
         train_eps,val_eps = read_sampling(cfg.sampling)

@@ -120,10 +120,11 @@ def embed_episodes(
 class _EmbedConfig(Config):
     "Options of `steve1_embed`"
     dataset: Positional[str]  # Name of a dataset, a folder of episodes, or one episode
-    clip: str = ''            # MineCLIP checkpoint; '': the one that ships
-    workers: int = 2          # Processes; 0: none beside this one
+    clip: str = ''            # MineCLIP checkpoint; '': weights/mineclip.safetensors, or the one that ships
+    workers: int = 2          # Processes; 0: in this process
     engine: Literal['local','ray'] = 'local' # This machine, or the cluster that RAY_ADDRESS names
-    dry_run: bool = False     # Only count what there is to do
+    dry_run: bool = False     # Count the episodes that would be embedded, and write nothing
+    example = 'mine'
 
     def check(self):
         if self.workers < 0: raise ValueError(f'workers={self.workers} must be 0 or more')

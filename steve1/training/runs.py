@@ -26,7 +26,7 @@ class SavingConfig(Config):
     save_every: int = 200_000  # Frames between saved states
     snapshot_every: int = 0    # Frames between snapshots that are kept; 0: none
     log_every: int = 10        # Steps between logged rows
-    wandb: str = ''            # Weights & Biases project that also gets the rows; '': none
+    wandb: str = ''            # Weights & Biases project that gets the rows, too; '': none
 
     def check(self):
         for k in ('save_every','log_every'):
