@@ -171,7 +171,8 @@ class VideoSettings:
     full_colour: bool = True # 4:4:4 for frames of at most 65,536 pixels or odd sides; False: always 4:2:0
     index_first: bool = False # Index at the front of the file
 
-VideoSettings.FILM = VideoSettings(crf=24., gop=40, fixed_gop=False, full_colour=False, index_first=True) # for people to watch
+# for people to watch
+VideoSettings.FILM = VideoSettings(crf=24., gop=40, fixed_gop=False, full_colour=False, index_first=True)
 
 # %% ../../nbs/base/video.ipynb #e0wri00
 def _encoder_options(s):

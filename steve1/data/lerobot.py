@@ -61,8 +61,8 @@ def step_tasks(cls:LeRobotFormat,
 # %% ../../nbs/data/lerobot.ipynb #e001
 def _columns(ep, number, first, tasks, known):
     "The steps of an episode, column by column; `known`: sentence -> its number"
-    k = np.arange(ep.n)
-    return {'action':LeRobotFormat.action_vectors(ep.actions), 'imitate':np.array(ep.loss_mask), 'next.done':k == ep.n-1,
+    k,actions = np.arange(ep.n),LeRobotFormat.action_vectors(ep.actions)
+    return {'action':actions, 'imitate':np.array(ep.loss_mask), 'next.done':k == ep.n-1,
         'timestamp':(k/ep.fps).astype(np.float32), 'frame_index':k, 'episode_index':np.full(ep.n, number),
         'index':first+k, 'task_index':np.array([known[t] for t in tasks])}
 

@@ -196,7 +196,8 @@ def from_official(cls:IDMConfig,
 ) -> IDMConfig:
     "Our settings from the published ones"
     conv, (h, w, c), T = net['conv3d_params'], net['img_shape'], net['timesteps']
-    VPTNames.check_fixed(net, {**VPTNames.FIXED, 'attention_mask_style':'none', 'single_output':True, 'attention_memory_size':T,
+    VPTNames.check_fixed(net, {**VPTNames.FIXED,
+        'attention_mask_style':'none', 'single_output':True, 'attention_memory_size':T,
         'img_shape':[h, w, conv['outchan']]})
     channels = tuple(n * net['impala_width'] for n in net.get('impala_chans', (16, 32, 32)))
     return cls(image_size=(h, w), motion=c, taps=conv['kernel_size'][0], channels=channels, hidsize=net['hidsize'],
