@@ -148,7 +148,10 @@ def set_seed(
 def _is_real(value): return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
 def _is_whole(value): return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
-def _as_tuple(items): return tuple(tuple(v) if isinstance(v, list) else v for v in items)
+def _as_tuple(items, kinds):
+    "A tuple; its items are checked where the kind is `tuple[X,...]`"
+    if len(kinds) == 2 and kinds[1] is ...: return tuple(_fit(v, kinds[0]) for v in items)
+    return tuple(tuple(v) if isinstance(v, list) else v for v in items)
 
 def _kind_name(kind):
     if typing.get_origin(kind) is Literal: return 'one of ' + ', '.join(map(repr, typing.get_args(kind)))
@@ -166,7 +169,7 @@ def _fit(value, kind):
     elif kind is float and _is_real(value): return float(value)
     elif kind is int and _is_whole(value): return int(value)
     elif kind is bool and isinstance(value, (bool, np.bool_)): return bool(value)
-    elif (origin or kind) is tuple and isinstance(value, (list, tuple)): return _as_tuple(value)
+    elif (origin or kind) is tuple and isinstance(value, (list, tuple)): return _as_tuple(value, args)
     elif kind is typing.Any: return value
     elif origin is not Literal and kind not in (float, int, bool) and isinstance(value, origin or kind): return value
     raise TypeError(f"{value!r} is not {_kind_name(kind)}")
@@ -212,7 +215,7 @@ def _as_config(value, cls, changes):
     if isinstance(value, Field): value = value.default_factory() if value.default is MISSING else value.default
     if isinstance(value, str): value = cls.preset(value)
     if isinstance(value, dict): value = cls.from_dict(value)
-    return value.replace(**changes) if changes else value
+    return value.replace(**changes) if changes and isinstance(value, Config) else value
 
 # %% ../nbs/00_config.ipynb #n901-1
 @patch(cls_method=True)
@@ -237,6 +240,7 @@ def from_dict(cls:Config,
     d:dict, # Names to values; those of nested configs may stand in a dictionary of their own or among the others
 ) -> Config:
     "A config from a dictionary, such as a checkpoint's header; what is left out keeps its default"
+    if not isinstance(d, dict): raise TypeError(f"{cls.__name__}: {str(d)[:60]!r} is no dictionary of settings by name")
     own, nested = {f.name:f for f in fields(cls)}, _nested(cls)
     home = {name:k for k,sub in nested.items() for name in sub.flat_names()}
     for k in d:
@@ -254,7 +258,7 @@ def preset(cls:Config,
     **overrides, # Settings that differ from the preset
 ) -> Config:
     "The preset of that name, with some settings replaced"
-    if which not in cls.presets: raise _unknown('preset', which, cls.presets, cls.__name__)
+    if not isinstance(which, str) or which not in cls.presets: raise _unknown('preset', which, cls.presets, cls.__name__)
     return cls.from_dict({**cls.presets[which], **overrides})
 
 # %% ../nbs/00_config.ipynb #n003
