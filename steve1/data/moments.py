@@ -14,7 +14,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 from ..config import find_data
-from ..base.video import EpisodeError, GOP, VideoError, VideoReader, decode_frames, frame_times, open_video
+from ..base.video import EpisodeError, GOP, VideoError, VideoReader, open_video
 from ..episodes import Episode, clip_id
 
 # %% ../../nbs/data/moments.ipynb #m005
@@ -79,13 +79,13 @@ def _of_video(path, frame, clip):
 def _uneven_frames(path, frame):
     "The frames shown every 1/20 s up to one of a video whose frame rate varies; None where they cannot be read"
     try:
-        found = frame_times(path)
+        found = VideoReader.frame_times(path)
         if found.times is None or frame >= found.n or not _varies(found.times): return None
         seconds = (found.times - found.times[0])*float(found.base)
         want = seconds[frame] - np.arange(GOP-1, -1, -1)/20 + 1e-6
         shown = np.searchsorted(seconds, want, side='right') - 1
         if shown[0] < 0: return None
-        first = {i:f.to_ndarray(format='rgb24') for i,f in enumerate(islice(decode_frames(path), frame+1)) if i in shown}
+        first = {i:f.to_ndarray(format='rgb24') for i,f in enumerate(islice(VideoReader.all_frames(path), frame+1)) if i in shown}
         return np.stack([first[i] for i in shown])
     except VideoError: return None
 
