@@ -156,7 +156,7 @@ class _GenerateCommand(GenerateConfig):
     switch:str = ''          # Chance a step that the other takes over: one, or TO_FIRST,TO_SECOND; '': as published
     spin:float = 1/750       # Chance a step that a spin begins
     scale:float = 0.         # Guidance of players with a goal
-    env:str = 'blockworld'   # Where the players play: blockworld, minerl or minestudio
+    env:str = 'blockworld'   # Where the players play: blockworld, luanti, minerl or minestudio
     arena:str = 'auto'       # Where BlockWorld begins; 'auto': drawn from all
     min_steps:int = 1000     # A mix that its world cuts short is kept from this number of steps on
     drop_null:bool = False   # Leave out steps of a mix in which nothing is done
