@@ -139,6 +139,7 @@ def fork(f, *args, env=(), memory=None, file_size=None, said=None):
         null, out = os.open(os.devnull, os.O_RDWR), os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         first = out if file_size is None else null
         os.dup2(null, 0); os.dup2(first, 1); os.dup2(first, 2)
+        sys.stdout, sys.stderr = (open(fd, 'w', 1, errors='replace', closefd=False) for fd in (1, 2))   # not those of pytest
         _limit(memory, file_size)
         f(*args)
         status = 0
