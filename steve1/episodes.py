@@ -282,7 +282,8 @@ Span = namedtuple('Span', 'start stop task')   # steps start..stop-1 were spent 
 Event = namedtuple('Event', 'step task')       # frames step-15..step show the task
 
 def _label_fault(ep, e):
-    return EpisodeError(f"{ep.path/'metadata.json'}: labels that cannot be read ({type(e).__name__}: {e}); {ep.folder.REMAKE}")
+    fault = f'labels that cannot be read ({type(e).__name__}: {e})'
+    return EpisodeError(f"{ep.path/'metadata.json'}: {fault}; {ep.folder.REMAKE}")
 
 @patch(as_prop=True)
 def spans(self:Episode) -> list: # of `Span(start, stop, task)`

@@ -266,8 +266,8 @@ def check_unused(self:RunFolder,
         then = type(cfg).from_dict(yaml.safe_load(settings.read_text()))
         self.check_same(json.loads(json.dumps(then.flat())), json.loads(json.dumps(cfg.flat())))
     elif weights := next(self.path.glob('*.safetensors'), None):
-        raise ValueError(f'run {self.name!r} has {weights.name} but no config.yaml and no saved state to continue from; '
-            'choose another name, or resume=False to start over')
+        raise ValueError(f'run {self.name!r} has {weights.name} but no config.yaml '
+            'and no saved state to continue from; choose another name, or resume=False to start over')
 
 # %% ../../nbs/training/runs.ipynb #s07
 @patch
