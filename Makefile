@@ -30,7 +30,7 @@ demo: export STEVE1_DATA := $(DATA)
 demo: $(READY)
 	@mkdir -p "$(DATA)/runs/demo"
 	@$(PAPERMILL) nbs/07_rollout.ipynb "$(DATA)/runs/demo/07_rollout.ipynb" -p name demo
-	@echo; echo "The demo is in $(DATA)/runs/demo:"; cd "$(DATA)/runs/demo" && find . -type f | sed 's|^\./|  |' | sort
+	@echo; echo "The demo is in \"$(DATA)/runs/demo\":"; cd "$(DATA)/runs/demo" && find . -type f | sed 's|^\./|  |' | sort
 
 test: $(READY)
 	@$(PY) tests/run_all.py

@@ -10,7 +10,6 @@ import asyncio, contextlib, html, math, re, warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-
 from fastcore.basics import patch
 from .config import Config, get_device, get_dtype
 from .base.commands import command
@@ -18,7 +17,7 @@ from .base.live import LivePicture
 from .world.blocks import ARENAS
 from .world.tasks import METRICS
 from .world.play import jpeg, play_human
-from .acting.goals import PAPER_PROMPTS, UNCONDITIONAL, load_system
+from .acting.goals import PAPER_PROMPTS, UNCONDITIONAL, System
 from .acting.session import FPS, OWN_PROMPTS, Session
 
 # %% ../nbs/09_demo.ipynb #c005
@@ -418,7 +417,7 @@ class _PlayConfig(Config):
     cond_scale: float|None = None # Guidance of the agent, from 0; none: what suits its weights
     show: bool = False            # Show the picture while a line is played, in a window (with pygame) or the terminal
     folder: str|None = None       # Folder of the films; none: data/runs/play
-    env: str = 'blockworld'       # World that the agent plays in: blockworld, minerl or minestudio
+    env: str = 'blockworld'       # World that the agent plays in: blockworld, luanti, minerl or minestudio
     weights: str|None = None      # Folder of mineclip, prior and policy .safetensors; none: data/weights, or what ships
     policy: str = ''              # Policy that plays instead of the folder's, such as runs/finetune/best.safetensors
     device: str = 'cpu'           # Where networks compute: cpu, cuda or mps; auto: the best there is
@@ -433,7 +432,7 @@ def play_cli(cfg:_PlayConfig):
     if cfg.human: return play_human(cfg.seed, cfg.arena or 'plains', cfg.scale, cfg.n_steps)
     n_steps = 100 if cfg.n_steps is None else cfg.n_steps
     with LivePicture('steve1_play') if cfg.show else contextlib.nullcontext() as live:
-        system = load_system(cfg.weights, cfg.device, cfg.policy)
+        system = System.load(cfg.weights, cfg.device, cfg.policy)
         session = Session(system, seed=cfg.seed, arena=cfg.arena or 'forest', cond_scale=cfg.cond_scale, env=cfg.env,
             dtype=get_dtype(get_device(cfg.device)))
         line = PromptLine(session, n_steps, cfg.folder, live and live.show)

@@ -16,7 +16,6 @@ import cv2
 
 # %% ../nbs/07_rollout.ipynb #c002-1
 import numpy as np
-import pandas as pd
 import torch
 import tyro
 from fastcore.basics import patch
@@ -25,11 +24,11 @@ from .config import Config, data_dir, get_device, get_dtype
 # %% ../nbs/07_rollout.ipynb #c002-2
 from .base.commands import command
 from .base.files import atomic_path, check_name, sole_writer, write_text
-from .base.video import FILM, VideoReader, VideoWriter, save_image
+from .base.video import VideoReader, VideoSettings, VideoWriter, save_image
 from .base.live import LivePicture
 from .base.overlay import DARK, LIT, PALE, draw_box, draw_keys, put_text, video_sheet
 from .base.actions import ACTION_DTYPE
-from .world.envs import make_vec
+from .world.envs import ENVS, make_vec
 
 # %% ../nbs/07_rollout.ipynb #c002-3
 from .world.vector import one_world
@@ -37,7 +36,7 @@ from .world.tasks import METRICS, MetricTracker
 from .world.experts import START_ITEMS
 from .policy import Agent, Policy
 from .data.moments import parse_moment
-from .acting.goals import load_system
+from .acting.goals import System
 
 # %% ../nbs/07_rollout.ipynb #c002-4
 from .acting.schedules import Case, make_case, parse_schedule
@@ -49,20 +48,20 @@ class Rollout:
         policy:Policy,          # The network that plays
         cases:list,             # What to play, a `Case` a world
         env:str='blockworld',   # One of `steve1.world.envs.ENVS`
-        items:dict=START_ITEMS, # What every world starts with (BlockWorld's)
+        items:dict=START_ITEMS, # What every world starts with (BlockWorld and Luanti)
         dtype=torch.float32,    # Number format of the agent's matrix products
         process:bool=None,      # Each world in a process of its own? None: games are, BlockWorld runs in this process
         **kw,                   # To each process: `python`, `step_timeout`, `memory_limit`, ...
     ):
-        self.cases, n, is_blockworld = list(cases), len(cases), env=='blockworld'
+        self.cases, n, has_arenas = list(cases), len(cases), getattr(ENVS.get(env), 'has_arenas', False)
         self.stage, self.t = [0]*n, 0
         self.goals = np.stack([c.goal.embed for c in cases])
         guided = any(c.scale(i) for c in cases for i in range(len(c.stages)))
         scales, seeds = [c.scale(0) for c in cases], [c.seed for c in cases]
         self.agent = Agent(policy, cond_scale=scales if guided else None, dtype=dtype, seeds=seeds)
-        kw |= dict(items=items) if is_blockworld else {}
+        kw |= dict(items=items) if has_arenas else {}
         self.envs = make_vec(env, n, policy.cfg.image_size, process, dict(autoreset_mode='Disabled'), **kw)
-        options = dict(arena=[c.arena for c in cases]) if is_blockworld else None
+        options = dict(arena=[c.arena for c in cases]) if has_arenas else None
         self.obs, _ = self.envs.reset(seed=seeds, options=options)
         self.trackers = [MetricTracker() for _ in cases]
         self.values = [self._measure(i) for i in range(n)]
@@ -156,8 +155,9 @@ def _step_table(
     values,    # float32 (n,len(METRICS)) of that case
     actions,   # `ACTION_DTYPE` (n,)
     stages,    # int64 (n,): which of its stages each step was played for
-) -> pd.DataFrame: # One row a step: step, prompt, keys, pitch, yaw, metrics
+) -> 'pd.DataFrame': # One row a step: step, prompt, keys, pitch, yaw, metrics
     "All that was done and measured in one rollout"
+    import pandas as pd # half a second that the first step need not wait for
     names, camera = actions.dtype.names[:-1], actions['camera'].round(3)
     cols = dict(step=np.arange(1, len(values)+1), prompt=[case.stages[i].goal.name for i in stages],
                 keys=['+'.join(k for k in names if a[k]) for a in actions], pitch=camera[:,0], yaw=camera[:,1])
@@ -207,7 +207,7 @@ def film_rollout(
     "Play, and film every world; a world that never started gives one black frame"
     with ExitStack() as stack:
         enter = stack.enter_context
-        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=FILM)) for p in paths]
+        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=VideoSettings.FILM)) for p in paths]
         pool = enter(ThreadPoolExecutor(_n_cores()))
         def watch(r, rows):
             def shoot(i):
@@ -238,7 +238,7 @@ class RolloutConfig(Config):
     video: bool = True             # Write films and a contact sheet
     show: bool = False             # Show the worlds while they are played, in a window (with pygame) or in the terminal
     height: int = 360              # Height of the films in pixels; they are 16:9
-    env: str = 'blockworld'        # World to play in: blockworld, minerl or minestudio
+    env: str = 'blockworld'        # World to play in: blockworld, luanti, minerl or minestudio
     weights: str = ''              # Folder of mineclip, prior and policy .safetensors; '': data/weights, or what ships
     policy: str = ''               # Policy that plays instead of the folder's, such as runs/finetune/best.safetensors
     against: str = ''              # Second policy that plays the same worlds: films of both side by side, and a table
@@ -311,6 +311,7 @@ def _write_case(folder, case, values, actions, stages, facts):
 # %% ../nbs/07_rollout.ipynb #c037b
 def _gather(folder, cfg, cases):
     "The table and the contact sheet over all cases of a run"
+    import pandas as pd
     done = [json.loads((folder/f'{c.stem}.json').read_text()) for c in cases]
     asked = [{k:d[k] for k in ('prompt','seed','arena','cond_scale')} for d in done]
     table = pd.DataFrame([a | d['metrics'] | dict(failed=d['failed']) for a,d in zip(asked, done)])
@@ -330,9 +331,9 @@ def _write_sheet(folder, whole):
 # %% ../nbs/07_rollout.ipynb #c036
 def run_rollouts(
     cfg:RolloutConfig, # What to play
-) -> pd.DataFrame: # One row a case: prompt, seed, arena, cond_scale, metrics at the end, why it failed ('': it did not)
+) -> 'pd.DataFrame': # One row a case: prompt, seed, arena, cond_scale, metrics at the end, why it failed ('': it did not)
     "Play what is not there yet; write films, tables and the contact sheet"
-    system = load_system(cfg.weights or None, cfg.device, cfg.policy)
+    system = System.load(cfg.weights or None, cfg.device, cfg.policy)
     prompts = [p for word in cfg.prompts for p in (system.paper_prompts() if word.strip().lower()=='paper' else [word])]
     cases = [_case_of(system, p, s, cfg) for p in prompts for s in cfg.seeds]
     if not cases: raise ValueError('nothing to play: the weights have no prior, which sentences need, and none of the '
@@ -370,7 +371,7 @@ def _film_both(left, right, out, names):
     with VideoReader(left) as a, VideoReader(right) as b, atomic_path(out) as tmp:
         (h,w), films, bar = a.size, (a, b), 2*round(a.size[0]*.04)
         lengths = [f.stream.frames for f in films]
-        with VideoWriter(tmp, (h+bar,2*w), settings=FILM) as both:
+        with VideoWriter(tmp, (h+bar,2*w), settings=VideoSettings.FILM) as both:
             for t in range(max(lengths)):
                 img = np.zeros((h+bar,2*w,3), np.uint8)
                 for k,(film,name,n) in enumerate(zip(films, names, lengths)):
@@ -381,7 +382,8 @@ def _film_both(left, right, out, names):
 # %% ../nbs/07_rollout.ipynb #w003
 def _compare(cfg, folder, cases, table):
     "Play the cases with the second policy; films of both, and both in one table"
-    other = _run(load_system(cfg.weights or None, cfg.device, cfg.against), cfg, folder/'against', cases)
+    import pandas as pd
+    other = _run(System.load(cfg.weights or None, cfg.device, cfg.against), cfg, folder/'against', cases)
     names = cfg.policy or 'weights/policy.safetensors', cfg.against
     metric = [c.goal.task.metric if c.goal.task else 'distance' for c in cases]
     both = table[['prompt','seed','arena']].assign(metric=metric)
@@ -403,6 +405,7 @@ def split_prompts(
 @command('steve1_rollout')
 def rollout_cli(cfg:RolloutConfig):
     "Play prompts; write films and tables"
+    import pandas as pd
     table = run_rollouts(cfg.replace(prompts=[p for line in cfg.prompts for p in split_prompts(line)]))
     for _,r in table.iterrows() if not cfg.against else ():
         what = r['failed'] or ', '.join(f'{m} {r[m]:.0f}' for m in METRICS if r[m]>=1)

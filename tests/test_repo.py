@@ -1,5 +1,5 @@
 "The repository keeps its promises: map, order, generated files, sizes, no trace of the machine it was made on"
-import ast, json, re, subprocess, sys
+import ast, builtins, json, re, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -89,7 +89,7 @@ def test_launched_modules_come_earlier(module):
     "A module that starts another by its name or file depends on it, too"
     text = path_of(module).read_text(encoding='utf-8')
     named = {m for m in re.findall(r"['\"]steve1\.([\w.]+)(?::\w+)?['\"]", text) if m in ORDER} - {module}
-    named |= {m for m in ORDER if re.search(rf"files\('steve1'\)\s*/\s*'" + r"'\s*/\s*'".join([*m.split('.')[:-1], m.split('.')[-1]+r'\.py']) + "'", text)}
+    named |= {m for m in ORDER if re.search(r"files\('steve1'\)\s*/\s*'" + r"'\s*/\s*'".join([*m.split('.')[:-1], m.split('.')[-1]+r'\.py']) + "'", text)}
     late = {m for m in named if ORDER[m] >= ORDER[module]} - LAUNCHED.get(module, set())
     assert not late, f'{module} starts {late}, which come later in the table'
 
@@ -131,6 +131,35 @@ def test_papermill_notebook(path):
     for c in code_cells(nb):
         assert 'nbdev_export(' not in source(c), 'papermill would export in the middle of a run'
         assert not {'eval: false', 'eval:false'} & directives(c), 'papermill runs such a cell all the same'
+
+RUNS = {p:m[1] for p in NOTEBOOKS for c in code_cells(load(p)) if (m := re.search(r"^skip_lessons\(globals\(\), '(.+)'\)", source(c), re.M))} # -> first line of its run
+
+def names(code, context):
+    "Names that some code reads (ast.Load) or binds (ast.Store), what only a test runs left out"
+    class Names(ast.NodeVisitor):
+        found = set()
+        def visit_If(self, node): [self.visit(n) for n in ([] if ast.unparse(node.test).startswith('in_test()') else [node.test, *node.body]) + node.orelse]
+        def visit_Name(self, node): self.found |= {node.id} if isinstance(node.ctx, context) else set()
+        def visit_bound(self, node): self.found |= {node.name} if context is ast.Store else set(); self.generic_visit(node)
+        visit_FunctionDef = visit_ClassDef = visit_ExceptHandler = visit_bound
+        def visit_arg(self, node): self.found |= {node.arg} if context is ast.Store else set()
+        def visit_alias(self, node): self.found |= {(node.asname or node.name).split('.')[0]} if context is ast.Store else set()
+    seen = Names(); seen.found = set(); seen.visit(ast.parse(code))
+    return seen.found
+
+def test_four_notebooks_begin_with_their_parameters(): assert tuple(sorted(p.stem for p in RUNS)) == PAPERMILL
+
+@pytest.mark.parametrize('path', RUNS, **by_name)
+def test_run_does_without_the_lessons(path):
+    "Papermill leaves out the cells between parameters and run: the run must not need them"
+    cells = code_cells(load(path))
+    first = next(i for i,c in enumerate(cells) if 'skip_lessons(globals()' in source(c))
+    again = [i for i,c in enumerate(cells) if source(c).splitlines()[:1] == [RUNS[path]]]
+    assert len(again) == 1 and again[0] > first, f'one cell begins with {RUNS[path]!r}'
+    assert not [c for c in cells[:first] if 'export' in directives(c)], 'parameters are checked before the notebook imports'
+    run = '\n'.join(source(c) for c in cells[:first+1] + cells[again[0]:])
+    unknown = names(run, ast.Load) - names(run, ast.Store) - set(dir(builtins))
+    assert not unknown, f'{unknown} come from cells that papermill leaves out'
 
 # --- README, Makefile, packaging
 
@@ -203,3 +232,39 @@ def test_no_trace_of_a_machine():
 def test_what_ships_is_small(folder, limit):
     size = sum(p.stat().st_size for p in tracked() if p.is_relative_to(ROOT/folder))
     assert size < limit*MB, f'{folder} holds {size/MB:.1f} MB'
+
+@pytest.mark.parametrize('question', ['the sky is drawn', 'the goal enters the policy', 'an episode is written', 'a run resumes'])
+def test_the_index_answers(question):
+    "One row, which names the notebook and what to look for in it"
+    rows = [l for l in source(load(ROOT/'nbs'/'index.ipynb')['cells'][3]).splitlines() if l.startswith('| ') and question in l]
+    assert len(rows) == 1, rows
+    path, name = re.search(r'\(([\w/]+)\.ipynb\)', rows[0])[1], re.search(rf'{question}\*\*[^|]*?`(?:\w+\.)?(\w+)`', rows[0])[1]
+    assert re.search(rf'^(def|class) {name}\b', path_of(module_of(ROOT/'nbs'/f'{path}.ipynb')).read_text(encoding='utf-8'), re.M)
+
+@pytest.mark.parametrize('path', [p for p in ROWS if p.parent == ROOT/'nbs'], **by_name)
+def test_story_opens_in_colab(path):
+    "A link that names this notebook, and an install cell that runs nowhere else"
+    cells = load(path)['cells']
+    assert f'https://colab.research.google.com/github/steve1/steve1/blob/main/nbs/{path.name})' in source(next(c for c in cells if c['cell_type'] == 'markdown'))
+    install, = [c for c in cells if 'git clone' in source(c)]
+    top = ast.parse(source(install)).body
+    assert [type(n) for n in top] == [ast.Import, ast.If] and ast.unparse(top[1].test) == "'google.colab' in sys.modules"
+
+def test_settings_of_others_can_be_read():
+    "Workflows, issue forms, devcontainer, citation: what no run of ours reads"
+    import yaml
+    for p in [*(ROOT/'.github').rglob('*.yml'), ROOT/'CITATION.cff']: assert isinstance(yaml.safe_load(p.read_text(encoding='utf-8')), dict), p
+    assert json.loads((ROOT/'.devcontainer'/'devcontainer.json').read_text())['postCreateCommand'] == 'make setup'
+    for p in (ROOT/'.github'/'workflows').glob('*.yml'):
+        flow = yaml.safe_load(p.read_text(encoding='utf-8'))
+        assert flow[True] and all({'runs-on', 'steps'} <= job.keys() for job in flow['jobs'].values()), p # `on` reads as True
+        steps = [s for job in flow['jobs'].values() for s in job['steps']]
+        assert all(('run' in s) != ('uses' in s) for s in steps), p
+        named = {n for s in steps for n in re.findall(r'run_all\.py (.+)', s.get('run', '')) for n in n.split()}
+        assert named <= {q.stem for q in NOTEBOOKS} | {q.stem for q in (ROOT/'tests').glob('test_*.py')}, named
+        assert {m for s in steps for m in re.findall(r'\bmake (\w+)', s.get('run', ''))} <= targets()
+
+def test_ruff_is_content():
+    "Tests and tools hold no unused names, no mutable defaults, no errors that a linter sees"
+    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', '.'], cwd=ROOT, capture_output=True, text=True)
+    assert r.returncode == 0, f'{r.stdout[-3000:]}{r.stderr}\n`{Path(sys.executable).name} -m ruff check --fix` repairs most'

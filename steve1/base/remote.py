@@ -9,6 +9,7 @@ __all__ = ['is_address', 'EpisodeFolder']
 import json, shutil
 from hashlib import sha256 as new_hash
 from pathlib import Path
+from tokenize import TokenError
 import numpy as np
 from fastcore.basics import patch
 from ..config import data_dir
@@ -202,7 +203,7 @@ def map_table(cls:EpisodeFolder,
 ) -> np.ndarray: # Mapped from disk
     "A table, without reading it"
     try: rows = np.load(path, mmap_mode='r', allow_pickle=False)
-    except (ValueError, EOFError) as e:
+    except (ValueError, EOFError, SyntaxError, TokenError) as e: # NumPy reads the header with Python's own parser
         raise EpisodeError(f"{path} is damaged ({short_error(e)}); remove it and make it again") from None
     if isinstance(rows, np.ndarray): return rows
     raise EpisodeError(f"{path} is an archive of arrays (.npz), not one array; remove it and make it again")

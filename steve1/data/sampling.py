@@ -10,7 +10,6 @@ import math, os, random
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-import pandas as pd
 import tyro
 from ..config import Config, data_dir, find_data
 from ..base.commands import command
@@ -156,6 +155,13 @@ def _relative(p):
 
 def _files(name): return f'{name}_train.txt', f'{name}_val.txt'
 
+# %% ../../nbs/data/sampling.ipynb #n054
+def _write_lists(paths, lists):
+    "Write both files; killed anywhere, the two of the old sampling, the two of the new or no training list are there"
+    with atomic_path(paths[0]) as first, atomic_path(paths[1]) as second:
+        for p,episodes in zip((first, second), lists): p.write_text(''.join(_relative(e)+'\n' for e in episodes))
+        if paths[1].exists(): paths[0].unlink(missing_ok=True)
+
 # %% ../../nbs/data/sampling.ipynb #e004
 def make_sampling(
     name:str,             # What a training run will call it
@@ -168,8 +174,7 @@ def make_sampling(
     "Split whole episodes of some datasets into a training and a validation list"
     check_name(name, 'sampling', 'samplings')
     lists, paths = split_episodes(datasets, val_share, seed, **kw), [data_dir('samplings', f) for f in _files(name)]
-    for path,episodes in zip(paths, () if dry_run else lists):
-        with atomic_path(path) as p: p.write_text(''.join(_relative(e)+'\n' for e in episodes))
+    if not dry_run: _write_lists(paths, lists)
     return tuple(paths)
 
 # %% ../../nbs/data/sampling.ipynb #c019
@@ -206,8 +211,9 @@ def read_sampling(
 def sampling_summary(
     episodes, # Episode folders; one may be named several times
     by:str='source', # 'source', or 'dataset': the folder that episodes lie in
-) -> pd.DataFrame: # A row a source: episodes, frames, hours, events; share of the stream with repetitions
+) -> 'pd.DataFrame': # A row a source: episodes, frames, hours, events; share of the stream with repetitions
     "How much play there is, and from which source"
+    import pandas as pd
     times = pd.Series([str(p) for p in episodes], dtype=object).value_counts()
     name = (lambda e: Path(e.folder.address).parent.name) if by == 'dataset' else (lambda e: e.meta['source'])
     rows = []
@@ -220,8 +226,9 @@ def sampling_summary(
 # %% ../../nbs/data/sampling.ipynb #e006
 def _task_counts(
     episodes, # Episode folders
-) -> pd.DataFrame: # A row a task: steps spent on it, events that show it
+) -> 'pd.DataFrame': # A row a task: steps spent on it, events that show it
     "How the play divides over the labelled tasks"
+    import pandas as pd
     n = {}
     for e in map(Episode, episodes):
         for s in e.spans: n.setdefault(s.task, [0,0])[0] += s.stop-s.start

@@ -8,6 +8,7 @@ __all__ = ['PUBLISHED_GROUPS', 'fetch_published', 'check_published', 'convert_ch
 # %% ../../nbs/models/published.ipynb #c002
 import fnmatch, json, sys, time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 import torch
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 # %% ../../nbs/models/published.ipynb #c002-1
 from tyro.conf import Positional
-from ..config import Config, data_dir
+from ..config import Config, data_dir, find_data
 from ..base.commands import command
 from ..base.files import atomic_path, locked, sha256, write_text
 from ..base.untrusted import safe_pickle_load, safe_torch_load
@@ -23,7 +24,7 @@ from ..base.downloads import DownloadError, check_file, download
 
 # %% ../../nbs/models/published.ipynb #c002-2
 from ..base.checkpoints import checkpoint_kind, file_kind, load_tensors, read_meta
-from .vpt_names import VPT_GOAL
+from .vpt_names import VPTNames
 from ..mineclip import ATTN_MD5, AVG_MD5, MineCLIP, MineCLIPConfig
 from ..policy import Policy
 from .idm import IDM
@@ -149,6 +150,12 @@ def _check_kind(path, kind): # kind: as in `_PublishedFile`
     elif (have := file_kind(path)) != kind:
         raise ValueError(f'{path.name} holds {_HOLDS.get(have, "tensors of no published network")}, not {_HOLDS[kind]}')
 
+def _wrong_kind(path, kind):
+    "Why a file does not hold what its name says; '' if it does"
+    try: _check_kind(path, kind)
+    except (ValueError, KeyError, TypeError, OSError) as e: return str(e)
+    return ''
+
 # %% ../../nbs/models/published.ipynb #m005
 def _source(f, out, mirror): # address of a `_PublishedFile`
     url = f"{mirror.rstrip('/')}/{f.name}" if mirror else f.url
@@ -182,30 +189,43 @@ def fetch_published(
     url, path = _source(f, out, mirror), out/f.name
     row = None if accept else _read_ledger(out).get(f.name)
     if accept and path.exists() and not f.md5: path.unlink()
+    if path.exists() and not row and not f.md5 and (e := _wrong_kind(path, f.kind)):
+        raise DownloadError(f'{path} is in the way: {e}; move it, then try again')
     _download_known(f, path, url, row, progress=progress, **how)
     if row: return path
-    try: _check_kind(path, f.kind)
-    except (ValueError, KeyError, TypeError) as e:
+    if e := _wrong_kind(path, f.kind):
         path.unlink()
-        raise DownloadError(f'{url} is not {f.name}: {e}') from None
+        raise DownloadError(f'{url} is not {f.name}: {e}')
     _write_ledger(path, url)
     return path
 
 # %% ../../nbs/models/published.ipynb #c021
+def _state_of(path, f): # a file that is here, and what is known of it
+    "(is it right?, what was found)"
+    row = _read_ledger(path.parent).get(f.name)
+    size, checksum = (row['size'], row['sha256']) if row else (f.size, None)
+    wrong = [w for w in (check_file(path, size, checksum, f.md5 or None), _wrong_kind(path, f.kind)) if w]
+    if wrong: return False, '; '.join(wrong)
+    first = f"as fetched on {row['date']}" if row else f"here, {_HOLDS.get(f.kind, 'nothing to compare it with')}"
+    return True, 'as published' if f.md5 else first
+
+def _refetch(path):
+    "The command that replaces a wrong file"
+    get = f'steve1_download {path.name}'
+    if path.parent != _published_dir() or path.name in _read_ledger(path.parent):
+        return f'{get}   (with --accept, if the change was meant)'
+    return f'mv {path} {path}.old; {get}'
+
+
+# %% ../../nbs/models/published.ipynb #i003
 def check_published(
-    out:Path=None, # Folder; None: `data/weights/published`
-) -> list: # (name, ok, what was found) for each file that is here
-    "Are the published files that are here the ones that were downloaded?"
-    out, found = Path(out or _published_dir()), []
-    ledger = _read_ledger(out)
-    for f in _PUBLISHED_FILES.values():
-        if not (out/f.name).is_file(): continue
-        row = ledger.get(f.name)
-        size, checksum = (row['size'], row['sha256']) if row else (f.size, None)
-        wrong = check_file(out/f.name, size, checksum, f.md5 or None)
-        first = f"as fetched on {row['date']}" if row else 'here, nothing to compare it with'
-        found.append((f.name, not wrong, wrong or ('as published' if f.md5 else first)))
-    return found
+    out:Path=None, # Folder; None: `data/weights/published` and the published code's folders
+) -> list: # (path, ok, what was found, command that fixes it) for each file that is here
+    "Are the published files that are here whole, of the right kind, and those that were downloaded?"
+    find = (lambda name: Path(out)/name) if out else partial(find_data, 'weights', 'published')
+    here = [(p, f) for f in _PUBLISHED_FILES.values() if (p := find(f.name)).is_file()]
+    return [(p, *_state_of(p, f), _refetch(p)) for p,f in here]
+
 
 # %% ../../nbs/models/published.ipynb #c024
 _LAYOUTS = dict.fromkeys(('vpt', 'policy', 'idm', 'prior'), dict(prefix='', entry='')) # The usual wrapping by kind
@@ -301,7 +321,7 @@ def _to_official(source, out): # -> kind
         raise ValueError(f'{source.name} has no published form: its network is not one of those that were published')
     how = {'kind':kind, **_LAYOUTS[kind], **(meta.get('record') or {}).get('published', {})}
     state = model.to_official()
-    goal = {k:v for k,v in state.items() if k.startswith(VPT_GOAL)}
+    goal = {k:v for k,v in state.items() if k.startswith(VPTNames.GOAL)}
     if how['kind'] != 'vpt' or any(v.any() for v in goal.values()): how['kind'] = kind
     else: state = {k:v for k,v in state.items() if k not in goal}
     _check_claim(out, how['kind'], source)
@@ -387,14 +407,26 @@ def download_cli(cfg:_DownloadConfig):
 @dataclass(frozen=True)
 class _ConvertConfig(Config):
     "What to convert"
-    source:Positional[str] # A published file, or one of ours
-    out:Positional[str]    # File to write; a folder for MineStudio's file, which holds three networks
+    source:Positional[str]   # A published file, or one of ours: a path, or a name in data/weights/published
+    out:Positional[str] = '' # File to write; a folder for MineStudio's file, which holds three networks; '': beside SOURCE
     to:Literal['', 'safetensors', 'official'] = '' # Format to write: ours, or the published one; '': by the end of OUT
-    model:str = ''         # The .model file that belongs to SOURCE, for settings that weights do not show
-    example = 'steve1.weights policy.safetensors'
+    model:str = ''           # The .model file that belongs to SOURCE, for settings that weights do not show
+    example = 'steve1.weights --model 2x.model'
 
+def _find_source(name): # as typed
+    "A path in the working folder, below the data root, or a file in `data/weights/published`"
+    if not name or Path(name).exists(): return Path(name)
+    return next((p for p in (find_data(name), find_data('weights', 'published', name)) if p.exists()), Path(name))
+
+
+# %% ../../nbs/models/published.ipynb #i006
 @command('steve1_convert')
 def convert_cli(cfg:_ConvertConfig):
     "Turn a published file into one of ours, with the config in its header, or back"
-    kind = _convert(Path(cfg.source), Path(cfg.out), cfg.to, cfg.model or None)
-    print(f'{cfg.out}: {_HOLDS[kind]}')
+    source = _find_source(cfg.source)
+    if not cfg.out and (cfg.to == 'official' or source.suffix == '.safetensors'):
+        raise ValueError(f'{cfg.source}: name the file to write, for example steve1.weights')
+    out = Path(cfg.out or source.with_suffix('.safetensors'))
+    kind = _convert(source, out, cfg.to, str(_find_source(cfg.model)) if cfg.model else None)
+    print(f'{out}: {_HOLDS[kind]}')
+
