@@ -14,6 +14,7 @@ import harness
 
 LIMIT = 180.       # seconds for one case, unless its campaign says otherwise
 KEPT = 30_000_000  # bytes of a failure's files that are kept
+ENOUGH = 25        # failures after which a campaign is ended: they are most likely of one kind
 SETUP = 600.       # seconds until a campaign's first case ends, its preparation included
 
 def campaigns():
@@ -123,13 +124,15 @@ class Campaign:
             elif 'outcome' in got:
                 self.note(got['case'], got['outcome'], got['trace']); first = False
                 if got['outcome'] != 'ok': self.tell('noted')
-            else: self.finished = got['done']; break
+                if self.finished: self.end(); break
+            else: self.finished |= got['done']; break
         self.seconds += time.monotonic()-t0
 
     def note(self, case, outcome, trace):
         kind = outcome.partition(':')[0]
         self.counts[kind] += 1
         if kind == 'ok': return
+        if len(self.failures) == ENOUGH-1: self.finished = True; print(f'{self.name} ends: {ENOUGH} failures', flush=True)
         kept = self.out/'failures'/f'{self.name}-{len(self.failures)+1}'
         kept.mkdir(parents=True)
         self.failures.append(dict(case=case, outcome=outcome, kept=kept.name))

@@ -32,10 +32,10 @@ def do(what, root, out, case, start):
 
 @functools.cache
 def materials():
-    from steve1.acting.goals import random_system
+    from steve1.acting.goals import System
     root = kill_data.materials()
     kill_data.server()
-    if not (root/'system').exists(): random_system(root/'system')
+    if not (root/'system').exists(): System.random(root/'system')
     if not (root/'data'/'samplings'/'tiny_val.txt').exists(): harness.toy_data(root/'data')
     harness.set_data(root/'data')
     return root
