@@ -59,6 +59,14 @@ def explained_writes(
         raise OSError(number or (errno.EFBIG if too_large else errno.ENOSPC),
             f'{path} could not be written: {text[:200]}; {_free(path)/1e6:,.0f} MB {_FREE}: {fix}') from e
 
+# %% ../../nbs/base/files.ipynb #k003
+def _publish(tmp, path):
+    "Rename what is finished; a folder that another process made meanwhile stays"
+    try: os.replace(tmp, path)
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST): raise
+        raise FileExistsError(f'{path} exists already: another process made it meanwhile') from None
+
 # %% ../../nbs/base/files.ipynb #c005
 _swept = set()  # folders that this process has looked through
 
@@ -77,7 +85,7 @@ def atomic_path(
         with explained_writes(path):
             yield tmp
             if not tmp.exists(): raise OSError(errno.EIO, 'the writer left no file')
-            os.replace(tmp, path)
+            _publish(tmp, path)
     finally: _remove(tmp)
 
 # %% ../../nbs/base/files.ipynb #c005-2
