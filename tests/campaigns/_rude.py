@@ -1,5 +1,5 @@
 "A world whose reply to one call is replaced by something else; needs numpy alone, as the worlds of tests/fake_games"
-import json, os, random, signal, threading, time
+import json, os, random, time
 from faulty import Faulty
 
 PALETTE = [None, True, -1, 0, 1e308, float('nan'), float('inf'), 2**70, -2**63, '', 'x'*5000, 'KeyboardInterrupt', 'SystemExit', '\x00', [], {}, [[]], [1, 2, 3],

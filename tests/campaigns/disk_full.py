@@ -1,6 +1,5 @@
 """A disk that becomes full at any byte of any save: an error that names the disk, nothing half done, and a whole result once there is room"""
-import functools, http.server, json, os, shutil, signal, subprocess, threading
-from pathlib import Path
+import functools, http.server, json, os, shutil, subprocess, threading
 import numpy as np, torch, torch.utils.tensorboard
 import harness
 from steve1.episodes import Episode, EpisodeWriter, list_episodes, validate_episode

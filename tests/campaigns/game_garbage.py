@@ -1,5 +1,5 @@
 """Garbage from a game's process: that episode fails or its values are of the right kinds, and the run goes on"""
-import math, os, time
+import os
 from pathlib import Path
 import numpy as np
 import harness

@@ -10,7 +10,7 @@ A campaign is a module of this folder. Its docstring says what it tries; it has 
 A case works in `case_folder()`, which is empty when it begins and removed when it ends; the folder of a failure
 is kept. What all cases of a campaign need lies in `campaign_folder()`. Both are below the campaign's temporary folder.
 `LIMIT = 300` in a campaign changes the seconds a case may take before it counts as 'hang'."""
-import contextlib, ctypes, gc, hashlib, json, os, resource, shutil, signal, subprocess, sys, time, traceback
+import contextlib, ctypes, gc, hashlib, os, resource, shutil, signal, subprocess, sys, time, traceback
 from dataclasses import dataclass
 from pathlib import Path
 

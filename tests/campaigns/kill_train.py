@@ -1,6 +1,5 @@
 """Training killed at random with SIGKILL until it ends: every bit of an undisturbed run, nothing left over"""
-import functools, json, os, random, shutil, time
-from pathlib import Path
+import functools, json, random, shutil, time
 import torch, torch.utils.tensorboard
 import harness
 from steve1.training.recipe import TrainConfig

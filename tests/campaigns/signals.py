@@ -1,5 +1,5 @@
 """Ctrl-C, kill, hang-up and closed pipes in every command at any moment: one line, the right exit status, nothing left"""
-import functools, json, os, random, shutil, signal, sys, time
+import functools, os, shutil, signal, sys, time
 from pathlib import Path
 import torch, torch.utils.tensorboard
 import harness, kill_data
@@ -111,7 +111,6 @@ def run(case):
     for fd in (out[1], into[0]): fd is not None and os.close(fd)
     if how == 'pipe': os.close(out[0]); late = False
     else: late = not child.send(getattr(signal, sig), HOW[how][1])
-    limit = time.monotonic()
     if name == 'play' and how == 'pipe': os.close(into[1])
     status = child.wait(60)
     if name == 'play' and how != 'pipe': os.close(into[1])

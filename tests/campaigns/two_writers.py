@@ -1,5 +1,5 @@
 """Two or three writers on one run, dataset, index, ledger or cache: each ends or is refused by name, and the result is that of one writer"""
-import functools, json, os, random, shutil, time
+import functools, json, random, shutil, time
 from pathlib import Path
 import torch, torch.utils.tensorboard
 import harness, kill_data, kill_train
