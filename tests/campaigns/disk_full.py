@@ -4,7 +4,7 @@ import numpy as np, torch, torch.utils.tensorboard
 import harness
 from steve1.episodes import Episode, EpisodeWriter, list_episodes, validate_episode
 
-LIMIT = 300.
+LIMIT = 600.
 
 # --- writers: each is given the folder of materials and the folder to write
 
@@ -176,7 +176,7 @@ def whole(name):
     room = harness.campaign_folder()/'room'
     harness.retry(room); room.mkdir()
     child = harness.fork(write, name, materials(), room)
-    assert child.wait() == 0, (name, child.text()[-2000:])
+    assert child.wait(400) == 0, (name, child.text()[-2000:])
     sizes = [p.stat().st_size for p in room.rglob('*') if p.is_file() and not p.is_symlink()]
     return files(room), sum(sizes), max(sizes, default=0)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import torch, torch.utils.tensorboard
 import harness, kill_data
 
-LIMIT = 240.
+LIMIT = 600.
 CLIS = dict(generate='data.generate:generate_cli', embed='data.embed:embed_cli', recordings='data.importing:recordings_cli', contractor='data.collect:contractor_cli',
     episode='data.inspect:episode_cli', train='train:train_cli', rollout='rollout:rollout_cli', play='demo:play_cli', foreign='data.foreign:foreign_cli',
     sampling='data.sampling:sampling_cli', convert='models.published:convert_cli', download='models.published:download_cli', verify='verify:verify_cli')
@@ -81,7 +81,7 @@ def seconds(name):
     t0 = time.monotonic()
     child = harness.fork(call, lines(root)[name], None, into[0])
     for fd in into: fd is not None and os.close(fd)
-    status = child.wait()
+    status = child.wait(400)
     assert status == 0 or name in ('download', 'verify', 'play'), (name, status, child.text()[-2000:])
     return time.monotonic()-t0
 
