@@ -52,6 +52,7 @@ def worker(name, seed, folder):
             t0 = time.monotonic()
             outcome, trace = try_case(module, case)
             say(case=case, outcome=outcome, trace=trace, seconds=round(time.monotonic()-t0, 2))
+            if outcome.partition(':')[0] != 'ok': sys.stdin.readline()      # the runner has kept the files
         say(done=case is None)
 
 # --- the runner
@@ -113,7 +114,12 @@ class Campaign:
                 break
             if 'limit' in got: self.limit = got['limit']
             elif 'begun' in got: self.begun = got['begun']
-            elif 'outcome' in got: self.note(got['case'], got['outcome'], got['trace']); first = False
+            elif 'outcome' in got:
+                first = False
+                self.note(got['case'], got['outcome'], got['trace'])
+                if got['outcome'].partition(':')[0] != 'ok':
+                    try: self.p.stdin.write(b'\n'); self.p.stdin.flush()
+                    except BrokenPipeError: pass
             else: self.finished = got['done']; break
         self.seconds += time.monotonic()-t0
 
