@@ -1,11 +1,12 @@
 """Files that are cut, bent, hostile or something else: every loader says so, gives nothing, and needs no memory to find out."""
-import collections, io, json, os, pickle, pickletools, random, resource, shutil, struct, zipfile
+import collections, importlib.util, io, json, os, pickle, pickletools, random, resource, struct, zipfile
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
 from steve1.base.untrusted import PickleStub, safe_pickle_load, safe_torch_load
 from steve1.base.checkpoints import checkpoint_kind, load_tensors, read_checkpoint, read_meta, read_official, save_tensors
+from steve1.models.tokenizers import ClipTokenizer
 
 GOLDEN = Path(__file__).parent/'golden'
 CLEAR = (ValueError, FileNotFoundError, IsADirectoryError)
@@ -192,10 +193,10 @@ def test_mutated_programs(tmp_path):
         return []
     assert small(many) == ('gave', 'list')
 
-def torch_zip(path, description, storages={}, kind=zipfile.ZIP_STORED):
+def torch_zip(path, description, storages=None, kind=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, 'w', kind) as z:
         z.writestr('archive/data.pkl', description); z.writestr('archive/version', '3\n'); z.writestr('archive/byteorder', 'little')
-        for k,v in storages.items(): z.writestr(f'archive/data/{k}', v)
+        for k,v in (storages or {}).items(): z.writestr(f'archive/data/{k}', v)
 
 def test_greedy_torch_files(tmp_path):
     "What weights_only lets through: storages from nothing, lengths that lie, archives that inflate"
@@ -313,7 +314,7 @@ def test_lists_and_notes_that_are_damaged(tmp_path, monkeypatch):
     from steve1.acting.statistics import read_rows
     from steve1.config import repo_root
     from steve1.base.commands import UsageError, parse_config
-    from steve1.data.collect import CollectConfig, IndexEntry, Ledger, _check_conversion, collection_report
+    from steve1.data.collect import CollectConfig, IndexEntry, Ledger, _check_conversion
     from steve1.data.importing import _check_same, _known
     from steve1.data.recordings import RecordingConfig
     from steve1.data.sampling import read_sampling
@@ -327,7 +328,7 @@ def test_lists_and_notes_that_are_damaged(tmp_path, monkeypatch):
     readers = {'seeds.txt':read_seeds, 'rows.csv':lambda: read_rows(tmp_path/'rows.csv'), 'samplings/s_train.txt':lambda: read_sampling('s'),
         'datasets/d/recordings.jsonl':lambda: _known(tmp_path/'datasets'/'d'/'recordings.jsonl'), 'runs/r/config.yaml':lambda: RunFolder('r').check_unused(cfg),
         'datasets/d/e0/metadata.json':lambda: [f() for f in (lambda: _check_same(made.parent, RecordingConfig()), lambda: _check_conversion(made.parent, CollectConfig()),
-            lambda: collection_report([entry], 'd'))], 'cfg.yaml':lambda: parse_config(TrainConfig, ['--config', str(tmp_path/'cfg.yaml')])}
+            lambda: Ledger.of('d').report([entry]))], 'cfg.yaml':lambda: parse_config(TrainConfig, ['--config', str(tmp_path/'cfg.yaml')])}
     for content in (b'\xff\xfe\x00', b'{"lrx": 1}', b'['*3000, b'[1, 2]', b'"x', b'a\0b\n', b'x'*70_000, b'memory://nowhere/x\n'):
         for name,read in readers.items():
             (tmp_path/name).write_bytes(content)
@@ -375,3 +376,11 @@ def test_tables_of_something_else(tmp_path, name, rows):
     if rows is None: rows = np.load(tmp_path/'ep'/name); rows['jump'] = 64
     np.save(tmp_path/'ep'/name, rows)
     with pytest.raises(ValueError, match=name): ChunkStream([tmp_path/'ep'], DataConfig(T=16, max_gap=20), batch=1).batch(0)
+
+@pytest.mark.skipif(not importlib.util.find_spec('open_clip'), reason="no list of merges: pip install --no-deps open_clip_torch")
+def test_clip_tokenizer_without_the_hub(monkeypatch, tmp_path):
+    "The merges that open_clip_torch ships give the ids of openai/clip-vit-base-patch16"
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    ids = ClipTokenizer()(['a photo of a cat', "Don't chop the TREE!", 'caf\u00e9 \u6811'])
+    assert ids[0,:8].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 0]
+    assert ids[1,:8].tolist() == [49406, 847, 713, 16663, 518, 2677, 256, 49407] and ids[2,:6].tolist() == [49406, 15304, 162, 254, 495, 49407]

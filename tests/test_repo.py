@@ -89,7 +89,7 @@ def test_launched_modules_come_earlier(module):
     "A module that starts another by its name or file depends on it, too"
     text = path_of(module).read_text(encoding='utf-8')
     named = {m for m in re.findall(r"['\"]steve1\.([\w.]+)(?::\w+)?['\"]", text) if m in ORDER} - {module}
-    named |= {m for m in ORDER if re.search(rf"files\('steve1'\)\s*/\s*'" + r"'\s*/\s*'".join([*m.split('.')[:-1], m.split('.')[-1]+r'\.py']) + "'", text)}
+    named |= {m for m in ORDER if re.search(r"files\('steve1'\)\s*/\s*'" + r"'\s*/\s*'".join([*m.split('.')[:-1], m.split('.')[-1]+r'\.py']) + "'", text)}
     late = {m for m in named if ORDER[m] >= ORDER[module]} - LAUNCHED.get(module, set())
     assert not late, f'{module} starts {late}, which come later in the table'
 
@@ -232,3 +232,8 @@ def test_no_trace_of_a_machine():
 def test_what_ships_is_small(folder, limit):
     size = sum(p.stat().st_size for p in tracked() if p.is_relative_to(ROOT/folder))
     assert size < limit*MB, f'{folder} holds {size/MB:.1f} MB'
+
+def test_ruff_is_content():
+    "Tests and tools hold no unused names, no mutable defaults, no errors that a linter sees"
+    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', '.'], cwd=ROOT, capture_output=True, text=True)
+    assert r.returncode == 0, f'{r.stdout[-3000:]}{r.stderr}\n`{Path(sys.executable).name} -m ruff check --fix` repairs most'

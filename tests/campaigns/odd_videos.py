@@ -146,14 +146,14 @@ def make_odd(path, case):
 def sequence(frames): return [number(x) for x in frames], max([colour_error(x) for x in frames], default=0)
 
 def decoded(path):
-    from steve1.base.video import decode_frames
+    from steve1.base.video import VideoReader
     from av.video.reformatter import VideoReformatter
     convert = VideoReformatter()
-    return sequence([convert.reformat(f, format='rgb24').to_ndarray() for f in decode_frames(path)])
+    return sequence([convert.reformat(f, format='rgb24').to_ndarray() for f in VideoReader.all_frames(path)])
 
 def chunk(path):
-    from steve1.base.video import VideoReader, count_frames
-    with VideoReader(path) as v: return sequence(v.read(0, count_frames(path)))
+    from steve1.base.video import VideoReader
+    with VideoReader(path) as v: return sequence(v.read(0, VideoReader.count_frames(path)))
 
 def steps(path):
     "The episode of 20 steps a second that a recording becomes: which picture each step shows"
