@@ -310,10 +310,8 @@ def test_settings_of_a_wrong_kind(settings):
 
 def test_lists_and_notes_that_are_damaged(tmp_path, monkeypatch):
     "Every small text file that is read names itself, whatever stands in it"
-    import shutil
     from steve1.acting.statistics import read_rows
-    from steve1.config import repo_root
-    from steve1.base.commands import UsageError, parse_config
+    from steve1.base.commands import parse_config
     from steve1.data.collect import CollectConfig, IndexEntry, Ledger, _check_conversion
     from steve1.data.importing import _check_same, _known
     from steve1.data.recordings import RecordingConfig

@@ -1,7 +1,6 @@
 """Videos as they are found: other codecs, rates, colours, edit lists, covers, rotation, cut or damaged: read right or refused by name"""
-import json, random, re, shutil, struct, warnings
+import json, random, shutil, struct, warnings
 from fractions import Fraction
-from pathlib import Path
 import harness
 
 LIMIT = 120.
