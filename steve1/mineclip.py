@@ -85,13 +85,32 @@ class ClipAttention(nn.Module):
         self.qkv,self.out = nn.Linear(width, 3*width, bias=bias),nn.Linear(width, width, bias=bias)
 
     def forward(self, x): # x:(b,n,width) -> (b,n,width)
-        b,n,w = x.shape
-        q,k,v = self.qkv(x).view(b, n, 3, self.heads, w//self.heads).permute(2,0,3,1,4) # (b,heads,n,d_h) each
+        q,k,v = (self.split(y) for y in self.qkv(x).chunk(3, -1))
+        return self.attend(q, k, v)
+
+    def split(self, x): return x.unflatten(-1, (self.heads, -1)).transpose(1, 2) # (b,n,width) -> (b,heads,n,d_h)
+
+    def attend(self, q, k, v): # (b,heads,n,d_h) each -> (b,n,width)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out(y.transpose(1,2).reshape(b, n, w))
+        return self.out(y.transpose(1, 2).flatten(2))
+
+# %% ../nbs/01_mineclip.ipynb #n102
+@patch
+def first(self:ClipAttention,
+    x, # Tokens (b,n,width)
+): # (b,1,width)
+    "What the first token gets from all"
+    w, b = self.qkv.weight, self.qkv.bias
+    width = x.shape[-1]
+    cut = lambda part: (w[part], None if b is None else b[part])
+    q = F.linear(x[:, :1], *cut(slice(0, width)))
+    k, v = F.linear(x, *cut(slice(width, None))).chunk(2, -1)
+    return self.attend(*map(self.split, (q, k, v)))
 
 # %% ../nbs/01_mineclip.ipynb #c026
-def _quick_gelu(x): return x*torch.sigmoid(1.702*x)
+def _quick_gelu(x):
+    y = (1.702*x).sigmoid_()
+    return x*y if torch.is_grad_enabled() else y.mul_(x)
 
 # %% ../nbs/01_mineclip.ipynb #c026-1
 class ClipBlock(nn.Module):
@@ -106,8 +125,13 @@ class ClipBlock(nn.Module):
         self.norm2,self.up,self.down = nn.LayerNorm(width),nn.Linear(width, 4*width),nn.Linear(4*width, width)
 
     def forward(self, x): # x:(b,n,width) -> (b,n,width)
-        x = x + self.attn(self.norm1(x))
-        return x + self.down(_quick_gelu(self.up(self.norm2(x))))
+        return self.feed(x + self.attn(self.norm1(x)))
+
+    def feed(self, x): return x + self.down(_quick_gelu(self.up(self.norm2(x)))) # each token alone
+
+    def first(self, x): # (b,n,width) -> (b,1,width)
+        "What becomes of the first token"
+        return self.feed(x[:,:1] + self.attn.first(self.norm1(x)))
 
 # %% ../nbs/01_mineclip.ipynb #c031
 class _StemResidual(nn.Module):
@@ -144,8 +168,10 @@ class ImageTower(nn.Module):
     def forward(self, x): # x:(b,3,h,w) normalised -> (b,d)
         x = self.stem(x).flatten(2).transpose(1,2)                                             # (b,n,width)
         if self.cls is not None: x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], 1)
-        x = self.blocks(self.norm_in(x + self.pos))
-        return self.proj(self.norm_out(x[:,0] if self.cls is not None else x).flatten(1))
+        x = self.norm_in(x + self.pos)
+        for block in self.blocks[:-1]: x = block(x)
+        x = self.blocks[-1](x) if self.cls is None else self.blocks[-1].first(x)
+        return self.proj(self.norm_out(x).flatten(1))
 
 # %% ../nbs/01_mineclip.ipynb #c036
 class _GatedBlock(nn.Module):

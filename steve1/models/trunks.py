@@ -40,7 +40,7 @@ def frames_to_float(
     if img.ndim != 5 or img.shape[2:] != (h, w, 3): raise ValueError(f"frames must be (b,t,{h},{w},3), got {tuple(img.shape)}")
     kind = img.device.type
     if torch.is_autocast_enabled(kind): dtype = torch.get_autocast_dtype(kind)
-    return img.to(dtype) / 255
+    return img.to(dtype).div_(255)
 
 # %% ../../nbs/models/trunks.ipynb #m001
 @torch.no_grad()
@@ -70,7 +70,7 @@ class FanIn(nn.Module):
     def forward(self, x):
         if self.norm is not None: x = self.norm(x)
         x = self.layer(x)
-        return F.relu(x) if self.relu else x
+        return x.relu_() if self.relu else x            # no layer needs its own output to find its gradient
 
 # %% ../../nbs/models/trunks.ipynb #m003
 def linear(
@@ -166,7 +166,7 @@ class PatchTrunk(nn.Module):
         self.dense = linear(chans[-1] * (h // step) * (w // step), cfg.d_image, scale=1.4)
 
     def forward(self, x):
-        x = (x - .45) * 4                                   # centred, so that features of different frames differ at the start
+        x = (x - .45).mul_(4)                               # centred, so that features of different frames differ at the start
         for s in self.stages: x = s(x)
         return self.dense(x.flatten(1))
 
