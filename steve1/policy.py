@@ -116,6 +116,21 @@ def bias(self:MemoryAttention,
     hidden = F.pad(~seen[:, 1:], (0, x.shape[1]))[:, None, None]        # (b,1,1,M-1+t)
     return bias.masked_fill(hidden, -1e9)
 
+# %% ../nbs/02_policy.ipynb #n123
+@patch
+def attend(self:MemoryAttention,
+    q,    # Queries (b,heads,t,d_h)
+    k,    # Keys (b,heads,n,d_h)
+    v,    # Values (b,heads,n,d_h)
+    bias, # Added to the logits (b,heads,t,n)
+): # (b,heads,t,d_h)
+    "The mean of the values, weighted by softmax(q k'/d_h + bias)"
+    scale = 1 / q.shape[-1]
+    if not (torch.is_grad_enabled() and q.device.type == 'cpu'):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    logits = torch.baddbmm(bias.flatten(0, 1), (q * scale).flatten(0, 1), k.flatten(0, 1).mT)
+    return (logits.softmax(-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
+
 # %% ../nbs/02_policy.ipynb #m004
 @patch
 def forward(self:MemoryAttention,
@@ -129,8 +144,7 @@ def forward(self:MemoryAttention,
     k = torch.cat([k[:, 1:].to(k1.dtype), k1], 1)                       # (b,M-1+t,d)
     v = torch.cat([v[:, 1:].to(v1.dtype), v1], 1)
     mask = self.bias(x, seen).to(q.dtype)
-    scale = self.n_heads / x.shape[-1]                                  # 1/d_h
-    y = F.scaled_dot_product_attention(self.split(q), self.split(k), self.split(v), attn_mask=mask, scale=scale)
+    y = self.attend(self.split(q), self.split(k), self.split(v), mask)
     return x + self.out(y.transpose(1, 2).flatten(2)), k[:, -self.memory:], v[:, -self.memory:]
 
 # %% ../nbs/02_policy.ipynb #c022
