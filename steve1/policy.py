@@ -82,6 +82,7 @@ def _skew(
 ): # (..., t, M-1+t)
     "Shift row i of a band i places to the right"
     t, M = band.shape[-2:]
+    if t == 1: return band
     padded = F.pad(band, (0, t), value=fill).flatten(-2)
     return padded[..., :t*(M-1+t)].unflatten(-1, (t, M-1+t))
 
@@ -114,7 +115,7 @@ def bias(self:MemoryAttention,
     r = self.split(self.rel(x))                                         # (b,heads,t,n_basis)
     bias = _skew(r @ self.basis.flip(1).to(r.dtype))                    # (b,heads,t,M) -> (b,heads,t,M-1+t)
     hidden = F.pad(~seen[:, 1:], (0, x.shape[1]))[:, None, None]        # (b,1,1,M-1+t)
-    return bias.masked_fill(hidden, -1e9)
+    return bias.masked_fill_(hidden, -1e9)
 
 # %% ../nbs/02_policy.ipynb #n123
 @patch
@@ -131,21 +132,55 @@ def attend(self:MemoryAttention,
     logits = torch.baddbmm(bias.flatten(0, 1), (q * scale).flatten(0, 1), k.flatten(0, 1).mT)
     return (logits.softmax(-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
+# %% ../nbs/02_policy.ipynb #n125
+class _AgentMemory:
+    "Keys or values (b,2M,d) of an agent's last M frames, for every layer"
+    def __init__(self, state:PolicyState):
+        self.M = self.end = state.mask.shape[1]
+        self.rows = [torch.cat([x, torch.zeros_like(x)], 1) for x in (*state.k, *state.v)]
+
+    def state(self, mask): # A `PolicyState` whose keys and values are parts of this memory
+        parts, n = [_MemoryPart(self, i) for i in range(len(self.rows))], len(self.rows) // 2
+        return PolicyState(tuple(parts[:n]), tuple(parts[n:]), mask)
+
+    def advance(self):
+        "Keep what the last step wrote"
+        if self.end + 1 == 2 * self.M:
+            for x in self.rows: x[:, :self.M] = x[:, self.M:]
+            self.end = self.M
+        else: self.end += 1
+
+# %% ../nbs/02_policy.ipynb #n126
+class _MemoryPart(NamedTuple):
+    "The keys or values of one layer"
+    memory:_AgentMemory
+    layer:int
+    def detach(self): return self
+    def push(self, new): # (b,1,d) -> (b,M,d) with the new row last
+        rows, end = self.memory.rows[self.layer], self.memory.end
+        rows[:, end:end+1] = new
+        return rows[:, end+1-self.memory.M:end+1]
+
+def _remember(old, new): # old (b,M,d) or a part, new (b,t,d) -> (b,M-1+t,d), and what to remember
+    if isinstance(old, _MemoryPart): return old.push(new), old
+    rows = torch.cat([old[:, 1:].to(new.dtype), new], 1)
+    return rows, rows[:, -old.shape[1]:]
+
 # %% ../nbs/02_policy.ipynb #m004
 @patch
 def forward(self:MemoryAttention,
     x,    # Input (b,t,d)
-    k,    # Remembered keys (b,M,d)
-    v,    # Remembered values (b,M,d)
+    k,    # Remembered keys (b,M,d), or an agent's
+    v,    # Remembered values (b,M,d), or an agent's
     seen, # bool (b,M): memory slots of this episode
 ) -> tuple: # Output (b,t,d); keys and values (b,M,d) to remember
     "x plus what it attends to"
     q, k1, v1 = self.q(x), self.k(x), self.v(x)
-    k = torch.cat([k[:, 1:].to(k1.dtype), k1], 1)                       # (b,M-1+t,d)
-    v = torch.cat([v[:, 1:].to(v1.dtype), v1], 1)
+    k, k_next = _remember(k, k1)                                        # (b,M-1+t,d), (b,M,d)
+    v, v_next = _remember(v, v1)
     mask = self.bias(x, seen).to(q.dtype)
     y = self.attend(self.split(q), self.split(k), self.split(v), mask)
-    return x + self.out(y.transpose(1, 2).flatten(2)), k[:, -self.memory:], v[:, -self.memory:]
+    return x + self.out(y.transpose(1, 2).flatten(2)), k_next, v_next
 
 # %% ../nbs/02_policy.ipynb #c022
 class PolicyBlock(nn.Module):
@@ -468,6 +503,14 @@ def _is_guided(self:Agent, b):
         raise ValueError("guidance cannot begin without its memory: start with cond_scale=0, or reset()")
     return guided
 
+# %% ../nbs/02_policy.ipynb #n128
+@patch
+def _keep(self:Agent, state):
+    "Take a new state; what the first step remembers is copied into a memory that lasts"
+    if self.state is None: self.memory = _AgentMemory(state)
+    else: self.memory.advance()
+    self.state = self.memory.state(state.mask)
+
 # %% ../nbs/02_policy.ipynb #c078
 @patch
 @torch.inference_mode()
@@ -483,10 +526,13 @@ def logits(self:Agent,
         x = self.policy.encode(img[:, None])                                    # (b,1,hidsize)
         if guided: x, goal = torch.cat([x, x]), torch.cat([goal, torch.zeros_like(goal)])
         first = torch.zeros(len(x), 1, dtype=torch.bool, device=dev)
-        out, self.state = self.policy.decode(x, goal[:, None], first, self.state)
+        out, state = self.policy.decode(x, goal[:, None], first, self.state)
+    self._keep(state)
     self.value = out.value[:, 0]
     logits = out.buttons[:, 0], out.camera[:, 0]
-    return tuple(guide(x[:b], x[b:], self.scales()) for x in logits) if guided else logits
+    if not guided: return logits
+    scale = self.scales()
+    return tuple(guide(x[:b], x[b:], scale) for x in logits)
 
 # %% ../nbs/02_policy.ipynb #m018
 @patch

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# %% ../../nbs/models/trunks.ipynb #n031
+_ONEDNN = getattr(getattr(torch.ops, 'mkldnn', None), '_linear_pointwise', None) # oneDNN's inner product; None: this torch has none
+
 # %% ../../nbs/models/trunks.ipynb #c005
 def project(
     x,      # Rows (...,i)
@@ -19,8 +22,10 @@ def project(
     "x w' + b; two rows on a CPU are computed as (w x')'"
     two = x.numel() == 2 * x.shape[-1] and x.device.type == 'cpu' and w.numel() >= 1 << 20 # a smaller weight stays in the cache
     if not two or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'): return F.linear(x, w, b)
-    columns = x.reshape(2, -1).contiguous().T                # must not be contiguous, or BLAS copies w again
-    y = (w @ columns).T.reshape(*x.shape[:-1], -1).contiguous()
+    rows = x.reshape(2, -1).contiguous()
+    if _ONEDNN and w.dtype == torch.float32 and w.is_contiguous() and w.shape[1] >= 1024: y = _ONEDNN(rows, w, None, 'none', [], '')
+    else: y = (w @ rows.T).T.contiguous()                    # rows.T must not be contiguous, or BLAS copies w again
+    y = y.view(*x.shape[:-1], -1)
     return y if b is None else y + b
 
 # %% ../../nbs/models/trunks.ipynb #c005-1

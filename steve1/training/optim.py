@@ -48,9 +48,10 @@ def clip_gradients(
 ) -> torch.Tensor: # The norm before clipping
     "Scale the gradients down to `max_norm` if they are longer"
     grads = [p.grad for p in params if p.grad is not None]
-    norm = full_tensor(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
-    if not norm <= max_norm: torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.))
-    return norm
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    whole = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm        # of sharded gradients
+    if not whole <= max_norm: torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.))
+    return whole
 
 # %% ../../nbs/training/optim.ipynb #n035
 def fit(
