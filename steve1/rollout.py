@@ -24,7 +24,7 @@ from .config import Config, data_dir, get_device, get_dtype
 # %% ../nbs/07_rollout.ipynb #c002-2
 from .base.commands import command
 from .base.files import atomic_path, check_name, sole_writer, write_text
-from .base.video import FILM, VideoWriter, save_image
+from .base.video import VideoSettings, VideoWriter, save_image
 from .base.overlay import DARK, LIT, PALE, draw_box, draw_keys, put_text, video_sheet
 from .base.actions import ACTION_DTYPE
 from .world.envs import ENVS, make_vec
@@ -35,7 +35,7 @@ from .world.tasks import METRICS, MetricTracker
 from .world.experts import START_ITEMS
 from .policy import Agent, Policy
 from .data.moments import parse_moment
-from .acting.goals import load_system
+from .acting.goals import System
 
 # %% ../nbs/07_rollout.ipynb #c002-4
 from .acting.schedules import Case, make_case, parse_schedule
@@ -205,7 +205,7 @@ def film_rollout(
     "Play, and film every world; a world that never started gives one black frame"
     with ExitStack() as stack:
         enter = stack.enter_context
-        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=FILM)) for p in paths]
+        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=VideoSettings.FILM)) for p in paths]
         pool = enter(ThreadPoolExecutor(_n_cores()))
         def watch(r, rows):
             def shoot(i): films[i].add(overlay(r.envs.picture(i, size), r.now(i), r.t, rows[i], r.values[i]))
@@ -284,7 +284,7 @@ def _is_finished(folder, cfg, case, facts):
     if not all((folder/f'{case.stem}.{e}').is_file() for e in endings): return False
     try: old = json.loads((folder/f'{case.stem}.json').read_text())
     except ValueError: return False
-    return old.get('failed')=='' and all(old.get(k)==v for k,v in facts.items())
+    return isinstance(old, dict) and old.get('failed')=='' and all(old.get(k)==v for k,v in facts.items())
 
 # %% ../nbs/07_rollout.ipynb #c037
 def _write_case(folder, case, values, actions, stages, facts):
@@ -318,7 +318,7 @@ def run_rollouts(
     cfg:RolloutConfig, # What to play
 ) -> 'pd.DataFrame': # One row a case: prompt, seed, arena, cond_scale, metrics at the end, why it failed ('': it did not)
     "Play what is not there yet; write films, tables and the contact sheet"
-    system = load_system(cfg.weights or None, cfg.device)
+    system = System.load(cfg.weights or None, cfg.device)
     cases = [_case_of(system, p, s, cfg) for p in cfg.prompts for s in cfg.seeds]
     twice = [c for i,c in enumerate(cases) if c.stem in [d.stem for d in cases[:i]]]
     for c in twice:
