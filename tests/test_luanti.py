@@ -6,7 +6,7 @@ import steve1.world.envs # noqa: F401 (registers the environments)
 from steve1.base.actions import ACTION_DTYPE
 from steve1.luanti.install import LUANTI_INSTALL, luanti_parts
 from steve1.world.mirror import Mirror, WATCH
-from steve1.world.blocks import Kind, SEA_LEVEL
+from steve1.world.blocks import Kind
 from steve1.world.vector import one_world
 from steve1.world.worker import process_family
 
