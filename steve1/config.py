@@ -149,9 +149,16 @@ def _is_real(value): return isinstance(value, numbers.Real) and not isinstance(v
 def _is_whole(value): return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 def _as_tuple(items, kinds):
-    "A tuple; its items are checked where the kind is `tuple[X,...]`"
-    if len(kinds) == 2 and kinds[1] is ...: return tuple(_fit(v, kinds[0]) for v in items)
+    "A tuple; its items are checked where the kind is `tuple[X,...]` or `tuple[X,Y]`"
+    if len(kinds) == 2 and kinds[1] is ...: kinds = kinds[:1]*len(items)
+    if kinds and len(items) != len(kinds): raise TypeError(f'{items!r} does not have {len(kinds)} items')
+    if kinds: return tuple(map(_fit, items, kinds))
+    if not _is_plain(items): raise TypeError(f"{str(items)[:60]} is not a tuple of numbers and texts, or of tuples of them")
     return tuple(tuple(v) if isinstance(v, list) else v for v in items)
+
+def _is_plain(x, depth=3):
+    if isinstance(x, (list, tuple)): return depth > 0 and all(_is_plain(v, depth-1) for v in x)
+    return x is None or isinstance(x, (numbers.Number, str))
 
 def _kind_name(kind):
     if typing.get_origin(kind) is Literal: return 'one of ' + ', '.join(map(repr, typing.get_args(kind)))

@@ -284,7 +284,7 @@ def _is_finished(folder, cfg, case, facts):
     if not all((folder/f'{case.stem}.{e}').is_file() for e in endings): return False
     try: old = json.loads((folder/f'{case.stem}.json').read_text())
     except ValueError: return False
-    return old.get('failed')=='' and all(old.get(k)==v for k,v in facts.items())
+    return isinstance(old, dict) and old.get('failed')=='' and all(old.get(k)==v for k,v in facts.items())
 
 # %% ../nbs/07_rollout.ipynb #c037
 def _write_case(folder, case, values, actions, stages, facts):

@@ -77,13 +77,15 @@ def _of_video(path, frame, clip):
 
 # %% ../../nbs/data/moments.ipynb #m210
 def _uneven_frames(path, frame):
-    "The frames shown every 1/20 s up to one of a video whose frame rate varies; None where they cannot be read"
+    "The frames shown every 1/20 s up to one of a video whose frame rate varies or is not stated; None: they cannot be read"
     try:
         found = VideoReader.frame_times(path)
-        if found.times is None or frame >= found.n or not _varies(found.times): return None
-        seconds = (found.times - found.times[0])*float(found.base)
-        want = seconds[frame] - np.arange(GOP-1, -1, -1)/20 + 1e-6
-        shown = np.searchsorted(seconds, want, side='right') - 1
+        if frame >= found.n: return None
+        shown = np.arange(frame-GOP+1, frame+1) # where an avi states no times
+        if found.times is not None:
+            if not _varies(found.times): return None
+            seconds = (found.times - found.times[0])*float(found.base)
+            shown = np.searchsorted(seconds, seconds[frame] - np.arange(GOP-1, -1, -1)/20 + 1e-6, side='right') - 1
         if shown[0] < 0: return None
         first = {i:f.to_ndarray(format='rgb24') for i,f in enumerate(islice(VideoReader.all_frames(path), frame+1)) if i in shown}
         return np.stack([first[i] for i in shown])
