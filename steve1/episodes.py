@@ -238,6 +238,7 @@ def _check_actions(rows, path, n):
 
 def _check_shape(embeds, path, n):
     _check(embeds.ndim == 2 and len(embeds) == n, path, f"shape {embeds.shape} for {n} steps", _EMBED_HINT)
+    _check(embeds.dtype.kind == 'f', path, f"{embeds.dtype} in place of numbers", _EMBED_HINT)
 
 # %% ../nbs/03_episodes.ipynb #e4r2
 def _open_frames(ep):
