@@ -238,6 +238,7 @@ def _check_actions(rows, path, n):
 
 def _check_shape(embeds, path, n):
     _check(embeds.ndim == 2 and len(embeds) == n, path, f"shape {embeds.shape} for {n} steps", _EMBED_HINT)
+    _check(embeds.dtype.kind == 'f', path, f"{embeds.dtype} in place of numbers", _EMBED_HINT)
 
 # %% ../nbs/03_episodes.ipynb #e4r2
 def _open_frames(ep):
@@ -282,7 +283,8 @@ Span = namedtuple('Span', 'start stop task')   # steps start..stop-1 were spent 
 Event = namedtuple('Event', 'step task')       # frames step-15..step show the task
 
 def _label_fault(ep, e):
-    return EpisodeError(f"{ep.path/'metadata.json'}: labels that cannot be read ({type(e).__name__}: {e}); {ep.folder.REMAKE}")
+    fault = f'labels that cannot be read ({type(e).__name__}: {e})'
+    return EpisodeError(f"{ep.path/'metadata.json'}: {fault}; {ep.folder.REMAKE}")
 
 @patch(as_prop=True)
 def spans(self:Episode) -> list: # of `Span(start, stop, task)`
@@ -343,9 +345,10 @@ def _check_sums(ep):
     "Are the files those that were written?"
     sums, path = ep.meta['files'], ep.path/'metadata.json'
     named = [] if ep.published else ['frames.mp4', 'actions.npy'] + ['embeds.npy']*ep.folder.has('embeds.npy')
-    for f in named: _check(f in sums, path, f"no checksum of {f}", _EMBED_HINT if f == 'embeds.npy' else ep.folder.REMAKE)
+    fix = lambda f: _EMBED_HINT if f == 'embeds.npy' else ep.folder.REMAKE
+    for f in named: _check(f in sums, path, f"no checksum of {f}", fix(f))
     for f,h in sums.items():
-        _check(sha256(ep.folder.file(f)) == h, ep.path/f, 'its content changed since it was written')
+        _check(sha256(ep.folder.file(f, fix(f))) == h, ep.path/f, 'its content changed since it was written', fix(f))
 
 # %% ../nbs/03_episodes.ipynb #e4id
 def clip_id(
@@ -408,7 +411,9 @@ def dataset_dir(
     if is_address(dataset):
         raise ValueError(f"{dataset} is an address, from which episodes are only read; name a folder")
     p = Path(str(dataset).removeprefix('file://'))
-    if p.is_absolute() or len(p.parts) > 1: return Path(os.path.abspath(p))
+    if p.is_absolute() or len(p.parts) > 1:                 # here, or below the data root, as pages write it
+        here, below = Path(os.path.abspath(p)), find_data(p)
+        return below if below.is_dir() and not here.exists() else here
     check_name(str(dataset), 'dataset', 'datasets')
     made, ships = data_dir('datasets', p.name), find_data('episodes', p.name)
     return ships if ships.is_dir() and not made.is_dir() else made
@@ -422,7 +427,8 @@ def list_episodes(
     d = dataset_dir(dataset)
     eps = sorted(p.parent for p in d.glob('*/metadata.json') if not p.parent.name.startswith('.'))
     if eps: return eps
-    raise FileNotFoundError(f"no episodes in {d}; `steve1.data.generate.generate({str(dataset)!r}, 100)` makes some")
+    fix = f'`./{dataset}` is the folder here' if Path(dataset).is_dir() and not d.is_dir() else f'`steve1_generate {dataset} 100` makes some'
+    raise FileNotFoundError(f'no episodes in {d}; {fix}')
 
 # %% ../nbs/03_episodes.ipynb #e4find
 def find_episodes(

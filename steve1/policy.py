@@ -26,15 +26,15 @@ from .base.actions import ActionMap, N_BUTTONS, N_CAMERA
 from .base.video import resize_frames
 from .models.trunks import Linear, PATCH, TRUNKS, fan_in_, frames_to_float, linear, project
 from .models.losses import bc_loss
-from .models.vpt_names import VPT_FIXED, VPT_GOAL, check_fixed, config_from_model, official_name, sizes_from_shapes
+from .models.vpt_names import VPTNames
 
 # %% ../nbs/02_policy.ipynb #c005
 @dataclass(frozen=True)
 class PolicyConfig(Config):
     "Size of a policy; the defaults are the published 2x network"
-    image_size:tuple = (128, 128)    # Height and width of a frame, pixels
+    image_size:tuple[int,int] = (128, 128)    # Height and width of a frame, pixels
     trunk:Literal['impala', 'patch'] = 'impala' # Image trunk: the published one, or a cheap one for CPUs
-    channels:tuple = (128, 256, 256) # Channels of the trunk's stages
+    channels:tuple[int,...] = (128, 256, 256) # Channels of the trunk's stages
     n_res:int = 2                    # Residual blocks in each stage of the trunk
     d_image:int = 256                # Width of the trunk's output
     hidsize:int = 2048               # Width of the transformer
@@ -56,14 +56,15 @@ class PolicyConfig(Config):
 @patch
 def check(self:PolicyConfig):
     "Refuse sizes that do not fit together; called for every new config"
+    for k in ('memory', 'timesteps', 'n_layers', 'd_goal', 'n_heads', 'hidsize'):
+        if getattr(self, k) < 1: raise ValueError(f"{k} must be at least 1, got {getattr(self, k)}")
+    if min(*self.image_size, *self.channels) < 1:
+        raise ValueError(f"image_size {self.image_size} and channels {self.channels} must be at least 1")
     if self.hidsize % self.n_heads:
         raise ValueError(f"hidsize {self.hidsize} is not a multiple of n_heads {self.n_heads}")
-    if len(self.image_size) != 2: raise ValueError(f"image_size must be (height, width), got {self.image_size}")
     n, step = len(self.channels), PATCH * 2 ** (len(self.channels) - 1)
     if self.trunk == 'patch' and any(s % step for s in self.image_size):
         raise ValueError(f"image_size {self.image_size} must be a multiple of {step} for trunk 'patch' with {n} stages")
-    for k in ('memory', 'timesteps', 'n_layers', 'd_goal'):
-        if getattr(self, k) < 1: raise ValueError(f"{k} must be at least 1, got {getattr(self, k)}")
     if self.temperature <= 0: raise ValueError(f"temperature must be positive, got {self.temperature}")
 
 # %% ../nbs/02_policy.ipynb #c011
@@ -355,7 +356,7 @@ def official(self:Policy,
     name:str, # Name of one of our tensors
 ) -> str: # Its name in the published files
     "The published name of a tensor"
-    if self.cfg.trunk == 'impala': return official_name(name)
+    if self.cfg.trunk == 'impala': return VPTNames.official_name(name)
     raise ValueError(f"trunk {self.cfg.trunk!r} has no published names: only 'impala' was published")
 
 # %% ../nbs/02_policy.ipynb #c048
@@ -366,7 +367,7 @@ def from_official(cls:PolicyConfig,
     d_goal:int=512, # Width of MineCLIP's embedding
 ) -> PolicyConfig:
     "Our settings from the published ones"
-    check_fixed(net, VPT_FIXED)
+    VPTNames.check_fixed(net, VPTNames.FIXED)
     (h, w, _), T = net['img_shape'], net['timesteps']
     return cls(image_size=(h, w), channels=tuple(c * net['impala_width'] for c in net['impala_chans']),
         hidsize=net['hidsize'], n_layers=net['n_recurrence_layers'], n_heads=net['attention_heads'],
@@ -379,7 +380,7 @@ def from_model(cls:PolicyConfig,
     path, # A published `.model` file
 ) -> PolicyConfig:
     "Our settings from a published settings file; the pickle is read as data alone"
-    return config_from_model(cls, path)
+    return VPTNames.config_from_model(cls, path)
 
 # %% ../nbs/02_policy.ipynb #c049
 @patch(cls_method=True)
@@ -387,7 +388,7 @@ def from_tensors(cls:PolicyConfig,
     tensors:dict, # Published names, without prefix, to tensors
 ) -> PolicyConfig:
     "The settings of a published network, from the shapes of its tensors; temperature and chunk length as published"
-    return cls(**sizes_from_shapes({k: tuple(v.shape) for k, v in tensors.items()}))
+    return cls(**VPTNames.sizes_from_shapes({k: tuple(v.shape) for k, v in tensors.items()}))
 
 # %% ../nbs/02_policy.ipynb #c051
 @patch(cls_method=True)
@@ -404,9 +405,9 @@ def from_official(cls:Policy,
     elif not isinstance(model, PolicyConfig): model = PolicyConfig.from_model(model)
     try: policy = make_within(lambda: cls(model), state)
     except ValueError as e: raise ValueError(f'{name}: {e}') from None
-    if not any(k.startswith(VPT_GOAL) for k in state):                                         # plain VPT
-        state |= {k: torch.zeros_like(v) for k, v in policy.to_official().items() if k.startswith(VPT_GOAL)}
-    return load_strict(policy, state, name, official_name).to(get_device(str(device))).eval()
+    if not any(k.startswith(VPTNames.GOAL) for k in state):                                         # plain VPT
+        state |= {k: torch.zeros_like(v) for k, v in policy.to_official().items() if k.startswith(VPTNames.GOAL)}
+    return load_strict(policy, state, name, VPTNames.official_name).to(get_device(str(device))).eval()
 
 # %% ../nbs/02_policy.ipynb #c070
 def guide(

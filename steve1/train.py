@@ -167,7 +167,8 @@ def _broken(self:Trainer, what, batch):
     names = sorted({'/'.join(Path(e).parts[-2:]) for e in batch['episode']})
     state = self.run.find_state()
     every = self.cfg.saving.save_every
-    saved = f"saved at step {self.run.read_state(state, 'main')['step']}" if state else f'not saved yet (save_every={every})'
+    saved = f'not saved yet (save_every={every})'
+    if state: saved = f"saved at step {self.run.read_state(state, 'main')['step']}"
     raise FloatingPointError(f'step {self.step}: {what}. Episodes of this batch: {", ".join(names)}. '
         f'The state of run {self.cfg.name!r} from before it: {saved}. Lower lr or clip, or leave the episodes out.')
 
@@ -402,8 +403,9 @@ def fit(self:Trainer,
             self._steps(callback, stop)
     except (OSError, SafetensorError) as e:
         if not disk_full(e): raise
-        raise OSError(f'run {self.cfg.name!r} could not write at {self.frames:,} frames: {e}. Make room; '
-            'the same command then goes on from the last saved state, which is whole') from e
+        then = 'Make room; the same command then goes on from the last saved state, which is whole'
+        if self.frames == 0: then = 'Nothing is lost'
+        raise OSError(f'run {self.cfg.name!r} could not write at {self.frames:,} frames: {e}. {then}') from e
     finally:
         if self.log: self.log.close()
     return self.result()

@@ -1,17 +1,15 @@
 "Videos from elsewhere: disguised, cut short, turned, damaged, in other colours; and disks that are full while one is written"
 import gc, os, struct, subprocess, sys
-from fractions import Fraction
 from pathlib import Path
 import av, cv2, numpy as np, pytest
 from steve1.config import repo_root
 from steve1.base.overlay import video_sheet
-from steve1.base.video import (EpisodeError, VideoError, VideoReader, VideoWriter, count_frames, decode_frames, frame_times,
-    open_video, save_image, toy_play)
+from steve1.base.video import (EpisodeError, VideoError, VideoReader, VideoWriter, open_video)
 from steve1.episodes import Episode, toy_episode, validate_episode
 
-def read_all(path): return [f.to_ndarray(format='rgb24') for f in decode_frames(path)]
+def read_all(path): return [f.to_ndarray(format='rgb24') for f in VideoReader.all_frames(path)]
 
-READERS = dict(open=open_video, count=count_frames, times=frame_times, frames=read_all,
+READERS = dict(open=open_video, count=VideoReader.count_frames, times=VideoReader.frame_times, frames=read_all,
     reader=lambda p: VideoReader(p).read(0, 40))
 
 def pattern(i, size=(64,96)):
@@ -76,12 +74,12 @@ def test_a_path_is_never_an_address(tmp_path, monkeypatch, name):
     "Names that FFmpeg reads as protocols or patterns are plain files"
     write(tmp_path/'x.mp4').rename(tmp_path/name)
     monkeypatch.chdir(tmp_path)
-    assert count_frames(name) == len(list(read_all(name))) == 40
+    assert VideoReader.count_frames(name) == len(list(read_all(name))) == 40
 
 def test_a_cover_is_not_the_video(tmp_path):
     add_cover(path := write(tmp_path/'a.mp4'))
     assert len(av.open(str(path)).streams.video) == 2
-    assert count_frames(path) == len(frame_times(path).times) == 40
+    assert VideoReader.count_frames(path) == len(VideoReader.frame_times(path).times) == 40
     assert numbers(read_all(path)) == numbers(VideoReader(path).read(0, 40)) == list(range(40))
 
 @pytest.mark.parametrize('read', ['frames', 'reader'])
@@ -143,7 +141,8 @@ def test_damage_that_the_decoder_notices_is_not_passed_on(tmp_path):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 255, (40,64,96,3), dtype=np.uint8)
     with VideoWriter(path := tmp_path/'a.mp4', (64,96)) as v: v.add(noise)
-    whole, data = VideoReader(path).read(0, 40), path.read_bytes()
+    VideoReader(path).read(0, 40)
+    data = path.read_bytes()
     start, size = find_box(data, [b'mdat'])
     told = 0
     for i in range(6):
@@ -160,6 +159,41 @@ def test_missing_frames_are_named(tmp_path):
     with VideoReader(path) as v:
         with pytest.raises(EpisodeError, match='a.mp4: frame [0-9]+ of 0..39 cannot be decoded .frames are missing'): v.read(0, 40)
 
+@pytest.mark.parametrize('read', ['count', 'times', 'frames'])
+def test_frames_lost_in_a_matroska_file_are_noticed(tmp_path, read):
+    "FFmpeg skips damaged parts of such a file with a line in its log and no error"
+    path = write(tmp_path/'a.mkv', 100)
+    data = path.read_bytes()
+    path.write_bytes(data[:len(data)//2]+bytes(400)+data[len(data)//2+400:])
+    for _ in range(2): # FFmpeg logs a repeated line once
+        with pytest.raises(VideoError, match='a.mkv(: frame|.*frames are lost)'): READERS[read](path)
+
+@pytest.mark.parametrize('hidden', [0, 3])
+def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path, hidden):
+    "A trimmed video is as long as players show it; the same index with less in the file is cut short"
+    path = write(tmp_path/'a.mov', 40, 'mjpeg', 'yuvj444p')
+    data = bytearray(path.read_bytes())
+    at, _ = find_box(data, [b'moov', b'trak', b'edts', b'elst'])
+    ticks = find_box(data, [b'moov', b'trak', b'mdia', b'mdhd'])[0]
+    struct.pack_into('>i', data, at+20, hidden*struct.unpack_from('>I', data, ticks+20)[0]//20)
+    path.write_bytes(data)
+    assert numbers(read_all(path)) == list(range(hidden, 40)) and VideoReader.count_frames(path) == VideoReader.frame_times(path).n == 40-hidden
+    if not hidden: return
+    struct.pack_into('>I', data, find_box(data, [b'moov', b'trak', b'mdia', b'minf', b'stbl', b'stsz'])[0]+20+4*30, 10**7) # picture 30 goes on past the end
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match='a.mov'): read_all(path)
+
+def test_a_day_between_two_frames_is_no_play(tmp_path):
+    "Timestamps with a gap are refused, or counted by a rate that the user gives"
+    from steve1.data.contractor import RecordingError
+    from steve1.data.tracks import Recording
+    (folder := tmp_path/'rec').mkdir()
+    write(folder/'video.mp4', times=[i+20*86400*(i >= 20) for i in range(40)])
+    with pytest.raises(RecordingError, match='video.mp4: frame 20 comes 86,400 s after frame 19.*give fps'): Recording(folder)
+    assert Recording(folder, fps=20).times.n_steps == 40
+    write(folder/'video.mp4', times=[i+20*50*(i >= 20) for i in range(40)])
+    assert Recording(folder).times.n_steps == 1040
+
 @pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='needs Linux to count open files')
 def test_readers_are_closed(tmp_path):
     "No file stays open after a pass, whether it succeeds or not"
@@ -169,13 +203,13 @@ def test_readers_are_closed(tmp_path):
     def files(): gc.collect(); return len(os.listdir('/proc/self/fd'))
     for i in range(4):
         if i == 1: n = files() # fonts and caches are open by now
-        count_frames(good), frame_times(good), list(read_all(good)), video_sheet([good], ['a'], n=2)
+        VideoReader.count_frames(good), VideoReader.frame_times(good), list(read_all(good)), video_sheet([good], ['a'], n=2)
         with VideoReader(good) as v: v.read(0, 5)
         validate_episode(tmp_path/'ep')
         ep = Episode(tmp_path/'ep'); ep.frames(0, 4); ep.close()
         for read in READERS.values():
             with pytest.raises((VideoError, EpisodeError)): read(bad)
-        frames = decode_frames(good); next(frames); frames.close()
+        frames = VideoReader.all_frames(good); next(frames); frames.close()
     ep = None
     assert files() == n
 
@@ -185,7 +219,7 @@ def test_errors_of_the_system_advise_to_remove_nothing(tmp_path, monkeypatch):
     "No permission, or too many open files: the episode may be whole, and nobody is told to remove it"
     toy_episode(tmp_path/'ep'); path = tmp_path/'ep'
     np.save(path/'embeds.npy', np.zeros((200,4), np.float16))
-    import builtins, numpy.lib._npyio_impl as npyio
+    import builtins
     def refuse(name):
         real = builtins.open
         def fails(p, *a, **kw):
@@ -204,12 +238,12 @@ import resource, signal, sys
 import numpy as np
 from pathlib import Path
 from steve1.base.files import atomic_path
-from steve1.base.video import FILM, VideoWriter, save_image, toy_play
+from steve1.base.video import VideoSettings, VideoWriter, save_image, toy_play
 from steve1.episodes import EpisodeWriter
 folder, what, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 frames, actions = np.random.default_rng(0).integers(0, 255, (60,64,64,3), dtype=np.uint8), dict(jump=np.ones(60, int))
 def film():
-    with atomic_path(folder/'a.mp4') as p, VideoWriter(p, (64,64), settings=FILM) as v:
+    with atomic_path(folder/'a.mp4') as p, VideoWriter(p, (64,64), settings=VideoSettings.FILM) as v:
         for f in frames: v.add(f)
 def episode():
     with EpisodeWriter(folder/'ep', (64,64)) as w:

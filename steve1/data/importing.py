@@ -15,25 +15,27 @@ import tyro
 
 # %% ../../nbs/data/importing.ipynb #c002-1
 from tqdm import tqdm
-from ..config import Config
+from ..config import Config, typed_path
 from ..base.commands import command
 from ..base.files import atomic_path, sha256, sole_writer
 from ..base.jobs import run_jobs
+from ..base.remote import EpisodeFolder
 from ..episodes import Episode, dataset_dir
 
 # %% ../../nbs/data/importing.ipynb #c002-2
 from .embed import load_clip
-from .tracks import Recording, is_recording, is_video, read_lines, recording_name
+from .contractor import RecordingError, json_lines
+from .tracks import ActionLines, Recording
 from .recordings import RecordingConfig, convert_recording, plan_recording
 
 # %% ../../nbs/data/importing.ipynb #c009
 def _below(path, silent):
     "The recordings at a path or right below it"
-    if not path.is_dir() and not (silent and is_video(path)):
-        hint = ", and a video alone needs a model that labels it (idm)" if is_video(path) else ''
+    if not path.is_dir() and not (silent and Recording.is_video(path)):
+        hint = ", and a video alone needs a model that labels it (idm)" if Recording.is_video(path) else ''
         raise FileNotFoundError(f"no folder {path}; a recording is a folder with video.mp4 and actions.jsonl{hint}")
-    if is_recording(path) or path.is_file(): found = [path]
-    else: found = [q for q in sorted(path.iterdir()) if is_recording(q) or silent and is_video(q)]
+    if Recording.is_folder(path) or path.is_file(): found = [path]
+    else: found = [q for q in sorted(path.iterdir()) if Recording.is_folder(q) or silent and Recording.is_video(q)]
     if not found:
         raise ValueError(f"no recording in {path}: neither it nor a folder in it has a video.mp4, frames/ "
             "or actions.jsonl")
@@ -51,7 +53,7 @@ def _find_recordings(
     "Recordings below some folders, in order; two of the same name are an error"
     named = {}
     for p in [q.resolve() for path in paths for q in _below(Path(path), silent)]:
-        name = recording_name(p)
+        name = Recording.name_of(p)
         if name in named: raise ValueError(f"two recordings are named {name!r}: {named[name]} and {p}; rename one")
         named[name] = p
     return list(named.values())
@@ -73,7 +75,8 @@ def _convert(job):
 def _check(job):
     "What a conversion would state"
     rec = Recording(job.path, job.cfg.fps)
-    if not (rec.silent and job.idm): return plan_recording(rec, read_lines(rec.path/'actions.jsonl'), job.cfg).facts
+    if not (rec.silent and job.idm):
+        return plan_recording(rec, ActionLines.read(rec.path/'actions.jsonl'), job.cfg).facts
     return dict(name=rec.name, kind='silent', size=list(rec.size), fps=round(rec.fps, 3), frames=rec.n,
         steps=rec.times.n_steps)
 
@@ -89,7 +92,7 @@ def _check_model(name, by, idm):
 def _check_same(folder, cfg, idm=None):
     "Raise ValueError if a dataset was converted in another way, or labelled by another model"
     now = json.loads(json.dumps(cfg.to_dict()))
-    for meta in (json.loads(p.read_text()) for p in folder.glob('[!.]*/metadata.json')):
+    for meta in (EpisodeFolder(p.parent).facts() for p in folder.glob('[!.]*/metadata.json')):
         had, by = meta.get('conversion'), meta.get('labelled_by')
         if idm and by: _check_model(folder.name, by, idm)
         if had and had != now:
@@ -113,10 +116,18 @@ def _states(jobs, workers, engine):
     return [found[j.out.name] for j in jobs]
 
 # %% ../../nbs/data/importing.ipynb #e003
-def _merged(folder, facts):
-    "What the dataset knew of other recordings, and what is known of these"
-    path, now = folder/'recordings.jsonl', {f['name'] for f in facts}
-    before = [json.loads(l) for l in path.read_text().splitlines()] if path.is_file() else []
+def _known(path):
+    "The rows of an earlier report, or RecordingError"
+    try: rows = [r for _,r in json_lines(path)] if path.is_file() else []
+    except RecordingError as e: raise RecordingError(f"{path} is damaged ({e}); {_NO_REPORT}") from None
+    if all(isinstance(r, dict) and isinstance(r.get('name'), str) for r in rows): return rows
+    raise RecordingError(f"{path} is damaged: a line names no recording; {_NO_REPORT}")
+
+_NO_REPORT = 'remove it, and the next conversion writes a report of the recordings that it is given'
+
+def _merged(before, facts):
+    "What was known of other recordings, and what is known of these"
+    now = {f['name'] for f in facts}
     return sorted([f for f in before if f['name'] not in now] + facts, key=lambda f: f['name'])
 
 # %% ../../nbs/data/importing.ipynb #d006
@@ -154,12 +165,12 @@ def convert_recordings(
     folder, paths = dataset_dir(dataset), _find_recordings(paths, bool(idm))
     _check_same(folder, cfg, idm)
     clip, idm = clip and str(clip), idm and str(idm)
-    jobs = [_Job(p, folder/recording_name(p), cfg, clip, idm, dry_run) for p in paths]
+    jobs = [_Job(p, folder/Recording.name_of(p), cfg, clip, idm, dry_run) for p in paths]
     if dry_run: return _report(_states(jobs, workers, engine))
     with sole_writer(folder):
-        facts = _states(jobs, workers, engine)
-        with atomic_path(folder/'recordings.jsonl') as p:
-            p.write_text(''.join(json.dumps(f)+'\n' for f in _merged(folder, facts)))
+        report = folder/'recordings.jsonl'
+        before, facts = _known(report), _states(jobs, workers, engine)
+        with atomic_path(report) as p: p.write_text(''.join(json.dumps(f)+'\n' for f in _merged(before, facts)))
     return _report(facts)
 
 # %% ../../nbs/data/importing.ipynb #c022
@@ -183,7 +194,8 @@ class _RecordingsOptions(Config):
 @command('steve1_recordings')
 def recordings_cli(cfg:_RecordingsOptions):
     "Make episodes of your own recordings; one that is broken is set aside with its reason"
-    table = convert_recordings(cfg.inputs, cfg.out, cfg.conversion, cfg.clip, cfg.idm,
+    clip, idm = (p and str(typed_path(p)) for p in (cfg.clip, cfg.idm))
+    table = convert_recordings(cfg.inputs, cfg.out, cfg.conversion, clip, idm,
         workers=cfg.workers, engine=cfg.engine, dry_run=cfg.dry_run)
     reasons = table.pop('reason').dropna() if 'reason' in table else {}
     print(table.to_string(na_rep=''))

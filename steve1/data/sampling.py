@@ -155,6 +155,13 @@ def _relative(p):
 
 def _files(name): return f'{name}_train.txt', f'{name}_val.txt'
 
+# %% ../../nbs/data/sampling.ipynb #n054
+def _write_lists(paths, lists):
+    "Write both files; killed anywhere, the two of the old sampling, the two of the new or no training list are there"
+    with atomic_path(paths[0]) as first, atomic_path(paths[1]) as second:
+        for p,episodes in zip((first, second), lists): p.write_text(''.join(_relative(e)+'\n' for e in episodes))
+        if paths[1].exists(): paths[0].unlink(missing_ok=True)
+
 # %% ../../nbs/data/sampling.ipynb #e004
 def make_sampling(
     name:str,             # What a training run will call it
@@ -167,9 +174,19 @@ def make_sampling(
     "Split whole episodes of some datasets into a training and a validation list"
     check_name(name, 'sampling', 'samplings')
     lists, paths = split_episodes(datasets, val_share, seed, **kw), [data_dir('samplings', f) for f in _files(name)]
-    for path,episodes in zip(paths, () if dry_run else lists):
-        with atomic_path(path) as p: p.write_text(''.join(_relative(e)+'\n' for e in episodes))
+    if not dry_run: _write_lists(paths, lists)
     return tuple(paths)
+
+# %% ../../nbs/data/sampling.ipynb #c019-1
+def _listed_folder(file, line):
+    "The folder that a line of a list names; None where none is there"
+    if '..' in Path(line).parts:
+        raise ValueError(f"{file} names {line[:80]!r}, which leaves the data root; make the sampling again")
+    try: folder = EpisodeFolder.at(line).path if is_address(line) else find_data(line)
+    except (OSError, ValueError) as e:
+        raise type(e)(f"{file} names {line[:80]!r}: {e}; make the sampling again") from None
+    return folder if os.path.isdir(folder) else None
+
 
 # %% ../../nbs/data/sampling.ipynb #c019
 def _read_list(path, name):
@@ -178,11 +195,10 @@ def _read_list(path, name):
         known = sorted(p.name[:-10] for p in path.parent.glob('*_train.txt'))
         raise FileNotFoundError(f"no sampling {name!r} ({path}); known: {', '.join(known) or 'none'}; "
             f"`make_sampling({name!r}, datasets)` makes it")
-    lines = [l.strip() for l in path.read_text().splitlines() if l.strip()]
-    if bad := next((l for l in lines if '..' in Path(l).parts), None):
-        raise ValueError(f"{path.name} names {bad!r}, which leaves the data root; make the sampling again")
-    found = {l:EpisodeFolder.at(l).path if is_address(l) else find_data(l) for l in dict.fromkeys(lines)}
-    missing = [p for p in found.values() if not p.is_dir()]
+    text = path.read_text(encoding='utf-8', errors='surrogateescape')
+    lines = [l.strip() for l in text.split('\n') if l.strip()]
+    found = {l:_listed_folder(path.name, l) for l in dict.fromkeys(lines)}
+    missing = [l for l,p in found.items() if p is None]
     if missing:
         raise FileNotFoundError(f"{path.name} names {len(missing)} episodes that are not there, such as {missing[0]}; "
             "make the dataset or the sampling again")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 # %% ../../nbs/models/published.ipynb #c002-1
 from tyro.conf import Positional
-from ..config import Config, data_dir, find_data
+from ..config import Config, data_dir, find_data, typed_path
 from ..base.commands import command
 from ..base.files import atomic_path, locked, sha256, write_text
 from ..base.untrusted import safe_pickle_load, safe_torch_load
@@ -24,7 +24,7 @@ from ..base.downloads import DownloadError, check_file, download
 
 # %% ../../nbs/models/published.ipynb #c002-2
 from ..base.checkpoints import checkpoint_kind, file_kind, load_tensors, read_meta
-from .vpt_names import VPT_GOAL
+from .vpt_names import VPTNames
 from ..mineclip import ATTN_MD5, AVG_MD5, MineCLIP, MineCLIPConfig
 from ..policy import Policy
 from .idm import IDM
@@ -321,7 +321,7 @@ def _to_official(source, out): # -> kind
         raise ValueError(f'{source.name} has no published form: its network is not one of those that were published')
     how = {'kind':kind, **_LAYOUTS[kind], **(meta.get('record') or {}).get('published', {})}
     state = model.to_official()
-    goal = {k:v for k,v in state.items() if k.startswith(VPT_GOAL)}
+    goal = {k:v for k,v in state.items() if k.startswith(VPTNames.GOAL)}
     if how['kind'] != 'vpt' or any(v.any() for v in goal.values()): how['kind'] = kind
     else: state = {k:v for k,v in state.items() if k not in goal}
     _check_claim(out, how['kind'], source)
@@ -414,9 +414,8 @@ class _ConvertConfig(Config):
     example = 'steve1.weights --model 2x.model'
 
 def _find_source(name): # as typed
-    "A path in the working folder, below the data root, or a file in `data/weights/published`"
-    if not name or Path(name).exists(): return Path(name)
-    return next((p for p in (find_data(name), find_data('weights', 'published', name)) if p.exists()), Path(name))
+    "A path as typed, or a file in `data/weights/published`"
+    return next((p for p in (typed_path(name), find_data('weights', 'published', name)) if p.is_file()), Path(name))
 
 
 # %% ../../nbs/models/published.ipynb #i006

@@ -7,7 +7,7 @@ __all__ = ['SavingConfig', 'StepMeter', 'RunFolder', 'RunLog', 'RngState', 'Trai
            'n_cores', 'provenance', 'plot_metrics', 'LivePlot']
 
 # %% ../../nbs/training/runs.ipynb #c002
-import contextlib, errno, importlib, json, math, os, platform, shutil, signal, threading, time, warnings
+import errno, importlib, json, math, os, platform, shutil, signal, threading, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 import yaml
 from fastcore.basics import patch
 from ..config import Config, data_dir
-from ..base.files import atomic_path, sha256, write_text
+from ..base.commands import read_settings
+from ..base.files import atomic_path, explained_writes, sha256, write_text
 from ..base.untrusted import safe_torch_load
 
 # %% ../../nbs/training/runs.ipynb #n060
@@ -73,6 +74,14 @@ def row(self:StepMeter,
         'accuracy/buttons':hb/m, 'accuracy/camera':hc/m, 'grad_l2_norm':s['norm']/k, 'clipped':s['clipped']/k,
         'speed/frames_per_s':k*frames_per_step/s['took'], 'speed/data_wait':s['wait']/s['took']}
 
+# %% ../../nbs/training/runs.ipynb #n310
+def _row(line):
+    "A row of metrics.jsonl; None for a line that is none, such as one cut short by a crash"
+    try: row = json.loads(line)
+    except (ValueError, RecursionError): return None
+    return row if isinstance(row, dict) and type(row.get('step')) is int else None
+
+
 # %% ../../nbs/training/runs.ipynb #n065
 class RunFolder:
     "A run's folder: metrics.jsonl, train.log, logs/, checkpoints, and the state that a run continues from"
@@ -88,10 +97,8 @@ class RunFolder:
     def metrics(self) -> list: # Rows of metrics.jsonl; a last line cut short by a crash is left out
         "What the run has logged so far"
         p = self.path/'metrics.jsonl'
-        rows = []
-        for line in p.read_text().splitlines() if p.exists() else []:
-            with contextlib.suppress(json.JSONDecodeError): rows.append(json.loads(line))
-        return rows
+        rows = map(_row, p.read_text(errors='replace').splitlines() if p.exists() else [])
+        return [r for r in rows if r]
 
 # %% ../../nbs/training/runs.ipynb #s01
 def _start_wandb(project, folder, config):
@@ -124,7 +131,7 @@ class RunLog:
         row:dict, # step, frames and named numbers
     ):
         "Append one row"
-        with open(self.path, 'a') as f: f.write(json.dumps(row)+'\n')
+        with explained_writes(self.path), open(self.path, 'a') as f: f.write(json.dumps(row)+'\n')
         numbers = {k:v for k,v in row.items() if k not in ('step','frames','kind')}
         for k,v in numbers.items(): self.tb.add_scalar(k, v, row['step'])
         if self.wandb: self.wandb.log(dict(numbers, frames=row['frames']), step=row['step'])
@@ -135,7 +142,7 @@ def say(self:RunLog,
     line:str, # For people to read
 ):
     "Append a line to train.log, and print it if wanted"
-    with open(self.text, 'a', encoding='utf-8') as f: f.write(line+'\n')
+    with explained_writes(self.text), open(self.text, 'a', encoding='utf-8') as f: f.write(line+'\n')
     if self.echo: print(line, flush=True)
 
 @patch
@@ -174,7 +181,8 @@ def write_state(self:RunFolder,
     state:dict, # Tensors and plain values
 ):
     "Write a part to state.new/; it is on the disk afterwards"
-    with open(self.path/'state.new'/f'{part}.pt', 'wb') as f:
+    path = self.path/'state.new'/f'{part}.pt'
+    with explained_writes(path), open(path, 'wb') as f:
         try: torch.save(state, f)
         except RuntimeError as e: # a full disk is an internal error of torch, whose cause is the OSError
             raise e.__context__ if isinstance(e.__context__, OSError) else e
@@ -195,7 +203,7 @@ def read_state(self:RunFolder,
 def swap_in(self:RunFolder):
     "Make state.new/, where every process has written its part, the state; keep the one before it"
     new,now,old = (self.path/n for n in ('state.new','state','state.old'))
-    (new/'manifest.json').write_text(json.dumps({p.name:sha256(p) for p in sorted(new.glob('*.pt'))}))
+    write_text(new/'manifest.json', json.dumps({p.name:sha256(p) for p in sorted(new.glob('*.pt'))}))
     if now.exists():
         shutil.rmtree(old, ignore_errors=True)
         now.rename(old)
@@ -204,9 +212,9 @@ def swap_in(self:RunFolder):
 # %% ../../nbs/training/runs.ipynb #s04
 def _is_whole(state):
     "Do the files agree with the manifest?"
-    try: files = json.loads((state/'manifest.json').read_text())
-    except (OSError, ValueError): return False
-    return bool(files) and all((state/f).exists() and sha256(state/f) == h for f,h in files.items())
+    try: stated = json.loads((state/'manifest.json').read_text())
+    except (OSError, ValueError, RecursionError): return False
+    return bool(stated) and stated == {p.name:sha256(p) for p in state.glob('*.pt')}
 
 # %% ../../nbs/training/runs.ipynb #s05
 @patch
@@ -262,11 +270,14 @@ def check_unused(self:RunFolder,
     "Raise ValueError if the folder holds a run with other settings; nothing is overwritten unasked"
     settings = self.path/'config.yaml'
     if settings.exists():
-        then = type(cfg).from_dict(yaml.safe_load(settings.read_text()))
+        try: then = type(cfg).from_dict(read_settings(settings))
+        except (ValueError, TypeError) as e:
+            raise ValueError(f"{settings} is damaged ({' '.join(str(e).split())}); "
+                'choose another name, or resume=False to start over') from None
         self.check_same(json.loads(json.dumps(then.flat())), json.loads(json.dumps(cfg.flat())))
     elif weights := next(self.path.glob('*.safetensors'), None):
-        raise ValueError(f'run {self.name!r} has {weights.name} but no config.yaml and no saved state to continue from; '
-            'choose another name, or resume=False to start over')
+        raise ValueError(f'run {self.name!r} has {weights.name} but no config.yaml '
+            'and no saved state to continue from; choose another name, or resume=False to start over')
 
 # %% ../../nbs/training/runs.ipynb #s07
 @patch
@@ -285,12 +296,17 @@ class TrainingStopped(KeyboardInterrupt):
     "Training was asked to stop and has saved its state"
 
 # %% ../../nbs/training/runs.ipynb #s08
+def _stops():
+    "Signals that ask to stop; a closed terminal (SIGHUP) does, unless `nohup` has it ignored"
+    hangup = getattr(signal, 'SIGHUP', None)
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if hangup and signal.getsignal(hangup) != signal.SIG_IGN else [])]
+
 class StopRequest:
-    "Inside the with block SIGINT and SIGTERM set `.asked` instead of ending the process"
+    "Inside the with block SIGINT, SIGTERM and SIGHUP set `.asked` instead of ending the process"
     def __init__(self): self.asked,self.interrupted,self.before = 0,math.inf,{}
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGINT, signal.SIGTERM): self.before[s] = signal.signal(s, self.note)
+            for s in _stops(): self.before[s] = signal.signal(s, self.note)
         return self
     def note(self, sig, frame):
         now = time.monotonic()
@@ -338,7 +354,7 @@ def plot_metrics(
     for run in runs:
         rows = RunFolder(run).metrics()
         for ax,k in ((ax, k) for ax,(_,keys) in zip(axs, _PANELS) for k in keys):
-            points = [(r['frames']/1e3, r[k]) for r in rows if k in r]
+            points = [(r['frames']/1e3, r[k]) for r in rows if all(isinstance(r.get(i), (int, float)) for i in ('frames', k))]
             label = k.split('/')[-1].removeprefix('val_') + (f' {run}' if len(runs) > 1 else '')
             if points: ax.plot(*zip(*points), marker='.' if 'val' in k else None, lw=1, label=label)
     for ax,(title,_) in zip(axs, _PANELS):

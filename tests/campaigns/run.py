@@ -14,6 +14,7 @@ import harness
 
 LIMIT = 180.       # seconds for one case, unless its campaign says otherwise
 KEPT = 30_000_000  # bytes of a failure's files that are kept
+ENOUGH = 25        # failures after which a campaign is ended: they are most likely of one kind
 SETUP = 600.       # seconds until a campaign's first case ends, its preparation included
 
 def campaigns():
@@ -44,7 +45,7 @@ def worker(name, seed, folder):
     module = importlib.import_module(name)
     say(limit=getattr(module, 'LIMIT', LIMIT))
     cases = iter(module.cases(case_rng(seed, name)))
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         until = time.monotonic()+float(line)
         while time.monotonic() < until:
             if (case := next(cases, None)) is None: break
@@ -52,25 +53,42 @@ def worker(name, seed, folder):
             t0 = time.monotonic()
             outcome, trace = try_case(module, case)
             say(case=case, outcome=outcome, trace=trace, seconds=round(time.monotonic()-t0, 2))
+            if outcome != 'ok': sys.stdin.readline() # until its files are kept
         say(done=case is None)
 
 # --- the runner
 
+def snapshot(out):
+    "A copy of the repository, which does not change while campaigns run; the repository itself where git does not know it"
+    listed = subprocess.run(['git', '-C', str(ROOT), 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], capture_output=True, text=True)
+    names = [n for n in listed.stdout.split('\0') if n and (ROOT/n).is_file()]
+    if listed.returncode or not names: return ROOT
+    copy, names = out.resolve()/'repo', set(names)
+    for p in [q for q in copy.rglob('*') if q.is_file() or q.is_symlink()] if copy.exists() else ():
+        if p.relative_to(copy).as_posix() not in names: p.unlink()
+    for n in names:
+        a, b = ROOT/n, copy/n
+        if b.exists() and (a.stat().st_mtime_ns, a.stat().st_size) == (b.stat().st_mtime_ns, b.stat().st_size): continue
+        b.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(a, b)
+    return copy
+
 class Campaign:
     "A campaign's worker and what its cases came to"
-    def __init__(self, name, seed, work, out):
-        self.name, self.seed, self.folder, self.out = name, seed, work/name, out
+    def __init__(self, name, seed, work, out, repo=ROOT):
+        self.name, self.seed, self.folder, self.out, self.repo = name, seed, work/name, out, repo
         self.counts, self.failures, self.seconds, self.finished = collections.Counter(), [], 0., False
         self.p, self.starts = None, 0
 
     def start(self):
         (self.folder/'tmp').mkdir(parents=True, exist_ok=True)
         one = {f'{k}_NUM_THREADS':'1' for k in ('OMP', 'MKL', 'OPENBLAS')}
-        env = dict(os.environ, **one, TMPDIR=str(self.folder/'tmp'), PYTHONPATH=str(ROOT), MPLBACKEND='agg', PYTHONUNBUFFERED='1',
+        env = dict(os.environ, **one, TMPDIR=str(self.folder/'tmp'), PYTHONPATH=str(self.repo), MPLBACKEND='agg', PYTHONUNBUFFERED='1',
             STEVE1_DATA=str(self.folder/'data'), NUMBA_CACHE_DIR=os.environ.get('NUMBA_CACHE_DIR', str(ROOT/'data'/'cache'/'numba')))
         env.pop('STEVE1_TRACEBACK', None)
         seed = f'{self.seed}+{self.starts}' if self.starts else self.seed   # a campaign that was ended goes on with other cases
-        cmd = [sys.executable, __file__, '--worker', self.name, str(seed), str(self.folder)]
+        script = self.repo/HERE.relative_to(ROOT)/'run.py'
+        cmd = [sys.executable, str(script), '--worker', self.name, str(seed), str(self.folder)]
         self.log = open(self.folder/'log.txt', 'ab')
         self.p = subprocess.Popen(cmd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, cwd=self.folder, start_new_session=True)
         self.starts, self.rest, self.limit, self.begun = self.starts+1, b'', LIMIT, None
@@ -81,10 +99,17 @@ class Campaign:
         while b'\n' not in self.rest:
             ready = select.select([self.p.stdout], [], [], max(0, until-time.monotonic()))[0]
             data = os.read(self.p.stdout.fileno(), 65536) if ready else b''
+            if ready and not data: # it has ended
+                try: self.p.wait(10)
+                except subprocess.TimeoutExpired: pass
             if not data: return None
             self.rest += data
         line, _, self.rest = self.rest.partition(b'\n')
         return json.loads(line)
+
+    def tell(self, what):
+        try: self.p.stdin.write(f'{what}\n'.encode()); self.p.stdin.flush()
+        except BrokenPipeError: pass
 
     def end(self):
         if not self.p: return
@@ -99,8 +124,7 @@ class Campaign:
         "Do cases for some seconds"
         t0 = time.monotonic()
         if self.p is None: self.start()
-        try: self.p.stdin.write(f'{seconds}\n'.encode()); self.p.stdin.flush()
-        except BrokenPipeError: pass
+        self.tell(seconds)
         first = not self.counts
         while True:
             got = self.read(SETUP if first or self.begun is None else self.limit)
@@ -113,14 +137,18 @@ class Campaign:
                 break
             if 'limit' in got: self.limit = got['limit']
             elif 'begun' in got: self.begun = got['begun']
-            elif 'outcome' in got: self.note(got['case'], got['outcome'], got['trace']); first = False
-            else: self.finished = got['done']; break
+            elif 'outcome' in got:
+                self.note(got['case'], got['outcome'], got['trace']); first = False
+                if got['outcome'] != 'ok': self.tell('noted')
+                if self.finished: self.end(); break
+            else: self.finished |= got['done']; break
         self.seconds += time.monotonic()-t0
 
     def note(self, case, outcome, trace):
         kind = outcome.partition(':')[0]
         self.counts[kind] += 1
         if kind == 'ok': return
+        if len(self.failures) == ENOUGH-1: self.finished = True; print(f'{self.name} ends: {ENOUGH} failures', flush=True)
         kept = self.out/'failures'/f'{self.name}-{len(self.failures)+1}'
         kept.mkdir(parents=True)
         self.failures.append(dict(case=case, outcome=outcome, kept=kept.name))
@@ -159,8 +187,9 @@ def torture(names, minutes, seed, jobs, out, slice_s=60.):
     facts = dict(date=time.strftime('%Y-%m-%d'), commit=commit(), seed=seed, minutes=minutes, cores=len(os.sched_getaffinity(0)))
     print(f'seed {seed}: {", ".join(names)}', flush=True)
     shutil.rmtree(out/'failures', ignore_errors=True)
+    repo = snapshot(out)
     with tempfile.TemporaryDirectory(prefix='steve1-torture-', ignore_cleanup_errors=True) as work:
-        runs = [Campaign(n, seed, Path(work), out) for n in names]
+        runs = [Campaign(n, seed, Path(work), out, repo) for n in names]
         until = start+60*minutes
         left = lambda: until-time.monotonic()
         def one(c): # in turn; at least one case each
@@ -177,6 +206,13 @@ def torture(names, minutes, seed, jobs, out, slice_s=60.):
     report(runs, facts, out)
     print(table(runs, facts))
     return sum(len(c.failures) for c in runs), sum(sum(c.counts.values()) for c in runs)
+
+def publish(out):
+    "The last table without details, for the page on reliability"
+    last = json.loads((out/'last.json').read_text())
+    for c in last['campaigns']: del c['failures']
+    (HERE/'last.json').write_text(json.dumps(last, indent=1)+'\n')
+    return 0
 
 def repeat(file):
     "Run the case of a failure again"
@@ -199,10 +235,12 @@ def main(argv=None):
     p.add_argument('--jobs', type=int, default=2, help='campaigns at a time (default 2)')
     p.add_argument('--out', type=Path, default=ROOT/'data'/'torture', help='where tables and failures go (default data/torture)')
     p.add_argument('--repeat', metavar='FILE', help='case.json of a failure')
+    p.add_argument('--publish', action='store_true', help='store the last table for the page on reliability (tests/campaigns/last.json)')
     p.add_argument('--list', action='store_true', help='list the campaigns')
     args = p.parse_args(argv)
     if args.list: print('\n'.join(f'{k:18}{v}' for k,v in about.items())); return 0
     if args.repeat: return repeat(args.repeat)
+    if args.publish: return publish(args.out)
     if unknown := [n for n in args.campaigns if n not in about]: p.error(f'no campaign {unknown[0]}: {", ".join(about)}')
     if args.minutes <= 0 or args.jobs < 1: p.error('--minutes must be positive and --jobs at least 1')
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(10**6)
