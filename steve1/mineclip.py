@@ -86,28 +86,11 @@ class ClipAttention(nn.Module):
         self.heads,self.causal = heads,causal
         self.qkv,self.out = nn.Linear(width, 3*width, bias=bias),nn.Linear(width, width, bias=bias)
 
-    def forward(self, x): # x:(b,n,width) -> (b,n,width)
-        q,k,v = (self.split(y) for y in self.qkv(x).chunk(3, -1))
-        return self.attend(q, k, v)
-
-    def split(self, x): return x.unflatten(-1, (self.heads, -1)).transpose(1, 2) # (b,n,width) -> (b,heads,n,d_h)
-
-    def attend(self, q, k, v): # (b,heads,n,d_h) each -> (b,n,width)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out(y.transpose(1, 2).flatten(2))
-
-# %% ../nbs/01_mineclip.ipynb #n102
-@patch
-def first(self:ClipAttention,
-    x, # Tokens (b,n,width)
-): # (b,1,width)
-    "What the first token gets from all"
-    w, b = self.qkv.weight, self.qkv.bias
-    width = x.shape[-1]
-    cut = lambda part: (w[part], None if b is None else b[part])
-    q = F.linear(x[:, :1], *cut(slice(0, width)))
-    k, v = F.linear(x, *cut(slice(width, None))).chunk(2, -1)
-    return self.attend(*map(self.split, (q, k, v)))
+    def forward(self, x, asks=None): # x:(b,n,width) -> (b,asks,width): the first tokens alone ask; None: all
+        b,n,w = x.shape
+        q,k,v = self.qkv(x).view(b, n, 3, self.heads, w//self.heads).permute(2,0,3,1,4) # (b,heads,n,d_h) each
+        y = F.scaled_dot_product_attention(q[:,:,:asks], k, v, is_causal=self.causal)
+        return self.out(y.transpose(1,2).flatten(2))
 
 # %% ../nbs/01_mineclip.ipynb #c026
 def _quick_gelu(x):
@@ -126,14 +109,9 @@ class ClipBlock(nn.Module):
         self.norm1,self.attn = nn.LayerNorm(width),ClipAttention(width, heads, causal=causal)
         self.norm2,self.up,self.down = nn.LayerNorm(width),nn.Linear(width, 4*width),nn.Linear(4*width, width)
 
-    def forward(self, x): # x:(b,n,width) -> (b,n,width)
-        return self.feed(x + self.attn(self.norm1(x)))
-
-    def feed(self, x): return x + self.down(_quick_gelu(self.up(self.norm2(x)))) # each token alone
-
-    def first(self, x): # (b,n,width) -> (b,1,width)
-        "What becomes of the first token"
-        return self.feed(x[:,:1] + self.attn.first(self.norm1(x)))
+    def forward(self, x, asks=None): # x:(b,n,width) -> (b,asks,width): what becomes of the first tokens; None: all
+        x = x[:,:asks] + self.attn(self.norm1(x), asks)
+        return x + self.down(_quick_gelu(self.up(self.norm2(x))))
 
 # %% ../nbs/01_mineclip.ipynb #c031
 class _StemResidual(nn.Module):
@@ -172,7 +150,7 @@ class ImageTower(nn.Module):
         if self.cls is not None: x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], 1)
         x = self.norm_in(x + self.pos)
         for block in self.blocks[:-1]: x = block(x)
-        x = self.blocks[-1](x) if self.cls is None else self.blocks[-1].first(x)
+        x = self.blocks[-1](x, None if self.cls is None else 1) # of the last block the class token alone is read
         return self.proj(self.norm_out(x).flatten(1))
 
 # %% ../nbs/01_mineclip.ipynb #c036
