@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from ..config import Config, data_dir
 from ..base.commands import command
 from ..base.downloads import DownloadError, download
-from ..base.files import open_plain, sole_writer
+from ..base.files import explained_writes, open_plain, sole_writer
 from ..base.jobs import run_jobs
 from ..base.remote import EpisodeFolder
 from ..base.video import EpisodeError
@@ -162,10 +162,10 @@ def add(self:Ledger,
     line = json.dumps(dict(name=name, what=what, reason=reason)).encode()
     lock = self.path.with_name(f'.{self.path.name}.lock')
     open_plain(lock, 'a').close() # refuses a link
-    with FileLock(lock), open_plain(self.path, 'ab+') as f:
+    with FileLock(lock), explained_writes(self.path), open_plain(self.path, 'ab+') as f:
         f.seek(-min(1, f.tell()), os.SEEK_END)
         start = b'' if f.read(1) in (b'', b'\n') else b'\n'
-        os.write(f.fileno(), start+line+b'\n')
+        f.write(start+line+b'\n')
     self.last[name] = (what, reason)
 
 # %% ../../nbs/data/collect.ipynb #c013
