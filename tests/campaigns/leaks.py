@@ -26,12 +26,12 @@ def expected(*errors):
 def prepare(root):
     "What the repetitions work on"
     import numpy as np, torch
-    from steve1.acting.goals import load_system, random_system
+    from steve1.acting.goals import System
     from steve1.data.contractor import write_contractor
     from steve1.episodes import Episode
     torch.set_num_threads(1)
     harness.toy_data(root)
-    s = dict(root=root, system=load_system(random_system(root/'sys')), toys=sorted((root/'datasets'/'tiny').iterdir()))
+    s = dict(root=root, system=System.load(System.random(root/'sys')), toys=sorted((root/'datasets'/'tiny').iterdir()))
     write_contractor(Episode(SAMPLE/'500000'), root/'8.0'/'r', size=(90,160), stop=40)
     (root/'8.0'/'half.mp4').write_bytes((root/'8.0'/'r.mp4').read_bytes()[:-400])
     (root/'cut.mp4').write_bytes((SAMPLE/'500000'/'frames.mp4').read_bytes()[:9000])
@@ -45,9 +45,8 @@ def prepare(root):
 # --- what is repeated: (state, number of the repetition) -> None
 
 def case_of(s, i):
-    from steve1.acting.goals import no_goal
     from steve1.acting.schedules import make_case
-    return make_case(no_goal(s['system']), i)
+    return make_case(s['system'].no_goal(), i)
 
 def rollouts(s, i):
     from steve1.rollout import rollout
@@ -115,8 +114,8 @@ def worlds(s, i):
     env.close()
 
 def loads(s, i):
-    from steve1.acting.goals import load_system
-    load_system(s['root']/'sys')
+    from steve1.acting.goals import System
+    System.load(s['root']/'sys')
 
 def training(s, i):
     from steve1.train import train

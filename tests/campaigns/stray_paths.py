@@ -67,9 +67,9 @@ def index(root, out, name):
         collect(found, 'c', CollectConfig(workers=0, threads=1))
         Ledger(root/'datasets'/'c'/'ledger.jsonl')
     from steve1.data import collect as module
-    real, module._fetch_recordings = module._fetch_recordings, lambda todo, raw, threads: ((r, ('network', str(r.raw_path(raw, '.mp4')))) for r in todo)   # no waiting for a server
+    real, module._fetch_one = module._fetch_one, lambda entry, raw, retries: ('network', str(entry.raw_path(raw, '.mp4')))   # no waiting for a server
     try: quiet(run)
-    finally: module._fetch_recordings = real
+    finally: module._fetch_one = real
 
 def sampling(root, out, name):
     from steve1.data.sampling import make_sampling, read_sampling
