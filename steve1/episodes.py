@@ -80,7 +80,9 @@ def _read_meta(folder):
     if meta['format'] != _FORMAT:
         raise EpisodeError(f"{path} has format {meta['format']}, this version reads {_FORMAT}")
     for k,fits in _KINDS.items():
-        if k in meta and not fits(meta[k]): raise EpisodeError(f"{path}: {k} is {meta[k]!r}; {remake}")
+        if k in meta and not fits(meta[k]): raise EpisodeError(f"{path}: {k} is {repr(meta[k])[:200]}; {remake}")
+    if stray := [f for f in meta['files'] if f != os.path.basename(f) or f in ('', '.', '..') or '\0' in f]:
+        raise EpisodeError(f"{path} names {stray[0][:200]!r}, which is no file in the episode's folder; {remake}")
     return meta
 
 # %% ../nbs/03_episodes.ipynb #c010
@@ -411,7 +413,9 @@ def dataset_dir(
     if is_address(dataset):
         raise ValueError(f"{dataset} is an address, from which episodes are only read; name a folder")
     p = Path(str(dataset).removeprefix('file://'))
-    if p.is_absolute() or len(p.parts) > 1: return Path(os.path.abspath(p))
+    if p.is_absolute() or len(p.parts) > 1:                 # here, or below the data root, as pages write it
+        here, below = Path(os.path.abspath(p)), find_data(p)
+        return below if below.is_dir() and not here.exists() else here
     check_name(str(dataset), 'dataset', 'datasets')
     made, ships = data_dir('datasets', p.name), find_data('episodes', p.name)
     return ships if ships.is_dir() and not made.is_dir() else made
@@ -425,7 +429,8 @@ def list_episodes(
     d = dataset_dir(dataset)
     eps = sorted(p.parent for p in d.glob('*/metadata.json') if not p.parent.name.startswith('.'))
     if eps: return eps
-    raise FileNotFoundError(f"no episodes in {d}; `steve1.data.generate.generate({str(dataset)!r}, 100)` makes some")
+    fix = f'`./{dataset}` is the folder here' if Path(dataset).is_dir() and not d.is_dir() else f'`steve1_generate {dataset} 100` makes some'
+    raise FileNotFoundError(f'no episodes in {d}; {fix}')
 
 # %% ../nbs/03_episodes.ipynb #e4find
 def find_episodes(

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 
 # %% ../../nbs/acting/goals.ipynb #c002-1
-from ..config import data_dir, find_data, get_device, restore_hint
+from ..config import data_dir, find_data, get_device, restore_hint, typed_path
 from ..base.files import atomic_path, sha256
 from ..world.tasks import TASKS
 from ..models.tokenizers import WordTokenizer, split_words
@@ -64,9 +64,9 @@ def load(cls:System,
 # %% ../../nbs/acting/goals.ipynb #a101
 def _find_networks(weights_dir, policy=''):
     "Network -> its file; only the prior may be missing"
-    folder, files = Path(weights_dir or data_dir('weights')), [f'{k}.safetensors' for k in _NETWORKS]
+    folder, files = typed_path(weights_dir) if weights_dir else data_dir('weights'), [f'{k}.safetensors' for k in _NETWORKS]
     paths = {k:folder/f if weights_dir else find_data('weights', f) for k,f in zip(_NETWORKS, files)}
-    if policy: paths['policy'] = Path(policy) if Path(policy).is_file() else find_data(policy)
+    if policy: paths['policy'] = typed_path(policy)
     if policy and not paths['policy'].is_file(): raise FileNotFoundError(f"no policy file {paths['policy']}")
     missing = [k for k,p in paths.items() if not p.is_file()]
     if set(missing)-{'prior'}:

@@ -15,7 +15,7 @@ import tyro
 
 # %% ../../nbs/data/importing.ipynb #c002-1
 from tqdm import tqdm
-from ..config import Config
+from ..config import Config, typed_path
 from ..base.commands import command
 from ..base.files import atomic_path, sha256, sole_writer
 from ..base.jobs import run_jobs
@@ -194,7 +194,8 @@ class _RecordingsOptions(Config):
 @command('steve1_recordings')
 def recordings_cli(cfg:_RecordingsOptions):
     "Make episodes of your own recordings; one that is broken is set aside with its reason"
-    table = convert_recordings(cfg.inputs, cfg.out, cfg.conversion, cfg.clip, cfg.idm,
+    clip, idm = (p and str(typed_path(p)) for p in (cfg.clip, cfg.idm))
+    table = convert_recordings(cfg.inputs, cfg.out, cfg.conversion, clip, idm,
         workers=cfg.workers, engine=cfg.engine, dry_run=cfg.dry_run)
     reasons = table.pop('reason').dropna() if 'reason' in table else {}
     print(table.to_string(na_rep=''))
