@@ -6,13 +6,13 @@
 __all__ = ['FrameSize', 'UsageError', 'read_settings', 'parse_config', 'command']
 
 # %% ../../nbs/base/commands.ipynb #c002
-import contextlib, difflib, functools, io, os, re, shutil, signal, sys, textwrap, threading, typing, warnings
+import contextlib, difflib, errno, functools, io, os, re, shutil, signal, sys, textwrap, threading, typing, warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 import tyro, yaml
 from fastcore.docments import docments
-from ..config import Config
+from ..config import Config, data_dir
 
 # %% ../../nbs/base/commands.ipynb #c005
 def _is_config(kind): return isinstance(kind, type) and issubclass(kind, Config)
@@ -296,6 +296,13 @@ FrameSize = typing.Annotated[tuple, tyro.constructors.PrimitiveConstructorSpec(
 _USERS = (ValueError, TypeError, OSError, ImportError, RuntimeError, # raised for mistakes and for faults of the machine
     OverflowError, FloatingPointError)
 
+def _elsewhere(e):
+    "What helps where the data folder cannot be written to; '' for another error"
+    stuck = [os.strerror(k) for k in (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT)]
+    root = str(data_dir()) if isinstance(e, OSError) else ''
+    if not root or root not in str(e) or not any(t in str(e) for t in stuck): return ''
+    return f'; STEVE1_DATA=FOLDER puts data into another folder than {root}'
+
 def _ended(name, e):
     "(message, exit status) of an exception that ends a command; None: a defect, which keeps its traceback"
     text = ' '.join(str(e).split()) if len(str(e)) < 400 else str(e)
@@ -306,7 +313,7 @@ def _ended(name, e):
         case EOFError(): return f'{name}: standard input ended', 1
         case MemoryError(): return f'{name}: out of memory', 1
         case SystemExit(code=str()): return (text if text.startswith(f'{name}:') else f'{name}: {text}'), 1
-    return (f'{name}: {text}', 1) if isinstance(e, _USERS) else None
+    return (f'{name}: {text}{_elsewhere(e)}', 1) if isinstance(e, _USERS) else None
 
 # %% ../../nbs/base/commands.ipynb #n003
 def _flush():
