@@ -201,6 +201,7 @@ def torture(names, minutes, seed, jobs, out, slice_s=60.):
                 while any(not c.finished for c in runs) and (left() > 0 or not all(c.counts or c.finished for c in runs)):
                     list(pool.map(one, runs))
                     report(runs, facts, out)
+        except KeyboardInterrupt: print('stopped; the table so far:', flush=True)
         finally:
             for c in runs: c.end()
     report(runs, facts, out)
