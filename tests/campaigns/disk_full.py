@@ -60,9 +60,11 @@ def session(src, out):
     from steve1.acting.goals import System
     from steve1.acting.session import Session
     s = Session(System.load(src/'system'), size=(90,160), arena='plains')
-    s.record(out/'film.mp4')
-    for _ in range(20): s.step()
-    s.save(); s.close()
+    try:
+        s.record(out/'film.mp4')
+        for _ in range(20): s.step()
+        s.save()
+    finally: s.close()
 
 def train(src, out, **kw):
     from steve1.training.recipe import TrainConfig
