@@ -40,6 +40,7 @@ def worker(name, seed, folder):
     os.dup2(2, 1)
     harness.private.add(replies)
     harness.adopt_orphans()
+    harness.private_mounts()
     harness.set_folders(folder, Path(folder)/'case')
     def say(**kw): os.write(replies, (json.dumps(kw)+'\n').encode())
     module = importlib.import_module(name)
