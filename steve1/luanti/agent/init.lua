@@ -37,8 +37,8 @@ for _, kind in ipairs{"leaves", "jungleleaves", "pine_needles", "acacia_leaves",
 	minetest.override_item(name, {drop = name, groups = groups, after_dig_node = function() end})
 end
 
--- A plant on a block that is dug falls off. It goes to the player instead of lying about as a spinning thing, whose
--- picture does not repeat to the last bit. What the player drops (key Q) still lies on the ground.
+-- A plant on a block that is dug falls off. It goes to the player instead of lying on the ground, where Minecraft's player
+-- would pick it up in passing and this game's would not. What the player drops (key Q) still lies on the ground.
 local add_item, item_drop, dropping = minetest.add_item, minetest.item_drop, false
 function minetest.item_drop(...)
 	dropping = true
