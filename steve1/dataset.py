@@ -7,7 +7,7 @@ __all__ = ['relabel', 'DataConfig', 'joint_actions', 'action_counts', 'goal_rows
            'cut_lanes', 'to_device']
 
 # %% ../nbs/04_dataset.ipynb #c002
-import math
+import math, sys
 from collections import namedtuple
 from dataclasses import dataclass
 from itertools import count, islice
@@ -378,7 +378,9 @@ def batches(self:ChunkStream,
     if not workers: return (self.batch(i) for i in steps)
     own = torch.Generator() # the loader seeds its workers; that must not advance the run's generator
     parts = ((i, slice(k, None, w)) for i in steps for k in range(w)) # in turn: worker k has the lanes k, k+w, ...
-    loader = torch.utils.data.DataLoader(self, batch_size=None, sampler=parts, num_workers=w, generator=own)
+    how = 'fork' if sys.platform == 'linux' else None # other ways need named semaphores, which a killed run leaves behind
+    loader = torch.utils.data.DataLoader(self, batch_size=None, sampler=parts, num_workers=w, generator=own,
+        multiprocessing_context=how)
     return self._joined(iter(loader), w)
 
 # %% ../nbs/04_dataset.ipynb #s07

@@ -344,10 +344,10 @@ def _check_sums(ep):
     "Are the files those that were written?"
     sums, path = ep.meta['files'], ep.path/'metadata.json'
     named = [] if ep.published else ['frames.mp4', 'actions.npy'] + ['embeds.npy']*ep.folder.has('embeds.npy')
-    for f in named:
-        _check(f in sums, path, f"no checksum of {f}", _EMBED_HINT if f == 'embeds.npy' else ep.folder.REMAKE)
+    fix = lambda f: _EMBED_HINT if f == 'embeds.npy' else ep.folder.REMAKE
+    for f in named: _check(f in sums, path, f"no checksum of {f}", fix(f))
     for f,h in sums.items():
-        _check(sha256(ep.folder.file(f)) == h, ep.path/f, 'its content changed since it was written')
+        _check(sha256(ep.folder.file(f, fix(f))) == h, ep.path/f, 'its content changed since it was written', fix(f))
 
 # %% ../nbs/03_episodes.ipynb #e4id
 def clip_id(

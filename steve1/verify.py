@@ -208,16 +208,26 @@ def _check_weights_published(folder=None):
     return [Check('published', True, f"not here: {' '.join(missing)}", 'steve1_download steve1', optional=True), *rows]
 
 
+# %% ../nbs/10_verify.ipynb #i001
+def _tokenizer_elsewhere(cache):
+    "The tokenizer from a list of merges, unless a cache is given; [] if there is none"
+    from steve1.models.tokenizers import ClipTokenizer
+    try: ClipTokenizer(cache=cache)
+    except FileNotFoundError: return []
+    return [Check('tokenizer', True, "CLIP's sub-words, made of its list of merges")]
+
+
 # %% ../nbs/10_verify.ipynb #c026
 def _check_tokenizer(cache=None):
     "CLIP's tokenizer is in the cache, whole, or not at all; `cache` None: where `HF_HUB_CACHE` or `HF_HOME` says"
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
     from steve1.models.tokenizers import ClipTokenizer
-    name, cache = ClipTokenizer.name, Path(cache or constants.HF_HUB_CACHE)
+    name, given, cache = ClipTokenizer.name, cache, Path(cache or constants.HF_HUB_CACHE)
     get = f"hf download {name} {' '.join(ClipTokenizer.files)} tokenizer_config.json"
     if constants.HF_HUB_OFFLINE: get = f'HF_HUB_OFFLINE=0 {get}'
-    absent = [Check('tokenizer', True, 'of the published MineCLIP: not here', get, optional=True)]
+    get += '\npip install --no-deps open_clip_torch   (without the hub)'
+    absent = _tokenizer_elsewhere(given) or [Check('tokenizer', True, 'of the published MineCLIP: not here', get, optional=True)]
     try: found = scan_cache_dir(cache)
     except CacheNotFound: return absent
     faults = [str(w) for w in found.warnings if name.replace('/', '--') in str(w)]
@@ -313,7 +323,8 @@ _EXTRAS = dict(
     play='to play yourself: `steve1_play --human`, keyboard and mouse in the notebook',
     ray='to run jobs on several machines',
     wandb='to log to Weights & Biases',
-    lerobot='to write LeRobot datasets')
+    lerobot='to write LeRobot datasets',
+    clip='the tokenizer of the published MineCLIP where the Hugging Face hub is out of reach')
 
 def _extras():
     "The extras of settings.ini, or of an installed copy without it"

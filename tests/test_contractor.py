@@ -8,7 +8,7 @@ from steve1.base.actions import KEYS
 from steve1.config import repo_root
 from steve1.base.files import sha256
 from steve1.data.collect import CollectConfig, Ledger, RecordingIndex, collect
-from steve1.data.contractor import ContractorConfig, ContractorFrames, RecordingError, convert_contractor, ContractorActions, read_steps, write_contractor
+from steve1.data.contractor import ContractorConfig, ContractorFrames, RecordingError, convert_contractor, ContractorActions, write_contractor
 from steve1.episodes import Episode, list_episodes, validate_episode
 from steve1.data.embed import embed_segments, is_embedded
 

@@ -40,10 +40,10 @@ def hurt(folder, n):
         else: put(d/'len.txt', b'%d' % (97+j)); out[d.name] = 'len.txt'
     return out
 
-def command(tmp_path, *args, env={}, code=''):
+def command(tmp_path, *args, env=None, code=''):
     "`steve1_foreign` as a process"
     (tmp_path/'run.py').write_text(code + "\nfrom steve1.data.foreign import foreign_cli\nif __name__ == '__main__': foreign_cli()\n")
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(repo_root()), **env)
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(repo_root()), **(env or {}))
     return subprocess.run([sys.executable, str(tmp_path/'run.py'), *map(str, args)], env=env, capture_output=True, text=True, timeout=60)
 
 def test_five_thousand_in_seconds(tmp_path):
@@ -183,7 +183,7 @@ def test_export(tmp_path):
 
 def test_lerobot_reads_it(tmp_path):
     "LeRobot's own library"
-    lerobot = pytest.importorskip('lerobot')
+    pytest.importorskip('lerobot')
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
     eps = [Episode(p) for p in list_episodes(repo_root()/'data'/'episodes'/'sample')]
     root = export_lerobot([e.path for e in eps], tmp_path/'mine', video_mb=1, data_mb=.1)

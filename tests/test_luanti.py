@@ -2,7 +2,7 @@
 import os, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 import gymnasium, numpy as np, pytest
-import steve1.world.envs # registers the environments
+import steve1.world.envs # noqa: F401 (registers the environments)
 from steve1.base.actions import ACTION_DTYPE
 from steve1.luanti.install import LUANTI_INSTALL, luanti_parts
 from steve1.world.worker import process_family

@@ -1,6 +1,5 @@
 "Names and files that lead elsewhere: refused by every setting that takes a name, replaced or refused where a link stands"
-import json, os, subprocess, sys
-from pathlib import Path
+import os, subprocess, sys
 import numpy as np
 import pytest
 from steve1.base.files import atomic_path

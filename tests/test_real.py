@@ -1,7 +1,5 @@
 "Public files made by others, where they lie beside the checkout: every loader and converter that fits them"
-import json
-from pathlib import Path
-import cv2, numpy as np, pytest, torch
+import numpy as np, pytest, torch
 from steve1.base.video import VideoWriter
 from steve1.config import find_data, repo_root
 from steve1.data.basalt import BASALT_TASKS, BasaltConfig, convert_basalt

@@ -1,8 +1,7 @@
 "Recordings from outside at process level: long ones in little memory, killed conversions, the commands"
 import json, os, random, signal, subprocess, sys, time
-from pathlib import Path
 import av, cv2, numpy as np, pytest
-from steve1.config import data_dir, repo_root
+from steve1.config import repo_root
 from steve1.episodes import Episode, list_episodes, validate_episode
 from steve1.base.video import VideoWriter
 

@@ -1,11 +1,10 @@
 "Videos from elsewhere: disguised, cut short, turned, damaged, in other colours; and disks that are full while one is written"
 import gc, os, struct, subprocess, sys
-from fractions import Fraction
 from pathlib import Path
 import av, cv2, numpy as np, pytest
 from steve1.config import repo_root
 from steve1.base.overlay import video_sheet
-from steve1.base.video import (EpisodeError, VideoError, VideoReader, VideoWriter, open_video, save_image, toy_play)
+from steve1.base.video import (EpisodeError, VideoError, VideoReader, VideoWriter, open_video)
 from steve1.episodes import Episode, toy_episode, validate_episode
 
 def read_all(path): return [f.to_ndarray(format='rgb24') for f in VideoReader.all_frames(path)]
@@ -142,7 +141,8 @@ def test_damage_that_the_decoder_notices_is_not_passed_on(tmp_path):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 255, (40,64,96,3), dtype=np.uint8)
     with VideoWriter(path := tmp_path/'a.mp4', (64,96)) as v: v.add(noise)
-    whole, data = VideoReader(path).read(0, 40), path.read_bytes()
+    VideoReader(path).read(0, 40)
+    data = path.read_bytes()
     start, size = find_box(data, [b'mdat'])
     told = 0
     for i in range(6):
@@ -184,7 +184,7 @@ def test_errors_of_the_system_advise_to_remove_nothing(tmp_path, monkeypatch):
     "No permission, or too many open files: the episode may be whole, and nobody is told to remove it"
     toy_episode(tmp_path/'ep'); path = tmp_path/'ep'
     np.save(path/'embeds.npy', np.zeros((200,4), np.float16))
-    import builtins, numpy.lib._npyio_impl as npyio
+    import builtins
     def refuse(name):
         real = builtins.open
         def fails(p, *a, **kw):
