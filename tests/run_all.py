@@ -51,7 +51,8 @@ def run_pytest(path, limit=None):
     if status != 0: failed = max(failed, 1)
     return total['tests'] - total['failures'] - total['errors'] - total['skipped'], failed, text, secs
 
-LONG = 'test_train', 'test_wheel', '05_train', 'test_data_faults', 'test_contractor', 'test_env_faults', 'test_site', 'bench' # these first, so that nobody waits for them at the end
+LONG = ('test_train_processes', 'test_train', 'test_env_faults', 'test_contractor', 'test_data_faults', 'test_wheel', '05_train', 'test_recordings',
+    'test_foreign', 'test_site', 'test_demo_browser', 'experts', 'bench') # these first, so that nobody waits for them at the end
 
 def main(names):
     found = [(run_pytest, p) for p in (ROOT/'tests').glob('test_*.py')] + [(run_notebook, p) for p in notebooks()]
