@@ -17,7 +17,11 @@ import os, resource
 import accelerate, torch._dynamo, torch.distributed.fsdp, torch.utils.tensorboard # else each process would import them
 from steve1.train import TrainConfig, train, train_cli
 
+SERVER = os.getpid()
+def assert_forked(): assert os.getpid() != SERVER, 'this process imported everything itself: the server did not find this file'
+
 def run(env, argv): # what a process of its own does
+    assert_forked()
     os.environ.update(env)
     train_cli(argv)
 
@@ -37,7 +41,7 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp('data')
     with pytest.MonkeyPatch.context() as m:
         m.setenv('STEVE1_DATA', str(root)); m.setenv('OMP_NUM_THREADS', '1')
-        m.setenv('PYTHONPATH', os.pathsep.join([str(repo_root()), os.environ.get('PYTHONPATH', '')]))
+        m.setenv('PYTHONPATH', os.pathsep.join([str(root), str(repo_root()), os.environ.get('PYTHONPATH', '')])) # where the server finds `train_child`
         (root/'train_child.py').write_text(CHILD); m.syspath_prepend(str(root))
         pc, rng = PolicyConfig.preset('tiny'), np.random.default_rng(0)
         for e in range(8):
