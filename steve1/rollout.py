@@ -24,7 +24,8 @@ from .config import Config, data_dir, get_device, get_dtype
 # %% ../nbs/07_rollout.ipynb #c002-2
 from .base.commands import command
 from .base.files import atomic_path, check_name, sole_writer, write_text
-from .base.video import VideoReader, VideoSettings, VideoWriter, save_image
+from .base.video import VideoReader, VideoSettings, VideoWriter
+from .base.overlay import save_image
 from .base.live import LivePicture
 from .base.overlay import DARK, LIT, PALE, draw_box, draw_keys, put_text, video_sheet
 from .base.actions import ACTION_DTYPE
