@@ -86,14 +86,16 @@ class ClipAttention(nn.Module):
         self.heads,self.causal = heads,causal
         self.qkv,self.out = nn.Linear(width, 3*width, bias=bias),nn.Linear(width, width, bias=bias)
 
-    def forward(self, x): # x:(b,n,width) -> (b,n,width)
+    def forward(self, x, asks=None): # x:(b,n,width) -> (b,asks,width): the first tokens alone ask; None: all
         b,n,w = x.shape
         q,k,v = self.qkv(x).view(b, n, 3, self.heads, w//self.heads).permute(2,0,3,1,4) # (b,heads,n,d_h) each
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out(y.transpose(1,2).reshape(b, n, w))
+        y = F.scaled_dot_product_attention(q[:,:,:asks], k, v, is_causal=self.causal)
+        return self.out(y.transpose(1,2).flatten(2))
 
 # %% ../nbs/01_mineclip.ipynb #c026
-def _quick_gelu(x): return x*torch.sigmoid(1.702*x)
+def _quick_gelu(x):
+    y = (1.702*x).sigmoid_()
+    return x*y if torch.is_grad_enabled() else y.mul_(x)
 
 # %% ../nbs/01_mineclip.ipynb #c026-1
 class ClipBlock(nn.Module):
@@ -107,8 +109,8 @@ class ClipBlock(nn.Module):
         self.norm1,self.attn = nn.LayerNorm(width),ClipAttention(width, heads, causal=causal)
         self.norm2,self.up,self.down = nn.LayerNorm(width),nn.Linear(width, 4*width),nn.Linear(4*width, width)
 
-    def forward(self, x): # x:(b,n,width) -> (b,n,width)
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x, asks=None): # x:(b,n,width) -> (b,asks,width): what becomes of the first tokens; None: all
+        x = x[:,:asks] + self.attn(self.norm1(x), asks)
         return x + self.down(_quick_gelu(self.up(self.norm2(x))))
 
 # %% ../nbs/01_mineclip.ipynb #c031
@@ -146,8 +148,10 @@ class ImageTower(nn.Module):
     def forward(self, x): # x:(b,3,h,w) normalised -> (b,d)
         x = self.stem(x).flatten(2).transpose(1,2)                                             # (b,n,width)
         if self.cls is not None: x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], 1)
-        x = self.blocks(self.norm_in(x + self.pos))
-        return self.proj(self.norm_out(x[:,0] if self.cls is not None else x).flatten(1))
+        x = self.norm_in(x + self.pos)
+        for block in self.blocks[:-1]: x = block(x)
+        x = self.blocks[-1](x, None if self.cls is None else 1) # of the last block the class token alone is read
+        return self.proj(self.norm_out(x).flatten(1))
 
 # %% ../nbs/01_mineclip.ipynb #c036
 class _GatedBlock(nn.Module):
