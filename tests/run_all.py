@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 from repo import notebooks
 
-LIMIT = float(os.environ.get('TEST_LIMIT', 600)) # seconds for one notebook or test file
+LIMIT = float(os.environ.get('TEST_LIMIT', 300)) # seconds for one notebook or test file
 JOBS = int(os.environ.get('TEST_JOBS', 2))       # at a time
 THREADS = {f'{k}_NUM_THREADS':'1' for k in ('OMP', 'MKL', 'OPENBLAS')}
 ENV = dict(os.environ, IN_TEST='1', MPLBACKEND='agg', **THREADS)
