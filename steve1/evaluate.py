@@ -89,7 +89,7 @@ def check(self:EvalConfig):
     for k,known in (('tasks',TASKS), ('baselines',BASELINES)):
         for t in getattr(self, k):
             if t not in known: raise ValueError(f"unknown {k[:-1]} {t!r}: choose from {', '.join(known)}")
-    if not self.tasks: raise ValueError('no tasks to evaluate')
+    if not self.tasks: raise ValueError(f"tasks is empty: choose from {', '.join(TASKS)}")
     for k in ('n_seeds','n_steps','batch'):
         if getattr(self, k)<1: raise ValueError(f'{k}={getattr(self, k)} must be positive')
     check_name(self.name)

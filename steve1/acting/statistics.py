@@ -106,7 +106,8 @@ def paired_values(
     prompted = of[(of.task==task) & (of.condition=='prompt')].set_index('seed').value
     opponent = of[(of.condition==base) & (of.task.isin(('',task)))].set_index('seed').value
     if set(prompted.index)!=set(opponent.index):
-        raise ValueError(f'{task}: prompted play and {base} play are not of the same worlds')
+        raise ValueError(f'{task}: prompted play and {base} play are not of the same worlds: '
+            'evaluate both with the same n_seeds')
     return pd.DataFrame(dict(prompted=prompted, base=opponent))
 
 # %% ../../nbs/acting/statistics.ipynb #b107
@@ -295,7 +296,8 @@ def _compare_task(a, b, task):
         return rows[of].set_index('seed').value
     x, y = own(a), own(b)
     shared = x.index.intersection(y.index)
-    if not len(shared): raise ValueError(f'{task}: these evaluations have no world in common')
+    if not len(shared): 
+        raise ValueError(f'{task}: these evaluations have no world in common: evaluate them with the same seeds')
     both = pd.DataFrame(dict(x=x, y=y)).loc[shared].dropna()
     low, high = bootstrap((both.y-both.x).to_numpy())
     sd = np.concatenate([both.x,both.y]).std() if len(both) else np.nan
@@ -311,7 +313,7 @@ def compare(
     "The change from a to b, on each task's own metric"
     a,b = (read_rows(x) if isinstance(x, (str,Path)) else x for x in (a,b))
     shared = [t for t in _prompted_tasks(a) if t in _prompted_tasks(b)]
-    if not shared: raise ValueError('these evaluations have no task in common')
+    if not shared: raise ValueError('these evaluations have no task in common: evaluate them with the same tasks')
     return pd.DataFrame([_compare_task(a, b, t) for t in shared]).set_index('task')
 
 # %% ../../nbs/acting/statistics.ipynb #a014

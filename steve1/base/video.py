@@ -82,8 +82,6 @@ def _blocks(n, pixels):
     "Slices over n frames, each at most 65,536 pixels if a frame allows"
     k = max(1, 2**16//pixels)
     return (slice(i, min(i+k, n)) for i in range(0, n, k))
-
-# %% ../../nbs/base/video.ipynb #c007-1
 def _to_planes(frames):
     "RGB frames uint8 (n,h,w,3) to planes uint8 (3,n,h,w): Y, Cb, Cr, full range"
     n,h,w,_ = frames.shape
@@ -248,14 +246,13 @@ def _full_frames(frames):
 # %% ../../nbs/base/video.ipynb #e0open2
 _CONTAINERS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi' # FFmpeg's names of the formats that are opened
 _NO_INDEX = 'its index is missing or damaged: the file may be cut short'
+_COPY = 'copy or record it again'
 
 class VideoError(ValueError):
     "A video that cannot be read; the message names the file and the fault"
 
 class EpisodeError(ValueError):
     "An episode that lacks something or is damaged; the message names the folder, the fault and the way out"
-
-# %% ../../nbs/base/video.ipynb #e0open2b
 def short_error(
     e:Exception, # Of FFmpeg, NumPy or json
 ) -> str:
@@ -353,8 +350,6 @@ def _room(self:VideoReader, start, stop, out):
     if out is None: return np.empty(shape, np.uint8)
     if out.shape == shape: return out
     raise ValueError(f"{self.path}: frames of shape {shape} do not fit in {out.shape}")
-
-# %% ../../nbs/base/video.ipynb #e0read1-1
 @patch
 def _fail(self:VideoReader, i, start, stop, fault):
     where = f"frame {i} of {start}..{stop-1}"
@@ -409,8 +404,8 @@ def _indexed(path, stream):
     "Frames of an mp4 that states a number of them; those that its edit list leaves out do not count"
     left = len(stream.index_entries)
     if left >= stream.frames: return stream.frames
-    with _open_container(path, True, advanced_editlist='0') as whole:
-        return left if len(whole.streams[stream.index].index_entries) == stream.frames else stream.frames
+    with _open_container(path, True, advanced_editlist='0') as f: n = len(f.streams[stream.index].index_entries)
+    return left if n == stream.frames else stream.frames
 
 def _check_matroska(path, file):
     "Raise VideoError if FFmpeg skips parts of a Matroska file: it does so with no more than a line in its log"
@@ -423,7 +418,7 @@ def _check_matroska(path, file):
     except av.error.FFmpegError: return # the pass that follows says where
     finally: av.logging.set_level(before[0]); av.logging.set_skip_repeated(before[1])
     faults = [text.strip() for _,name,text in log if name.startswith('matroska')]
-    if faults: raise VideoError(f"{path} is cut short or damaged, and frames are lost ({faults[0]})")
+    if faults: raise VideoError(f"{path} is cut short or damaged, and frames are lost ({faults[0]}); {_COPY}")
 
 
 # %% ../../nbs/base/video.ipynb #s0c
@@ -432,16 +427,16 @@ def _packets(path, file, stream):
     n, end = 0, 0.
     try:
         for p in file.demux(stream):
-            if p.is_corrupt: raise VideoError(f"{path} is cut short or damaged: frame {n} is not whole")
+            if p.is_corrupt: raise VideoError(f"{path} is cut short or damaged: frame {n} is not whole; {_COPY}")
             if p.size:
                 n += 1
                 if p.pts is not None: end = max(end, float((p.pts+(p.duration or 0))*p.time_base))
             yield p
     except av.error.FFmpegError as e: _raise_video_error(path, f' cannot be read after frame {n}', e)
     if n < stream.frames and n < (stated := _indexed(path, stream)):
-        raise VideoError(f"{path} is cut short: {n} of {stated} frames")
+        raise VideoError(f"{path} is cut short: {n} of {stated} frames; {_COPY}")
     said = 0 if stream.frames else _said_duration(file, stream)
-    if said and end < said-1: raise VideoError(f"{path} is cut short: {end:.1f} of {said:.1f} seconds")
+    if said and end < said-1: raise VideoError(f"{path} is cut short: {end:.1f} of {said:.1f} seconds; {_COPY}")
     if not n: raise VideoError(f"{path} is a video of 0 frames")
 
 # %% ../../nbs/base/video.ipynb #e0all3
