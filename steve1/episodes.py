@@ -123,8 +123,10 @@ def add_many(self:EpisodeWriter,
 ):
     "Append steps"
     rows = to_rows(actions)
-    if len(rows) != len(frames): raise ValueError(f"{len(frames)} frames but {len(rows)} actions")
-    if not np.isfinite(rows['camera']).all(): raise ValueError('camera must be finite degrees, got NaN or infinity')
+    if len(rows) != len(frames): 
+        raise ValueError(f"{self.path}: {len(frames)} frames but {len(rows)} actions; each frame needs one")
+    if not np.isfinite(rows['camera']).all(): 
+        raise ValueError(f'{self.path}: camera must be finite degrees, got NaN or infinity')
     self.video.add(frames); self.rows.add(rows)
 
 # %% ../nbs/03_episodes.ipynb #s4c
@@ -178,7 +180,8 @@ def add_embeds(self:EpisodeWriter,
     id:str, # Which MineCLIP made them, see `clip_id`
 ):
     "Write embeddings that are known already, of all steps so far"
-    if np.shape(rows)[:1] != (self.n,): raise ValueError(f"embeddings of shape {np.shape(rows)} for {self.n} steps")
+    if np.shape(rows)[:1] != (self.n,): 
+        raise ValueError(f"{self.path}: embeddings of shape {np.shape(rows)} for {self.n} steps")
     np.save(self.dir/'embeds.npy', np.asarray(rows, np.float16))
     self.meta['mineclip'] = dict(id=id, d=int(rows.shape[1]))
 

@@ -146,7 +146,7 @@ def _check_kind(path, kind): # kind: as in `_PublishedFile`
     if kind == 'model':
         settings = safe_pickle_load(path, stubs=('gym3',))
         if not isinstance(settings, dict) or 'model' not in settings:
-            raise ValueError(f'{path.name} holds no settings of a VPT model')
+            raise ValueError(f'{path.name} holds no settings of a VPT model: fetch it again')
     elif (have := file_kind(path)) != kind:
         raise ValueError(f'{path.name} holds {_HOLDS.get(have, "tensors of no published network")}, not {_HOLDS[kind]}')
 
