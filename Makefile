@@ -1,5 +1,6 @@
 # make demo: the shipped agent on a handful of prompts     make test: every notebook and test
 # make lab:  JupyterLab                                    make mini: rebuild what ships (data, weights)
+# make torture MINUTES=60: random faults against the whole library; the last table is in data/torture/
 SHELL := /bin/bash
 VENV ?= .venv
 READY := $(VENV)/.ready
@@ -12,13 +13,13 @@ PAPERMILL := $(RUN) "$(call here,$(VENV))/bin/papermill" -k python3 --cwd nbs --
 
 # compiled world code is shared by all notebooks; one thread a process is fastest where processes share cores
 export NUMBA_CACHE_DIR ?= $(CURDIR)/data/cache/numba
-demo test mini: export OMP_NUM_THREADS ?= 1
+demo test torture mini: export OMP_NUM_THREADS ?= 1
 demo: export PYTHONWARNINGS ?= ignore
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help setup demo test lab mini readme export docs
-help: ; @head -2 Makefile
+.PHONY: help setup demo test torture lab mini readme export docs
+help: ; @head -3 Makefile
 
 $(READY): constraints.txt settings.ini setup.py tools/setup.sh
 	@tools/setup.sh $(VENV)
@@ -29,10 +30,14 @@ demo: export STEVE1_DATA := $(DATA)
 demo: $(READY)
 	@mkdir -p "$(DATA)/runs/demo"
 	@$(PAPERMILL) nbs/07_rollout.ipynb "$(DATA)/runs/demo/07_rollout.ipynb" -p name demo
-	@echo; echo "The demo is in $(DATA)/runs/demo:"; cd "$(DATA)/runs/demo" && find . -type f | sed 's|^\./|  |' | sort
+	@echo; echo "The demo is in \"$(DATA)/runs/demo\":"; cd "$(DATA)/runs/demo" && find . -type f | sed 's|^\./|  |' | sort
 
 test: $(READY)
 	@$(PY) tests/run_all.py
+
+MINUTES ?= 60
+torture: $(READY)
+	@$(PY) tests/campaigns/run.py --minutes $(MINUTES) $(CAMPAIGNS)
 
 lab: $(READY)
 	@$(RUN) jupyter lab --notebook-dir=nbs

@@ -6,8 +6,9 @@
 __all__ = ['repo_root', 'data_dir', 'find_data', 'restore_hint', 'in_test', 'get_device', 'get_dtype', 'set_seed', 'Config']
 
 # %% ../nbs/00_config.ipynb #c002
-import difflib, math, numbers, os, random, types, typing
+import difflib, math, numbers, os, random, sys, types, typing
 from dataclasses import MISSING, Field, asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal
 import numpy as np
@@ -25,10 +26,18 @@ def _in_clone():
     return (repo_root()/'settings.ini').is_file()
 
 # %% ../nbs/00_config.ipynb #n001
+@lru_cache
+def _name_folder(root):
+    "Say once where data goes, while there is nothing yet"
+    if not root.exists(): print(f'steve1: data goes to {root} (STEVE1_DATA moves it)', file=sys.stderr)
+
 def _default_root():
     if _in_clone(): return repo_root()/'data'
-    return Path(platformdirs.user_data_dir('steve1', appauthor=False))
+    _name_folder(root := Path(platformdirs.user_data_dir('steve1', appauthor=False)))
+    return root
 
+
+# %% ../nbs/00_config.ipynb #i001
 def data_dir(
     *parts:str, # Folders and file below the data root
 ) -> Path: # The joined path, absolute; nothing is created
@@ -39,16 +48,32 @@ def data_dir(
     if not Path(root).is_absolute(): os.environ['STEVE1_DATA'] = str(path)
     return path.joinpath(*parts)
 
+
 # %% ../nbs/00_config.ipynb #n007
 def _shipped_root():
     return repo_root()/'data' if _in_clone() else Path(steve1.__file__).resolve().parent/'shipped'
 
+_UPSTREAM_PLACES = ('weights/vpt', 'weights/mineclip', 'weights/steve1', 'prior_dataset') # of the published scripts
+
+def _other_places(path): # absolute
+    "Where else a file may be that is not at `path`"
+    root = data_dir()
+    if not path.is_relative_to(root): return []
+    name = path.relative_to(root)
+    places = [root.joinpath(*name.parts[1:])] if name.parts[:1] == ('data',) else []
+    if name.parts[:2] == ('weights', 'published'): places += [root/p/path.name for p in _UPSTREAM_PLACES]
+    return [*places, *(_shipped_root()/p.relative_to(root) for p in (path, *places[:1]))]
+
+
+# %% ../nbs/00_config.ipynb #i002
 def find_data(
     *parts:str, # Folders and file below the data root; an absolute path stays as it is
-) -> Path: # The one below the data root if it is there or nothing ships under that name
-    "A file or folder below the data root or among what ships"
-    own, shipped = data_dir(*parts), _shipped_root().joinpath(*parts)
-    return shipped if shipped.exists() and not own.exists() else own
+) -> Path: # The one below the data root if it is there or nothing else is found under that name
+    "A file or folder below the data root, where the published code keeps it, or among what ships"
+    own = data_dir(*parts)
+    if own.exists(): return own
+    return next((p for p in _other_places(own) if p.exists()), own)
+
 
 # %% ../nbs/00_config.ipynb #n010
 _SHIPS = ('seeds.txt', 'episodes/sample', 'samplings/sample_train.txt', 'samplings/sample_val.txt',
@@ -123,7 +148,10 @@ def set_seed(
 def _is_real(value): return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
 def _is_whole(value): return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
-def _as_tuple(items): return tuple(tuple(v) if isinstance(v, list) else v for v in items)
+def _as_tuple(items, kinds):
+    "A tuple; its items are checked where the kind is `tuple[X,...]`"
+    if len(kinds) == 2 and kinds[1] is ...: return tuple(_fit(v, kinds[0]) for v in items)
+    return tuple(tuple(v) if isinstance(v, list) else v for v in items)
 
 def _kind_name(kind):
     if typing.get_origin(kind) is Literal: return 'one of ' + ', '.join(map(repr, typing.get_args(kind)))
@@ -141,7 +169,7 @@ def _fit(value, kind):
     elif kind is float and _is_real(value): return float(value)
     elif kind is int and _is_whole(value): return int(value)
     elif kind is bool and isinstance(value, (bool, np.bool_)): return bool(value)
-    elif (origin or kind) is tuple and isinstance(value, (list, tuple)): return _as_tuple(value)
+    elif (origin or kind) is tuple and isinstance(value, (list, tuple)): return _as_tuple(value, args)
     elif kind is typing.Any: return value
     elif origin is not Literal and kind not in (float, int, bool) and isinstance(value, origin or kind): return value
     raise TypeError(f"{value!r} is not {_kind_name(kind)}")
@@ -187,7 +215,7 @@ def _as_config(value, cls, changes):
     if isinstance(value, Field): value = value.default_factory() if value.default is MISSING else value.default
     if isinstance(value, str): value = cls.preset(value)
     if isinstance(value, dict): value = cls.from_dict(value)
-    return value.replace(**changes) if changes else value
+    return value.replace(**changes) if changes and isinstance(value, Config) else value
 
 # %% ../nbs/00_config.ipynb #n901-1
 @patch(cls_method=True)
@@ -212,6 +240,7 @@ def from_dict(cls:Config,
     d:dict, # Names to values; those of nested configs may stand in a dictionary of their own or among the others
 ) -> Config:
     "A config from a dictionary, such as a checkpoint's header; what is left out keeps its default"
+    if not isinstance(d, dict): raise TypeError(f"{cls.__name__}: {str(d)[:60]!r} is no dictionary of settings by name")
     own, nested = {f.name:f for f in fields(cls)}, _nested(cls)
     home = {name:k for k,sub in nested.items() for name in sub.flat_names()}
     for k in d:
@@ -229,7 +258,7 @@ def preset(cls:Config,
     **overrides, # Settings that differ from the preset
 ) -> Config:
     "The preset of that name, with some settings replaced"
-    if which not in cls.presets: raise _unknown('preset', which, cls.presets, cls.__name__)
+    if not isinstance(which, str) or which not in cls.presets: raise _unknown('preset', which, cls.presets, cls.__name__)
     return cls.from_dict({**cls.presets[which], **overrides})
 
 # %% ../nbs/00_config.ipynb #n003

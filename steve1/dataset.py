@@ -66,14 +66,14 @@ class DataConfig(Config):
     max_gap:int = 100      # Longest distance from one goal to the next, plus one, steps
     p_uncond:float = .1    # Share of chunks without a goal (zeros), 0 to 1; 1: the foundation policy
     goal_lag:int = 1       # Steps by which the goal changes too late; 1 as published, 0 as in the paper
-    start:int = 0          # First step that is used
-    cut:Literal['random','shift'] = 'random' # Where chunks begin, see `_chunk_starts`
-    piece:int = 0          # Steps of a segment, then the memory is emptied, as published (with cut='shift'); 0: whole episodes
+    start:int = 0          # First step of an episode that is used
+    cut:Literal['random','shift'] = 'random' # Chunks begin at a random step each pass, or one chunk's length apart from `start` on
+    piece:int = 0          # Steps of a segment, after which the memory is emptied (with --cut shift); 0: whole episodes
     goals:Literal['visit','chunk','span'] = 'visit' # Drawn once an episode pass, once a chunk, or ends of labelled spans
-    augment:bool|Literal['mild','colour','vpt'] = False # Random changes of the pictures; True: mild
+    augment:bool|Literal['mild','colour','vpt'] = False # Random changes of the pictures; true: mild
     grey:float = 0.        # Share of episode passes in grey, 0 to 1
-    all_steps:bool = False # Count masked steps, too, where recorded (for a model that labels)
-    seed:int = 0           # Of order, goals, drops and augmentation; in training of new weights, too
+    all_steps:bool = False # Train on masked steps, too, where they were recorded (for a model that labels)
+    seed:int = 0           # Random seed of order, goals and augmentation, and of new weights
     presets:ClassVar[dict] = {'mini':{}, 'tiny':dict(T=16, max_gap=40),
         '2x':dict(T=640, max_gap=200, start=15, cut='shift'),
         'published':dict(T=64, piece=640, max_gap=200, start=15, cut='shift')}

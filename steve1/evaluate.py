@@ -62,12 +62,12 @@ BASELINES = (UNCONDITIONAL, 'random', 'other')   # no goal; the goal of a random
 class EvalConfig(Config):
     "Everything that defines an evaluation"
     name: str = 'evaluate'      # Folder below data/runs
-    tasks: tuple = tuple(TASKS) # Which of `TASKS`
+    tasks: tuple[str,...] = tuple(TASKS) # Which of `TASKS`
     n_seeds: int = 20           # Worlds a task: the first n of data/seeds.txt
     n_steps: int = 400          # Steps of 1/20 s
     cond_scale: float = 1.5     # Guidance
     goal: Literal['prior','draw','text','scaled'] = 'prior' # Prior, z=0 or drawn by seed; text embedding, as it is or scaled
-    baselines: tuple = BASELINES # Opponents in the same worlds
+    baselines: tuple[str,...] = BASELINES # Opponents in the same worlds
     moments: str = 'episodes/sample' # Folder of episodes, below data/, that random goals are taken from
     clip: bool = True           # Score the frames by MineCLIP, too
     experts: bool = True        # Play the scripted experts, too

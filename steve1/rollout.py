@@ -16,7 +16,6 @@ import cv2
 
 # %% ../nbs/07_rollout.ipynb #c002-1
 import numpy as np
-import pandas as pd
 import torch
 import tyro
 from fastcore.basics import patch
@@ -155,8 +154,9 @@ def _step_table(
     values,    # float32 (n,len(METRICS)) of that case
     actions,   # `ACTION_DTYPE` (n,)
     stages,    # int64 (n,): which of its stages each step was played for
-) -> pd.DataFrame: # One row a step: step, prompt, keys, pitch, yaw, metrics
+) -> 'pd.DataFrame': # One row a step: step, prompt, keys, pitch, yaw, metrics
     "All that was done and measured in one rollout"
+    import pandas as pd # half a second that the first step need not wait for
     names, camera = actions.dtype.names[:-1], actions['camera'].round(3)
     cols = dict(step=np.arange(1, len(values)+1), prompt=[case.stages[i].goal.name for i in stages],
                 keys=['+'.join(k for k in names if a[k]) for a in actions], pitch=camera[:,0], yaw=camera[:,1])
@@ -296,6 +296,7 @@ def _write_case(folder, case, values, actions, stages, facts):
 # %% ../nbs/07_rollout.ipynb #c037b
 def _gather(folder, cfg, cases):
     "The table and the contact sheet over all cases of a run"
+    import pandas as pd
     done = [json.loads((folder/f'{c.stem}.json').read_text()) for c in cases]
     asked = [{k:d[k] for k in ('prompt','seed','arena','cond_scale')} for d in done]
     table = pd.DataFrame([a | d['metrics'] | dict(failed=d['failed']) for a,d in zip(asked, done)])
@@ -315,7 +316,7 @@ def _write_sheet(folder, whole):
 # %% ../nbs/07_rollout.ipynb #c036
 def run_rollouts(
     cfg:RolloutConfig, # What to play
-) -> pd.DataFrame: # One row a case: prompt, seed, arena, cond_scale, metrics at the end, why it failed ('': it did not)
+) -> 'pd.DataFrame': # One row a case: prompt, seed, arena, cond_scale, metrics at the end, why it failed ('': it did not)
     "Play what is not there yet; write films, tables and the contact sheet"
     system = load_system(cfg.weights or None, cfg.device)
     cases = [_case_of(system, p, s, cfg) for p in cfg.prompts for s in cfg.seeds]

@@ -28,9 +28,8 @@ from .dataset import ChunkStream, MixedStream, cut_lanes, to_device
 from .training.optim import AveragedWeights, full_tensor, param_groups, shard, shard_like
 
 # %% ../nbs/05_train.ipynb #s01-1
-from .training.runs import (RunLog, StepMeter, StopRequest, TrainingStopped, check_same_run, check_unused,
-    clear_run, describe_row, disk_full, find_state, frame_sums, new_state, provenance, read_metrics, read_state,
-    rng_state, set_rng_state, swap_in, write_state)
+from steve1.training.runs import (RngState, RunFolder, RunLog, StepMeter, StopRequest, TrainingStopped, disk_full,
+    provenance)
 
 from .training.features import FeatureStream, FromFeatures, cache_features, can_use_features, freeze
 
@@ -46,7 +45,7 @@ class Trainer:
         echo:bool=False, # Print what is logged
     ):
         if os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true': cfg = cfg.replace(shard=True)
-        self.cfg,self.run,self.acc,self.echo = cfg,data_dir('runs', cfg.name),make_accelerator(cfg.machine.device),echo
+        self.cfg,self.run,self.acc,self.echo = cfg,RunFolder(cfg.name),make_accelerator(cfg.machine.device),echo
         self._check_lanes()
         set_seed(cfg.data.seed)
         self.policy = make_policy(cfg).to(self.acc.device)
@@ -139,7 +138,7 @@ def _exchange(self:Trainer, last):
 @patch
 def train_step(self:Trainer,
     batch:dict, # This process's lanes, on the device
-) -> tuple: # frame_sums of this process, gradient norm before clipping
+) -> tuple: # `frame_sums` of this process, gradient norm before clipping
     "One optimizer step"
     cfg,total = self.cfg,0
     hits = (self.step+1) % cfg.saving.log_every == 0
@@ -151,7 +150,7 @@ def train_step(self:Trainer,
             if not torch.isfinite(loss): self._broken('the loss is not a number', part)
             self.acc.backward(loss / cfg.accumulate)
         self.mem[j] = tree_map(lambda x: x.detach() if torch.is_tensor(x) else x, mem)
-        total = total + frame_sums(out, part, logs, hits)
+        total = total + self.meter.frame_sums(out, part, logs, hits)
     params = [p for g in self.opt.param_groups for p in g['params']]
     norm = full_tensor(torch.nn.utils.clip_grad_norm_(params, cfg.clip))
     if not norm <= cfg.grad_limit:
@@ -166,9 +165,9 @@ def train_step(self:Trainer,
 def _broken(self:Trainer, what, batch):
     "Stop before the update, with the names of the episodes at hand"
     names = sorted({'/'.join(Path(e).parts[-2:]) for e in batch['episode']})
-    state = find_state(self.run)
+    state = self.run.find_state()
     every = self.cfg.saving.save_every
-    saved = f"saved at step {read_state(state, 'main')['step']}" if state else f'not saved yet (save_every={every})'
+    saved = f"saved at step {self.run.read_state(state, 'main')['step']}" if state else f'not saved yet (save_every={every})'
     raise FloatingPointError(f'step {self.step}: {what}. Episodes of this batch: {", ".join(names)}. '
         f'The state of run {self.cfg.name!r} from before it: {saved}. Lower lr or clip, or leave the episodes out.')
 
@@ -197,7 +196,7 @@ def _val_sums(self:Trainer, episodes): # (3,6): `frame_sums` with, without and w
         with self.autocast(): x = self.net.encode(b['img'])
         for i,goal in enumerate([b['goal'], torch.zeros_like(b['goal']), b['shuffled']]):
             with self.autocast(): out,mem[i] = self.net.decode(x, goal, b['first'], mem[i])
-            sums[i] += frame_sums(out, b, out.loss(b['buttons'], b['camera'], b['loss_mask'])[1])
+            sums[i] += self.meter.frame_sums(out, b, out.loss(b['buttons'], b['camera'], b['loss_mask'])[1])
     return self.acc.reduce(sums)
 
 # %% ../nbs/05_train.ipynb #c029
@@ -220,7 +219,7 @@ def validate(self:Trainer,
 # %% ../nbs/05_train.ipynb #c031
 @patch
 def note(self:Trainer,
-    sums:torch.Tensor, # frame_sums of this process
+    sums:torch.Tensor, # `frame_sums` of this process
     norm:torch.Tensor, # Gradient norm
     wait:float,        # Seconds spent waiting for the batch
     took:float,        # Seconds of the whole step
@@ -240,7 +239,7 @@ def note(self:Trainer,
 def _log(self:Trainer, row, best=False):
     "Write a row, and say the same in words"
     self.log.add(row)
-    self.log.say(describe_row(row, self.cfg.n_frames, best))
+    self.log.say(self.log.describe(row, self.cfg.n_frames, best))
 
 # %% ../nbs/05_train.ipynb #c033
 @patch
@@ -261,7 +260,7 @@ def save(self:Trainer,
     name:str, # 'latest', 'best', 'snapshot_<frames>'
 ):
     "Write a checkpoint into the run's folder"
-    cfg,path = self.policy.cfg,self.run/f'{name}.safetensors'
+    cfg,path = self.policy.cfg,self.run.path/f'{name}.safetensors'
     if self.cfg.machine.shard: # every process brings its share
         weights = {k:full_tensor(v).cpu() for k,v in self.policy.state_dict().items()}
         if self.is_main: load_strict(type(self.policy)(cfg), weights).save(path, record=self.record())
@@ -276,31 +275,31 @@ _KEPT = ('step','seconds','best','stale','last_val')
 def save_state(self:Trainer):
     "Write everything an exact continuation needs; the state before is kept"
     acc = self.acc
-    if self.is_main: new_state(self.run)
+    if self.is_main: self.run.new_state()
     acc.wait_for_everyone()
     model,opt = tree_map(full_tensor, (dict(self.policy.state_dict()), self.opt.state_dict()))
-    own = dict(mem=tree_flatten(self.mem)[0], rng=rng_state(), sums=self.meter.sums)
-    write_state(self.run, f'rank{acc.process_index}', own)
+    own = dict(mem=tree_flatten(self.mem)[0], rng=RngState.get(), sums=self.meter.sums)
+    self.run.write_state(f'rank{acc.process_index}', own)
     if self.is_main:
-        write_state(self.run, 'main', dict(cfg=self.cfg.flat(), world=acc.num_processes, model=model, opt=opt,
+        self.run.write_state('main', dict(cfg=self.cfg.flat(), world=acc.num_processes, model=model, opt=opt,
             mean=self.avg.mean, mean_n=self.avg.n, **{k:getattr(self, k) for k in _KEPT}))
     acc.wait_for_everyone()
-    if self.is_main: swap_in(self.run)
+    if self.is_main: self.run.swap_in()
     acc.wait_for_everyone()
 
 # %% ../nbs/05_train.ipynb #n216
 @patch
 def load_state(self:Trainer,
-    folder:Path, # A whole state, from find_state
+    folder:Path, # A whole state, from `RunFolder.find_state`
 ):
     "Continue exactly where that state was written"
     acc = self.acc
     dev = 'cpu' if acc.device.type == 'cpu' else acc.device # accelerate says 'cpu:1' in process 1, torch.load does not
-    main = read_state(folder, 'main', dev)
+    main = self.run.read_state(folder, 'main', dev)
     if main['world'] != acc.num_processes:
         raise ValueError(f"run {self.cfg.name!r} was trained by {main['world']} processes, "
             f"{acc.num_processes} run now; start as many, or begin a new run with init=runs/{self.cfg.name}/latest.safetensors")
-    own = read_state(folder, f'rank{acc.process_index}', dev)
+    own = self.run.read_state(folder, f'rank{acc.process_index}', dev)
     params = [p for g in self.opt.param_groups for p in g['params']]
     moments = main['opt']['state']
     for i,state in moments.items(): moments[i] = {k:shard_like(v, params[i]) for k,v in state.items()}
@@ -310,24 +309,24 @@ def load_state(self:Trainer,
     self.avg.mean,self.avg.n = main['mean'],main['mean_n']
     for k in _KEPT: setattr(self, k, main[k])
     self.mem,self.meter.sums = tree_unflatten(own['mem'], tree_structure(self.mem)),own['sums']
-    set_rng_state(own['rng'])
+    RngState.set(own['rng'])
 
 # %% ../nbs/05_train.ipynb #c037
 @patch
 def begin(self:Trainer):
     "Continue from the saved state, or start with an empty run folder"
-    cfg,acc = self.cfg,self.acc
-    state = find_state(self.run) if cfg.resume else None
+    cfg,acc,run = self.cfg,self.acc,self.run
+    state = run.find_state() if cfg.resume else None
     if state is not None:
-        then = TrainConfig.from_dict(read_state(state, 'main')['cfg'])
-        check_same_run(cfg.name, then.flat(), cfg.flat())
+        then = TrainConfig.from_dict(run.read_state(state, 'main')['cfg'])
+        run.check_same(then.flat(), cfg.flat())
         self.load_state(state)
     elif self.is_main:
-        if cfg.resume: check_unused(self.run, cfg)
-        clear_run(self.run, cfg)
+        if cfg.resume: run.check_unused(cfg)
+        run.clear(cfg)
     acc.wait_for_everyone()
     if self.is_main:
-        self.log = RunLog(self.run, self.step, cfg.saving.wandb, cfg.flat(), self.echo)
+        self.log = RunLog(run.path, self.step, cfg.saving.wandb, cfg.flat(), self.echo)
         if state is not None: self.log.say(f'continues at {self.frames:,} of {cfg.n_frames:,} frames')
         if cfg.freeze: self.log.say('{:,} of {:,} parameters train'.format(*self.trains))
     if cfg.init and not self.step: self.judge() # where a fine-tune starts from is a candidate for the best
@@ -395,7 +394,7 @@ def fit(self:Trainer,
     callback=None, # Called with the trainer after each step
 ) -> dict: # The last row of numbers, the best validation loss, and where the run is
     "Train until n_frames; a request to stop saves the state and raises TrainingStopped"
-    alone = sole_writer(self.run) if self.is_main else contextlib.nullcontext()
+    alone = sole_writer(self.run.path) if self.is_main else contextlib.nullcontext()
     try:
         with alone, StopRequest() as stop:
             self.begin()
@@ -413,7 +412,7 @@ def fit(self:Trainer,
 @patch
 def result(self:Trainer) -> dict:
     "The final numbers of a run"
-    rows = [r for r in read_metrics(self.run) if r['kind'] == 'train']
+    rows = [r for r in self.run.metrics() if r['kind'] == 'train']
     last = {k:v for k,v in rows[-1].items() if k in ('loss/train','speed/frames_per_s')} if rows else {}
     return dict(name=self.cfg.name, frames=self.frames, minutes=round(self.seconds/60, 2), trains=self.trains[0],
         best_val=self.best, **self.last_val, **last, checkpoint=str(Path('runs')/self.cfg.name/'best.safetensors'))
@@ -429,13 +428,13 @@ def train(
 # %% ../nbs/05_train.ipynb #c044
 @dataclass(frozen=True)
 class _TrainCommand(TrainConfig):
-    "Train a policy; in several processes under torchrun or accelerate launch. A run that exists goes on"
-    dry_run: bool = False      # Show the settings and the number of episodes instead of training
+    "The options of `steve1_train`"
+    dry_run: bool = False      # Print the settings and the number of episodes, and train nothing
 
 # %% ../nbs/05_train.ipynb #s10
 @command('steve1_train')
 def train_cli(cfg:_TrainCommand):
-    "Train a policy"
+    "Train or fine-tune a policy; the same command continues a run that was stopped"
     recipe = TrainConfig(**{f.name:getattr(cfg, f.name) for f in fields(TrainConfig)})
     if cfg.dry_run:
         train_eps,val_eps = read_sampling(cfg.sampling)

@@ -193,19 +193,19 @@ def _check_disk(need=5.):
     fix = 'export STEVE1_DATA=/a/folder/on/a/larger/disk   (what ships is found all the same)'
     if not (path.is_dir() and os.access(path, os.W_OK)):
         return [Check('disk', False, f'{path} is no folder that can be written to', fix)]
-    text = f'{free:.0f} GB free' if free >= need else f'{free:.1f} GB free, {need:g} wanted'
+    text = f'{free:.0f} GB free at {path}' if free >= need else f'{free:.1f} GB free at {path}, {need:g} wanted'
     return [Check('disk', free >= need, text, fix)]
 
 # %% ../nbs/10_verify.ipynb #c024
 def _check_weights_published(folder=None):
-    "Published files that are here are whole; `folder` None: data/weights/published"
+    "Published files that are here are whole and what their names say; `folder` None: where `steve1_download` puts them"
     from steve1.models.published import PUBLISHED_GROUPS, check_published
     here = check_published(folder)
-    fix = 'steve1_download {}   (with --accept, if the change was meant)'.format
-    rows = [Check(name, ok, text, fix(name)) for name,ok,text in here]
-    missing = [n for n in PUBLISHED_GROUPS['steve1'] if n not in [name for name,*_ in here]]
+    rows = [Check(path.name, ok, text, fix) for path,ok,text,fix in here]
+    missing = [n for n in PUBLISHED_GROUPS['steve1'] if n not in [path.name for path,*_ in here]]
     if not missing: return [Check('published', True, 'all that STEVE-1 needs'), *rows]
     return [Check('published', True, f"not here: {' '.join(missing)}", 'steve1_download steve1', optional=True), *rows]
+
 
 # %% ../nbs/10_verify.ipynb #c026
 def _check_tokenizer(cache=None):
@@ -229,6 +229,10 @@ def _check_tokenizer(cache=None):
     return [Check('tokenizer', True, f'{name}, {sum(files.values())/1e6:.1f} MB')]
 
 # %% ../nbs/10_verify.ipynb #c031
+def _without_refs(found): # as `scan_cache_dir` gives it
+    "The first repository that was copied into the cache by hand: a snapshot called main, and no branch"
+    return next((r.repo_path for r in found.repos for v in r.revisions if v.commit_hash == 'main' and not v.refs), None)
+
 def _check_hub(cache=None):
     "The cache that `from_pretrained` downloads into can be used; `cache` None: where `HF_HUB_CACHE` or `HF_HOME` says"
     from huggingface_hub import constants, scan_cache_dir
@@ -241,6 +245,9 @@ def _check_hub(cache=None):
     if constants.HF_HUB_OFFLINE: source = 'HF_HUB_OFFLINE is set, so only the cache is read'
     if not cache.exists(): return [Check('hub', True, f'{source}; nothing in the cache')]
     found = scan_cache_dir(cache)
+    if lost := _without_refs(found):
+        text = f'{lost} has snapshots/main, but no refs/main that leads to it: the hub library does not find it'
+        return [Check('hub', False, text, f"mkdir -p '{lost}/refs' && printf main > '{lost}/refs/main'")]
     if found.warnings:
         fix = 'remove the folder that is named; it is downloaded again when it is needed'
         return [Check('hub', False, f'broken in the cache: {found.warnings[0]}', fix)]

@@ -260,3 +260,49 @@ def test_kind_of_published_keys(kind, tmp_path):
         else:
             with pytest.raises(ValueError, match='x.pt holds .*is expected'): read_official(tmp_path/'x.pt', want)
             with pytest.raises(ValueError, match='x.pt holds .*is expected'): read_checkpoint(tmp_path/'x.pt', want)
+
+# --- tables and settings
+
+def table(header, rows=b''): header += ' '*(-(11+len(header)) % 64)+'\n'; return b'\x93NUMPY\1\0'+struct.pack('<H', len(header))+header.encode()+rows
+
+@pytest.mark.parametrize('header', ["{'descr': '<f2', 'fortran_order': False, 'shape': ((20,8), }", "{'descr': '<f2', 'fortran_order': False, 'shape': (20,8) if", '{', "{'descr': '|O', 'fortran_order': False, 'shape': (20,8), }",
+    "{'descr': '<f2', 'fortran_order': False, 'shape': (99999999999,8), }", "{'descr': [('x','|O')], 'fortran_order': False, 'shape': (20,), }"])
+def test_headers_of_tables(tmp_path, header, monkeypatch):
+    "NumPy reads a header with Python's own parser: whatever that raises, the error names the file; a cache is made anew"
+    from types import SimpleNamespace
+    from steve1.base.remote import EpisodeFolder
+    from steve1.data.moments import load_moment
+    from steve1.training.features import _is_whole
+    (path := tmp_path/'embeds.npy').write_bytes(table(header, bytes(320)))
+    for read in (EpisodeFolder.map_table, lambda p: load_moment(str(p), 8)):
+        with pytest.raises(ValueError, match='embeds.npy'): read(path)
+    with pytest.warns(UserWarning, match='embeds.npy.*computed anew'): assert not _is_whole(path, SimpleNamespace(n=20))
+
+def test_a_cache_that_cannot_be_opened_is_kept(tmp_path, monkeypatch):
+    "Too many open files is no damage"
+    from types import SimpleNamespace
+    from steve1.training.features import _is_whole
+    np.save(path := tmp_path/'features.npy', np.zeros((20,8), np.float16))
+    assert _is_whole(path, SimpleNamespace(n=20))
+    def refuse(*a, **kw): raise OSError(24, 'Too many open files', str(path))
+    monkeypatch.setattr(np, 'load', refuse)
+    with pytest.raises(OSError, match='Too many'): _is_whole(path, SimpleNamespace(n=20))
+    assert path.exists()
+
+def test_a_checksum_is_no_path(tmp_path):
+    "What metadata.json states instead of a checksum does not become part of a file's name"
+    from types import SimpleNamespace
+    from steve1.training.features import _features_path
+    (tmp_path/'frames.mp4').write_bytes(b'x')
+    folder = SimpleNamespace(file=lambda name: tmp_path/name)
+    for stated in ('/../../../../x', '', None, 7, ['a'], 'a'*64):
+        ep = SimpleNamespace(path=tmp_path/'ep', folder=folder, meta=dict(files={'frames.mp4':stated}))
+        assert _features_path(tmp_path/'cache', ep).parent == tmp_path/'cache'
+    assert _features_path(tmp_path, SimpleNamespace(path=tmp_path/'ep', folder=folder, meta=dict(files={}))).name.startswith('ep-2d711642b726b044')
+
+@pytest.mark.parametrize('settings', [None, [], 'lr', 3, {'tasks':[{}]}, {'tasks':[['dig']]}, {'baselines':[1]}])
+def test_settings_of_a_wrong_kind(settings):
+    "Settings that are no dictionary, and items of a list that are of another kind, name the config"
+    from steve1.evaluate import EvalConfig
+    with pytest.raises((TypeError, ValueError), match='EvalConfig'): EvalConfig.from_dict(settings)
+    with pytest.raises(ValueError, match='EvalConfig has no preset'): EvalConfig.preset({})

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from steve1.base.files import atomic_path
-from steve1.base.upstream import map_rows
+from steve1.base.remote import EpisodeFolder
 from steve1.base.video import EpisodeError
 from steve1.config import repo_root
 
@@ -44,7 +44,7 @@ load_system(); os.chdir('/'); print(data_dir(), sum(map(len, read_sampling('samp
 def test_an_archive_named_like_an_array(tmp_path):
     "An .npz under the name of a table of embeddings"
     with open(tmp_path/'embeds.npy', 'wb') as f: np.savez(f, a=np.zeros(3))
-    with pytest.raises(EpisodeError, match='embeds.npy is an archive of arrays'): map_rows(tmp_path/'embeds.npy')
+    with pytest.raises(EpisodeError, match='embeds.npy is an archive of arrays'): EpisodeFolder(tmp_path).table('embeds.npy')
 
 def test_left_by_a_killed_run(tmp_path):
     "What a killed process was writing goes with the next write into that folder, and nothing else does"

@@ -1,5 +1,5 @@
 "The repository keeps its promises: map, order, generated files, sizes, no trace of the machine it was made on"
-import ast, json, re, subprocess, sys
+import ast, builtins, json, re, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -131,6 +131,35 @@ def test_papermill_notebook(path):
     for c in code_cells(nb):
         assert 'nbdev_export(' not in source(c), 'papermill would export in the middle of a run'
         assert not {'eval: false', 'eval:false'} & directives(c), 'papermill runs such a cell all the same'
+
+RUNS = {p:m[1] for p in NOTEBOOKS for c in code_cells(load(p)) if (m := re.search(r"^skip_lessons\(globals\(\), '(.+)'\)", source(c), re.M))} # -> first line of its run
+
+def names(code, context):
+    "Names that some code reads (ast.Load) or binds (ast.Store), what only a test runs left out"
+    class Names(ast.NodeVisitor):
+        found = set()
+        def visit_If(self, node): [self.visit(n) for n in ([] if ast.unparse(node.test).startswith('in_test()') else [node.test, *node.body]) + node.orelse]
+        def visit_Name(self, node): self.found |= {node.id} if isinstance(node.ctx, context) else set()
+        def visit_bound(self, node): self.found |= {node.name} if context is ast.Store else set(); self.generic_visit(node)
+        visit_FunctionDef = visit_ClassDef = visit_ExceptHandler = visit_bound
+        def visit_arg(self, node): self.found |= {node.arg} if context is ast.Store else set()
+        def visit_alias(self, node): self.found |= {(node.asname or node.name).split('.')[0]} if context is ast.Store else set()
+    seen = Names(); seen.found = set(); seen.visit(ast.parse(code))
+    return seen.found
+
+def test_four_notebooks_begin_with_their_parameters(): assert tuple(sorted(p.stem for p in RUNS)) == PAPERMILL
+
+@pytest.mark.parametrize('path', RUNS, **by_name)
+def test_run_does_without_the_lessons(path):
+    "Papermill leaves out the cells between parameters and run: the run must not need them"
+    cells = code_cells(load(path))
+    first = next(i for i,c in enumerate(cells) if 'skip_lessons(globals()' in source(c))
+    again = [i for i,c in enumerate(cells) if source(c).splitlines()[:1] == [RUNS[path]]]
+    assert len(again) == 1 and again[0] > first, f'one cell begins with {RUNS[path]!r}'
+    assert not [c for c in cells[:first] if 'export' in directives(c)], 'parameters are checked before the notebook imports'
+    run = '\n'.join(source(c) for c in cells[:first+1] + cells[again[0]:])
+    unknown = names(run, ast.Load) - names(run, ast.Store) - set(dir(builtins))
+    assert not unknown, f'{unknown} come from cells that papermill leaves out'
 
 # --- README, Makefile, packaging
 

@@ -11,7 +11,7 @@ from steve1.policy import Policy, PolicyConfig
 from steve1.data.sampling import make_sampling
 from steve1.train import TrainConfig, Trainer, make_policy, train
 from steve1.training.launch import launch
-from steve1.training.runs import TrainingStopped, read_metrics
+from steve1.training.runs import RunFolder, TrainingStopped
 torch.set_num_threads(1)
 
 TINY = TrainConfig.preset('tiny', log_every=3, ema=.9, augment=True, val_every=20*64, save_every=4*64)
@@ -71,7 +71,7 @@ def config(cfg):
 def run(fork, cfg):
     p = fork('run', config(cfg)); p.join(); assert p.exitcode == 0
 
-def rows(name): return [{k:v for k,v in r.items() if not k.startswith('speed/')} for r in read_metrics(name)] # all but times
+def rows(name): return [{k:v for k,v in r.items() if not k.startswith('speed/')} for r in RunFolder(name).metrics()] # all but times
 
 def assert_same(a, b):
     "Two runs left the same files, weights and rows, to the bit"
@@ -132,13 +132,13 @@ def test_stop_button(data):
         cell = 'from steve1.train import TrainConfig\nfrom steve1.training.launch import launch\nres = launch(TrainConfig.preset("tiny", n_frames={n}*64, save_every=10**6).replace(name="button"), procs=1)\nprint(res["frames"])'
         asked = kc.execute(cell.format(n=10**6))
         end = time.monotonic()+60
-        while not read_metrics('button') and time.monotonic() < end: time.sleep(.1)
+        while not RunFolder('button').metrics() and time.monotonic() < end: time.sleep(.1)
         km.interrupt_kernel()
         while (m := kc.get_shell_msg(timeout=60))['parent_header'].get('msg_id') != asked: pass
         reply = m['content']
         assert reply.get('ename') == 'TrainingStopped' and 'the state is saved' in reply['evalue'], reply
         step = safe_torch_load(data_dir('runs', 'button', 'state', 'main.pt'))['step']
-        assert step >= read_metrics('button')[-1]['step'] > 0
+        assert step >= RunFolder('button').metrics()[-1]['step'] > 0
     finally: kc.stop_channels(); km.shutdown_kernel(now=True)
 
 def test_two_runs_of_one_name(data):
@@ -194,8 +194,8 @@ def launched(data):
         "launch(TrainConfig.preset('tiny', name='open', n_frames=10**9, save_every=10**9), procs=2)")
     p = subprocess.Popen([sys.executable, '-c', code], env=dict(os.environ, STEVE1_DATA=str(data)), cwd=repo_root())
     end = time.monotonic()+90
-    while not read_metrics('open') and time.monotonic() < end and p.poll() is None: time.sleep(.2)
-    assert read_metrics('open'), (data_dir('runs', 'open', 'launch.log').read_text())
+    while not RunFolder('open').metrics() and time.monotonic() < end and p.poll() is None: time.sleep(.2)
+    assert RunFolder('open').metrics(), (data_dir('runs', 'open', 'launch.log').read_text())
     yield p
     for q in family(p.pid)[::-1] if p.poll() is None else []: os.kill(q, signal.SIGKILL)
 
@@ -243,7 +243,7 @@ def test_ctrl_c_in_two_processes(fork):
     env = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), STEVE1_PROCS='2', ACCELERATE_USE_CPU='true')
     ps = [fork('run', config(cfg), RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(2)]
     end = time.monotonic()+60
-    while not read_metrics('pair') and time.monotonic() < end: time.sleep(.05)
+    while not RunFolder('pair').metrics() and time.monotonic() < end: time.sleep(.05)
     for sig in (signal.SIGINT, signal.SIGTERM):
         for p in ps: os.kill(p.pid, sig)
     for p in ps: p.join(60)
@@ -269,7 +269,7 @@ def one(fork):
 def test_two_processes_are_one_with_twice_the_batch(fork, one, shard):
     two = ranks(fork, PAIR.replace(name=f'two{shard}', shard=shard))
     assert_near(one, two, PAIR)
-    losses = [[r['loss/train'] for r in read_metrics(n) if 'loss/train' in r] for n in ('one', f'two{shard}')]
+    losses = [[r['loss/train'] for r in RunFolder(n).metrics() if 'loss/train' in r] for n in ('one', f'two{shard}')]
     assert np.allclose(*losses, rtol=1e-5)
 
 @pytest.mark.parametrize('how', [dict(accumulate=2), dict(freeze=('cnn',))], ids=['micro-batches', 'features'])

@@ -56,7 +56,7 @@ def _check_options(
         if name in places: raise UsageError(f'{name.upper()} is given by its place, without --{name}')
         near = difflib.get_close_matches(name, known, 1)
         meant = getattr(cls, 'also_called', {}).get(name) or next(iter(near), None)
-        hint = f'did you mean {meant if " " in meant else "--"+meant}?' if meant else '--help lists the options'
+        hint = f'did you mean {meant if " " in meant else "--"+meant}?' if meant else '--help all lists the options'
         raise UsageError(f"no option --{name}: {hint}")
 
 # %% ../../nbs/base/commands.ipynb #c012
@@ -74,7 +74,7 @@ def _take(argv, name):
 
 # %% ../../nbs/base/commands.ipynb #c012-1
 def _switches(cls, argv):
-    "`--compile true` as `--compile`, `--compile false` as `--no_compile`; `true` as `True` for a switch with further values"
+    "`--compile true` as `--compile`, `false` as `--no_compile`; `true` as `True` for a switch with further values"
     kinds, out = _config_fields(cls), []
     switches = {k for k,kind in kinds.items() if kind is bool}
     for w in argv:
@@ -139,13 +139,14 @@ def parse_config(
     preset, rest = _take(argv, 'preset')
     file, rest = _take(rest, 'config')
     _check_options(cls, rest)
-    how = dict(args=_switches(cls, _with_implied(cls, rest)), prog=name, use_underscores=True, config=(tyro.conf.OmitArgPrefixes,))
+    how = dict(prog=name, use_underscores=True, config=(tyro.conf.OmitArgPrefixes,))
+    words = _switches(cls, _with_implied(cls, rest))
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said): return tyro.cli(cls, default=_start(cls, preset, file), **how)
+        with contextlib.redirect_stderr(said): return tyro.cli(cls, args=words, default=_start(cls, preset, file), **how)
     except SystemExit as e:
         if not e.code: raise
-        raise UsageError(f'{_box_text(said.getvalue())} (`{name} --help` lists the options)') from None
+        raise UsageError(f'{_box_text(said.getvalue())} (`{name} --help all` lists the options)') from None
     except UsageError: raise
     except (ValueError, TypeError) as e: raise UsageError(str(e)) from None
 
@@ -173,52 +174,100 @@ def _one_word(cls, name):
     return next((x for x in extras if isinstance(x, tyro.constructors.PrimitiveConstructorSpec)), None)
 
 # %% ../../nbs/base/commands.ipynb #n019-2
-def _option(name, kind, is_positional):
+def _option(name, kind, is_positional=False, default=None):
+    "How an option is written; a switch that is on by default is written to be turned off"
     if is_positional: return name.upper()
-    return f'--{name}, --no_{name}' if kind is bool else f'--{name} {_value_name(kind)}'
+    return (f'--[no_]{name}' if default else f'--{name}') if kind is bool else f'--{name} {_value_name(kind)}'
+
 
 # %% ../../nbs/base/commands.ipynb #n021
-def _default(f, spec=None):
-    "The default of a field as help shows it, '' where there is nothing to say"
-    if f.default is f.default_factory is MISSING: return '[required]'
-    value = f.default if f.default_factory is MISSING else f.default_factory()
+def _default(value, spec=None):
+    "A default as help shows it, '' where there is nothing to say"
+    if value is MISSING: return '[required]'
+    if isinstance(value, bool): return '[on]' if value else ''
     if spec: value = spec.str_from_instance(value)[0]
     elif isinstance(value, tuple): value = ' '.join(map(str, value))
-    return '' if value in (None, '') or isinstance(value, (dict, Config)) else f'[{value}]'
+    elif isinstance(value, float): value = f'{value:g}'
+    return '' if value in (None, '', '{}') else f'[{value}]'
+
 
 # %% ../../nbs/base/commands.ipynb #n021-1
-def _options(cls, heading='options'):
-    "Heading -> rows (option, comment and default) of a config and the configs in it"
+def _row(cls, f, comment):
+    "A field as help shows it: its name, how it is given, what it is"
+    kind, spec, place = typing.get_type_hints(cls)[f.name], _one_word(cls, f.name), f.name in _positionals(cls)
+    value = f.default if f.default_factory is MISSING else f.default_factory()
+    option = f'--{f.name} {spec.metavar}' if spec else _option(f.name, kind, place, value)
+    return f.name, option, f'{comment} {_default(value, spec)}'.strip()
+
+def _options(cls, group='options'):
+    "Group -> (heading, rows) of a config and the configs in it"
     hints, comments, places = typing.get_type_hints(cls), _comments(cls), _positionals(cls)
-    group = {k:title for title,names in getattr(cls, 'groups', {}).items() for k in names}
-    rows = {heading:[]}
-    for f in fields(cls):
-        kind, comment = hints[f.name], comments.get(f.name, '')
-        if _is_config(kind): rows |= _options(kind, (comment or f.name).lower()); continue
-        spec, option = _one_word(cls, f.name), _option(f.name, kind, f.name in places)
-        row = f'--{f.name} {spec.metavar}' if spec else option, f'{comment} {_default(f, spec)}'.strip()
-        rows.setdefault(group.get(f.name, heading), []).append(row)
-    return rows
+    group_of = {k:word for word,names in getattr(cls, 'groups', {}).items() for k in names}
+    found = {group:(group, [])}
+    for f in sorted(fields(cls), key=lambda f: f.name not in places):
+        comment = comments.get(f.name, '')
+        if _is_config(hints[f.name]):
+            found |= _options(hints[f.name], f.name)
+            if comment: found[f.name] = f'{f.name} ({comment[0].lower()+comment[1:]})', found[f.name][1]
+            continue
+        word = group_of.get(f.name, group)
+        found.setdefault(word, (word, []))[1].append(_row(cls, f, comment))
+    return found
+
 
 # %% ../../nbs/base/commands.ipynb #n002
-def _help(cls, name, about):
-    "The text of `--help`"
-    width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
+_SCREEN = 40 # lines
+
+def _width(): return min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
+
+def _usage(cls, name, about):
+    "The first lines of help"
     required = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING]
     places = ' '.join(k.upper() if k in required else f'[{k.upper()}]' for k in _positionals(cls))
-    common = [('--config FILE', 'YAML file of settings'), ('--help', 'show this text')]
-    if cls.presets: common.insert(0, ('--preset NAME', f"Start from {', '.join(cls.presets)}"))
-    groups = _options(cls)
-    groups['options'] += common
-    indent = 2 + min(max(len(o) for rows in groups.values() for o,_ in rows) + 2, 30)
-    lines = [f'usage: {name} {places} [--OPTION VALUE ...]'.replace('  ', ' '), '', textwrap.fill(about, width)]
-    for heading,rows in groups.items():
+    usage = f'usage: {name} {places} [--OPTION VALUE ...]'.replace('  ', ' ')
+    example = getattr(cls, 'example', '')
+    return [usage, '', *textwrap.wrap(about, _width()), *([f'For example: {name} {example}'] if example else [])]
+
+
+# %% ../../nbs/base/commands.ipynb #h001
+def _explained(groups):
+    "Groups of options, each option with its comment"
+    indent, lines = 2 + min(max(len(o) for _,rows in groups for _,o,_ in rows) + 2, 30), []
+    for heading,rows in groups:
         lines += ['', f'{heading}:']
-        for option,text in rows:
+        for _,option,text in rows:
             start = f'  {option}'.ljust(indent) if len(option) < indent - 3 else f'  {option}\n{" "*indent}'
-            body = textwrap.fill(text, width, initial_indent=' '*indent, subsequent_indent=' '*indent)
-            lines.append((start + body[indent:]).rstrip())
-    return '\n'.join(lines)
+            body = textwrap.fill(text, _width(), initial_indent=' '*indent, subsequent_indent=' '*indent)
+            lines += (start + body[indent:]).rstrip().splitlines()
+    return lines
+
+def _listed(groups):
+    "The names of the options of each group"
+    indent, lines = 2 + max(map(len, groups)) + 2, ['', 'more options (--help GROUP or --help all explains them):']
+    for word,(_,rows) in groups.items():
+        names = ' '.join(f'--{k}' for k,*_ in rows)
+        start = f'  {word}'.ljust(indent)
+        lines += textwrap.wrap(names, _width(), initial_indent=start, subsequent_indent=' '*indent,
+            break_on_hyphens=False)
+    return lines
+
+# %% ../../nbs/base/commands.ipynb #h002
+def _help(cls, name, about, topic=''):
+    "The text of `--help`; of `--help TOPIC`, where the topic is a group, an option or 'all'"
+    groups = _options(cls)
+    common = [('config', '--config FILE', 'YAML file of settings'), ('help', '--help [GROUP]', 'Show this text')]
+    presets = ('preset', '--preset NAME', f"Start from {', '.join(cls.presets)}")
+    groups['options'][1].extend([presets]*bool(cls.presets) + common)
+    one = {k:(heading, [row]) for heading,rows in groups.values() for row in rows for k in row[:1]}
+    if topic not in ('', 'all', *groups, *one):
+        words = ', '.join(w for w in groups if w != 'options')
+        raise UsageError(f'no option and no group of options is called {topic!r}'
+            + (f'; the groups are {words}' if words else '') + '; --help all shows every option')
+    if topic not in ('', 'all'): return '\n'.join(_explained([groups.get(topic) or one[topic]])[1:])
+    head, whole = _usage(cls, name, about), _explained(groups.values())
+    if topic or len(groups) == 1 or len(head + whole) <= _SCREEN: return '\n'.join(head + whole)
+    return '\n'.join(head + _explained([groups.pop('options')]) + _listed(groups))
+
 
 # %% ../../nbs/base/commands.ipynb #s002
 def _parse_size(
@@ -234,7 +283,8 @@ FrameSize = typing.Annotated[tuple, tyro.constructors.PrimitiveConstructorSpec(
     is_instance=lambda x: isinstance(x, tuple), str_from_instance=lambda size: ['x'.join(map(str, size))])]
 
 # %% ../../nbs/base/commands.ipynb #c019
-_USERS = ValueError, TypeError, OSError, ImportError, RuntimeError, OverflowError, FloatingPointError # raised for mistakes and for faults of the machine
+_USERS = (ValueError, TypeError, OSError, ImportError, RuntimeError, # raised for mistakes and for faults of the machine
+    OverflowError, FloatingPointError)
 
 def _ended(name, e):
     "(message, exit status) of an exception that ends a command; None: a defect, which keeps its traceback"
@@ -265,12 +315,21 @@ def _plain_warnings(name):
         warnings.showwarning = show
         yield
 
+# %% ../../nbs/base/commands.ipynb #h006
+def _topic(argv):
+    "What help is asked about: a group, an option, '' for the first screen; None: it is not asked for"
+    at = next((i for i,w in enumerate(argv) if w in ('--help', '-h') or w.startswith('--help=')), None)
+    if at is None: return None
+    word = argv[at].partition('=')[2] or next(iter(argv[at+1:]), '')
+    return word.lstrip('-').replace('-', '_').removeprefix('no_')
+
+
 # %% ../../nbs/base/commands.ipynb #n003-2
 def _run(f, cls, name, argv):
     "Run a command on its words; every way to end is an exit status"
     try:
-        if {'--help', '-h'} & set(argv):
-            print(_help(cls, name, f.__doc__ or cls.__doc__), flush=True)
+        if (topic := _topic(argv)) is not None:
+            print(_help(cls, name, f.__doc__ or cls.__doc__, topic), flush=True)
             raise SystemExit(0)
         with _plain_warnings(name): status = f(parse_config(cls, argv, name))
         sys.stdout.flush()

@@ -187,13 +187,13 @@ def fetch_recordings(
 @dataclass(frozen=True)
 class CollectConfig(ContractorConfig):
     "How contractor recordings are fetched and converted"
-    clip:str|None = None  # A MineCLIP checkpoint: write its embeddings too
+    clip:str|None = None  # MineCLIP checkpoint whose embeddings are written, too; none: steve1_embed does it later
     workers:int = 2       # Processes that convert; 0: in this process
-    engine:str = 'local'  # Where they run: local, or ray (this machine, or the cluster that RAY_ADDRESS names)
+    engine:str = 'local'  # Where they run. local: this machine; ray: the cluster that RAY_ADDRESS names
     threads:int = 8       # Downloads at a time
-    raw:str|None = None   # Folder of raw files; none: a folder below data/cache
-    keep_raw:bool = False # Keep the raw files of finished episodes
-    retry:bool = False    # Try again what was missing on the server or broken
+    raw:str|None = None   # Folder of the downloaded files; none: data/cache/contractor
+    keep_raw:bool = False # Keep the downloaded files of finished episodes
+    retry:bool = False    # Try recordings again that were missing on the server or broken
 
     def check(self):
         super().check()
@@ -309,13 +309,14 @@ def collection_report(
 @dataclass(frozen=True)
 class _ContractorOptions(Config):
     "What `steve1_contractor` is to do"
-    index:tyro.conf.Positional[tuple[str,...]] # Index files: 6.x to 10.x, paths or addresses
-    out:str = 'contractor'    # Dataset: a name below data/datasets, or a folder
-    limit:int|None = None     # Only the first LIMIT recordings
-    base_url:str|None = None  # Take the recordings from this mirror
-    dry_run:bool = False      # Say what would be done
-    status:bool = False       # Say what is there
-    collect:CollectConfig = CollectConfig() # How to fetch and convert
+    index:tyro.conf.Positional[tuple[str,...]] # Index files of recordings: 6.x to 10.x, paths or addresses
+    out:str = 'contractor'    # Dataset to make: a name below data/datasets, or a folder
+    limit:int|None = None     # Take only the first LIMIT recordings of each index
+    base_url:str|None = None  # Address of a mirror that has the recordings
+    dry_run:bool = False      # Print what would be done, and do nothing
+    status:bool = False       # Print what is there, and do nothing
+    collect:CollectConfig = CollectConfig() # How recordings are fetched and converted
+    example = '8.x 9.x --limit 5'
 
     def check(self):
         if not self.index:
@@ -338,8 +339,8 @@ def _print_plan(recs, cfg):
 @command('steve1_contractor')
 def contractor_cli(cfg:_ContractorOptions):
     "Fetch contractor recordings and make episodes of them; a second call goes on where the first ended"
-    entries = [r for i in cfg.index for r in RecordingIndex.read(i, cfg.base_url).recordings]
-    recs = list({r.name:r for r in entries}.values())[:cfg.limit]
+    entries = [r for i in cfg.index for r in RecordingIndex.read(i, cfg.base_url).recordings[:cfg.limit]]
+    recs = list({r.name:r for r in entries}.values())
     if cfg.dry_run: return _print_plan(recs, cfg)
     made = 0 if cfg.status else collect(recs, cfg.out, cfg.collect)
     print(f'{made} episodes made\n{collection_report(recs, cfg.out).to_string()}')

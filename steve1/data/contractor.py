@@ -323,10 +323,10 @@ def check_frame_size(
 @dataclass(frozen=True)
 class ContractorConfig(Config):
     "How a contractor's recording becomes an episode"
-    size:FrameSize = (128,128) # Height and width of the episode's frames: 128, or 160x256
+    size:FrameSize = (128,128) # Height and width of the episode's frames in pixels: 128, or 160x256
     upstream:bool = False      # Convert exactly as the published code: whole degrees, slot changes alone dropped
-    cursor:str|None = None     # A 16×16 picture of a mouse cursor with alpha; none: our own arrow
-    crf:float = 18.            # Quality of the video, x264's scale: lower is larger and better
+    cursor:str|None = None     # Picture of a mouse cursor, 16×16 with alpha; none: our own arrow
+    crf:float = 18.            # Quality of the video on x264's scale, 0 to 51: lower is better and larger
 
     def check(self): check_frame_size(self.size)
 

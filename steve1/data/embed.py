@@ -19,11 +19,10 @@ from ..config import Config, find_data
 from ..base.commands import command
 from ..base.files import atomic_path, sha256
 from ..base.jobs import run_jobs
-from ..base.remote import has_file, read_origin
 
 # %% ../../nbs/data/embed.ipynb #c002-2
 from ..base.video import EpisodeError, GOP, resize_frames
-from ..episodes import Episode, RowWriter, clip_id, find_episodes, write_meta
+from ..episodes import Episode, RowWriter, clip_id, find_episodes
 
 # %% ../../nbs/data/embed.ipynb #c011
 def embed_segments(
@@ -58,7 +57,7 @@ def embed_episode(
     ep = Episode(path)
     if ep.published:
         raise EpisodeError(f"{ep.path} has the published code's format, which is only read; `convert_published` first")
-    if far := read_origin(ep.path):
+    if far := ep.folder.origin():
         raise EpisodeError(
             f"{ep.path} stands for {far['address']}, which is only read; copy the dataset to a folder first")
     with atomic_path(ep.path/'embeds.npy') as p:
@@ -67,7 +66,7 @@ def embed_episode(
         rows.close()
         files = ep.meta['files'] | {'embeds.npy':sha256(p)}
         (ep.path/'embeds.npy').unlink(missing_ok=True)
-        write_meta(ep.path, ep.meta | dict(mineclip=dict(id=clip_id(clip), d=clip.d), files=files))
+        ep.folder.write_facts(ep.meta | dict(mineclip=dict(id=clip_id(clip), d=clip.d), files=files))
     return ep.path
 
 # %% ../../nbs/data/embed.ipynb #e5is
@@ -78,7 +77,7 @@ def is_embedded(
     "Does the episode hold this MineCLIP's embeddings, as they were written?"
     ep, id = Episode(path), clip if isinstance(clip, str) else clip_id(clip)
     file, named = ep.path/'embeds.npy', (ep.meta.get('mineclip') or {}).get('id')
-    if named != id or not has_file(ep.path, 'embeds.npy'): return False
+    if named != id or not ep.folder.has('embeds.npy'): return False
     return not file.is_file() or sha256(file) == ep.meta['files'].get('embeds.npy') # far away: not fetched for this
 
 # %% ../../nbs/data/embed.ipynb #c016
@@ -121,10 +120,11 @@ def embed_episodes(
 class _EmbedConfig(Config):
     "Options of `steve1_embed`"
     dataset: Positional[str]  # Name of a dataset, a folder of episodes, or one episode
-    clip: str = ''            # MineCLIP checkpoint; '': the one that ships
-    workers: int = 2          # Processes; 0: none beside this one
+    clip: str = ''            # MineCLIP checkpoint; '': weights/mineclip.safetensors, or the one that ships
+    workers: int = 2          # Processes; 0: in this process
     engine: Literal['local','ray'] = 'local' # This machine, or the cluster that RAY_ADDRESS names
-    dry_run: bool = False     # Only count what there is to do
+    dry_run: bool = False     # Count the episodes that would be embedded, and write nothing
+    example = 'mine'
 
     def check(self):
         if self.workers < 0: raise ValueError(f'workers={self.workers} must be 0 or more')

@@ -24,7 +24,7 @@ from ..config import Config, data_dir
 # %% ../../nbs/data/foreign.ipynb #c002-2
 from ..base.commands import FrameSize, command
 from ..base.files import atomic_path
-from ..base.upstream import EPISODE_FILES
+from ..base.remote import EpisodeFolder
 from ..base.video import EpisodeError, VideoError, count_frames
 from ..episodes import Episode, dataset_dir, list_episodes
 from .collect import Ledger
@@ -42,7 +42,7 @@ class _IndexedEpisode(namedtuple('_IndexedEpisode', 'name format n fps size sour
 
 def _scan(path):
     "Files of a folder: name -> (bytes, time of change)"
-    with os.scandir(path) as it: found = [(e.name, e.stat()) for e in it if e.name in (*EPISODE_FILES, '.origin.json')]
+    with os.scandir(path) as it: found = [(e.name, e.stat()) for e in it if e.name in (*EpisodeFolder.FILES, '.origin.json')]
     return {name:(s.st_size, s.st_mtime_ns) for name,s in sorted(found) if s}
 
 def _stamp(files): return new_hash(repr(files).encode()).hexdigest()[:16]
@@ -169,7 +169,7 @@ def index_folder(
     index = EpisodeIndex(folder, _inspect_all(folder, names, known, threads))
     if not len(index):
         raise FileNotFoundError(f"no episode in {folder}: none of its {len(names)} folders has one of "
-            f"{', '.join(EPISODE_FILES)}")
+            f"{', '.join(EpisodeFolder.FILES)}")
     if save and index.entries != known:
         with contextlib.suppress(OSError): index.save() # where nothing can be stored, the next look takes longer
     return index
@@ -208,15 +208,16 @@ class _ForeignOptions(Config):
     command:tyro.conf.Positional[Literal['index','basalt','export']] # index FOLDER, basalt SOURCE, export DATASET OUT
     paths:tyro.conf.Positional[tuple[str,...]] # Folder; BASALT task, index file or folder; dataset and folder to write
     link:str|None = None   # index: make a dataset of this name with links to the whole episodes
-    fresh:bool = False     # index: inspect everything again
-    out:str = 'basalt'     # basalt: dataset, a name below data/datasets or a folder
+    fresh:bool = False     # index: inspect all folders again
+    out:str = 'basalt'     # basalt: dataset to make, a name below data/datasets or a folder
     task:str|None = None   # basalt: the task, unless the source's name says it; export: task of steps in no span
-    limit:int|None = None  # basalt, export: only the first LIMIT
-    clip:str|None = None   # basalt: a MineCLIP checkpoint, write its embeddings too
-    size:FrameSize = (128,128) # basalt: height and width of the episodes' frames
+    limit:int|None = None  # basalt: only the first LIMIT recordings; export: only the first LIMIT episodes
+    clip:str|None = None   # basalt: MineCLIP checkpoint whose embeddings are written, too
+    size:FrameSize = (128,128) # basalt: height and width of the episodes' frames in pixels, 128 or 160x256
     workers:int = 2        # basalt: processes that convert
     threads:int = 8        # index: folders inspected at a time; basalt: downloads at a time
-    dry_run:bool = False   # Only say what there is to do
+    dry_run:bool = False   # Print what there is to do, and write nothing
+    example = 'export mine mine_lerobot'
 
     def check(self):
         want = dict(index='one path, FOLDER', basalt='one path, SOURCE', export='two paths, DATASET and OUT')[self.command]

@@ -79,13 +79,13 @@ class _Report(NamedTuple):
 class GenerateConfig(Config):
     "How episodes are made"
     n_steps:int = 600     # Steps of an episode, at most (20 a second)
-    seed:int = 0          # Episode i is played from seed+i
-    workers:int = 2       # Processes; 0: none, one episode after the other
+    seed:int = 0          # Random seed: episode i is played from seed+i
+    workers:int = 2       # Processes; 0: one episode after the other in this process
     size:tuple[int,...] = (64,64) # Height and width of a frame in pixels; one number: a square
-    only:str|None = None  # Passed to the play function: the one task to play
-    crf:float = 18.       # Quality of the video: lower is larger and closer to the original
+    only:str|None = None  # Play this one task, such as wood; none: all tasks in turn
+    crf:float = 18.       # Quality of the video on x264's scale, 0 to 51: lower is better and larger
     timeout:float = 600.  # Seconds after which an episode counts as hung
-    dry_run:bool = False  # Only say what is there and what is missing
+    dry_run:bool = False  # Print what is there and what is missing, and play nothing
 
     def __post_init__(self):
         size = tuple(self.size) if isinstance(self.size, (tuple,list)) else (self.size,)
@@ -151,16 +151,18 @@ class _GenerateCommand(GenerateConfig):
     "The options of `steve1_generate`"
     dataset:tyro.conf.Positional[str]    # Name below data/datasets, or a folder
     n_episodes:tyro.conf.Positional[int] # Episodes in all, those that are there included
-    play:str = EXPERTS       # The play function, if no agents are named
-    agents:str = ''          # Players who take turns: expert, expert:TASK, CHECKPOINT, CHECKPOINT@GOAL, with commas between
-    switch:str = ''          # Chance a step that the other takes over: one, or TO_FIRST,TO_SECOND; '': as published
-    spin:float = 1/750       # Chance a step that a spin begins
-    scale:float = 0.         # Guidance of players with a goal
-    env:str = 'blockworld'   # Where the players play: blockworld, minerl or minestudio
-    arena:str = 'auto'       # Where BlockWorld begins; 'auto': drawn from all
-    min_steps:int = 1000     # A mix that its world cuts short is kept from this number of steps on
-    drop_null:bool = False   # Leave out steps of a mix in which nothing is done
-    device:str = 'cpu'       # Where policies compute
+    play:str = EXPERTS       # Function that plays, as MODULE:NAME, where no agents are named
+    agents:str = ''          # Players in turns, with commas between: expert, expert:TASK, CHECKPOINT, CHECKPOINT@GOAL
+    switch:str = ''          # Chance a step that the other player takes over, or TO_FIRST,TO_SECOND; '': as published
+    spin:float = 1/750       # Chance a step that a player begins to spin
+    scale:float = 0.         # Guidance of players that have a goal, from 0
+    env:str = 'blockworld'   # World in which the players play: blockworld, minerl or minestudio
+    arena:str = 'auto'       # Where BlockWorld begins: plains, forest, meadow, lake or beach; auto: drawn from all
+    min_steps:int = 1000     # An episode that its world ends early is kept if it has this many steps
+    drop_null:bool = False   # Leave out steps in which nothing is done
+    device:str = 'cpu'       # Where policies compute: cpu, cuda or mps
+    groups = dict(agents=('agents','switch','spin','scale','env','arena','min_steps','drop_null','device'))
+    example = 'practice 100 --only wood'
     also_called:ClassVar[dict] = dict(cond_scale='scale', p_switch='switch', p_spin='spin', players='agents')
 
     @property

@@ -167,13 +167,14 @@ def convert_recordings(
 class _RecordingsOptions(Config):
     "What `steve1_recordings` is to do"
     inputs:tyro.conf.Positional[tuple[str,...]] # Recordings, videos, or folders of either
-    out:str = 'mine'       # Dataset: a name below data/datasets, or a folder
-    conversion:RecordingConfig = RecordingConfig() # How to convert
-    clip:str|None = None   # A MineCLIP checkpoint: write its embeddings too
-    idm:str|None = None    # An inverse dynamics model: it labels videos that have no actions
+    out:str = 'mine'       # Dataset to make: a name below data/datasets, or a folder
+    conversion:RecordingConfig = RecordingConfig() # How recordings become episodes
+    clip:str|None = None   # MineCLIP checkpoint whose embeddings are written, too; none: steve1_embed does it later
+    idm:str|None = None    # Inverse dynamics model that labels videos without actions, such as weights/idm.safetensors
     workers:int = 2        # Processes; 0: in this process
-    engine:str = 'local'   # local, or ray: this machine, or the cluster that RAY_ADDRESS names
-    dry_run:bool = False   # Check lines and indices, write nothing
+    engine:str = 'local'   # local: this machine; ray: the cluster that RAY_ADDRESS names
+    dry_run:bool = False   # Check the recordings and write nothing
+    example = 'my_videos --out mine'
 
     def check(self):
         if not self.inputs: raise ValueError('no recordings: name at least one folder or video')

@@ -59,9 +59,10 @@ def _list_all(paths):
 class _EpisodeConfig(Config):
     "Options of `steve1_episode`"
     action: Positional[Literal['info','validate','convert']] # info: list, validate: check, convert: from published folders
-    paths: Positional[tuple[str,...]] # Episodes or datasets: folders, names or addresses; for convert: SRC DST
+    paths: Positional[tuple[str,...]] # Episodes or datasets: folders, names or addresses; for convert: FROM TO
     workers: int = 0      # Processes; 0: one episode after the other, in this process
-    dry_run: bool = False # For convert: only say what there is to do
+    dry_run: bool = False # For convert: print what there is to do, and write nothing
+    example = 'validate mine'
 
     def check(self):
         if not self.paths: raise ValueError('no path given: name an episode or a dataset')

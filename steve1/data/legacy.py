@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from ..base.jobs import run_jobs
-from ..base.upstream import PUBLISHED_CLIP, episode_file
+from ..base.upstream import PublishedFolder
 from ..base.video import EpisodeError, GOP, open_video
 from ..episodes import Episode, EpisodeWriter
 
@@ -31,13 +31,13 @@ def convert_published(
     "A published folder as an episode of ours"
     ep = Episode(src)
     if not ep.published: raise EpisodeError(f"{ep.path} is not in the published code's format (no actions.pkl)")
-    video, made = episode_file(ep.path, 'frames.mp4'), dict(published=ep.meta['published'], source=ep.meta['source'])
+    video, made = ep.folder.file('frames.mp4'), dict(published=ep.meta['published'], source=ep.meta['source'])
     n, gap = _key_frames(video)
     with EpisodeWriter(dst, ep.size, ep.fps, crf=crf, **made) as w:
         if n == ep.n and gap <= GOP: w.add_video(video, ep.actions)
         else:
             for a in range(0, ep.n, 256): w.add_many(ep.frames(a, b := min(a+256, ep.n)), ep.actions[a:b])
-        w.add_embeds(ep.embeds, PUBLISHED_CLIP)
+        w.add_embeds(ep.embeds, PublishedFolder.CLIP_ID)
     return Path(dst)
 
 # %% ../../nbs/data/legacy.ipynb #c016

@@ -7,12 +7,14 @@ __all__ = ['parse_moment', 'load_moment', 'best_steps', 'find_moments']
 
 # %% ../../nbs/data/moments.ipynb #m002
 import re
+from itertools import islice
 from pathlib import Path
+from tokenize import TokenError
 from typing import NamedTuple
 import av
 import numpy as np
 from ..config import find_data
-from ..base.video import EpisodeError, GOP, VideoError, VideoReader, open_video
+from ..base.video import EpisodeError, GOP, VideoError, VideoReader, decode_frames, frame_times, open_video
 from ..episodes import Episode, clip_id
 
 # %% ../../nbs/data/moments.ipynb #m005
@@ -68,9 +70,30 @@ def _of_video(path, frame, clip):
     from steve1.models.frames import resize_for_clip
     try:
         with VideoReader(path) as video: frames = video.read(frame-GOP+1, frame+1)
-    except EpisodeError: raise ValueError(_video_fault(path, frame)) from None
+    except EpisodeError:
+        if (frames := _uneven_frames(path, frame)) is None: raise ValueError(_video_fault(path, frame)) from None
     embed = clip.embed_video(resize_for_clip(frames, clip.image_size))[0]
     return _Moment(embed.float().cpu().numpy(), f'{Path(path).name}@{frame}')
+
+# %% ../../nbs/data/moments.ipynb #m210
+def _uneven_frames(path, frame):
+    "The frames shown every 1/20 s up to one of a video whose frame rate varies; None where they cannot be read"
+    try:
+        found = frame_times(path)
+        if found.times is None or frame >= found.n or not _varies(found.times): return None
+        seconds = (found.times - found.times[0])*float(found.base)
+        want = seconds[frame] - np.arange(GOP-1, -1, -1)/20 + 1e-6
+        shown = np.searchsorted(seconds, want, side='right') - 1
+        if shown[0] < 0: return None
+        first = {i:f.to_ndarray(format='rgb24') for i,f in enumerate(islice(decode_frames(path), frame+1)) if i in shown}
+        return np.stack([first[i] for i in shown])
+    except VideoError: return None
+
+def _varies(times):
+    "Do the steps between some times differ?"
+    steps = np.diff(times)
+    return steps.max() > 1.5*max(1, np.median(steps)) or steps.min() < .5*np.median(steps)
+
 
 # %% ../../nbs/data/moments.ipynb #m110
 def _video_fault(path, frame):
@@ -81,24 +104,21 @@ def _video_fault(path, frame):
     except VideoError as e: return f'{e}: give a video file such as an .mp4'
     except av.error.FFmpegError as e: return f'{path} is damaged ({e.strerror}): give a sound copy of the video'
     if len(times)<GOP: return f'{path} has {len(times)} frames; a visual prompt needs {GOP}'
-    steps = np.diff(times)
-    if steps.max()>1.5*max(1, np.median(steps)) or steps.min()<.5*np.median(steps):
-        copy = f'`ffmpeg -i {Path(path).name} -r 20 constant.mp4`'
-        return f'{path} has a variable frame rate: {copy} makes a copy at 20 frames a second'
     if frame>=len(times):
         n = len(times)
         return f'{path} has {n} frames, so there is no frame {frame}: give a frame from {GOP-1} to {n-1}'
+    if _varies(times): return f'{path} has a frame rate that varies, and frame {frame} comes before {(GOP-1)/20} s: give a later frame'
     return f'{path} is damaged near frame {frame}: give an earlier frame or a sound copy of the video'
 
 # %% ../../nbs/data/moments.ipynb #m011
 def _of_file(path, d):
-    try: x = np.load(path, allow_pickle=False)
+    try: x = np.load(path, mmap_mode='r', allow_pickle=False) # mapped: a header may state any size
     except FileNotFoundError: raise FileNotFoundError(f'no goal file {path}: `save_goal` writes one') from None
-    except (OSError, ValueError, EOFError) as e:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as e:
         raise ValueError(f'{path} cannot be read as a goal: {e}; `save_goal` writes one') from None
     if not isinstance(x, np.ndarray):
         raise ValueError(f'{path} holds several arrays, not one goal; `save_goal` writes one')
-    return _Moment(x, Path(path).stem)
+    return _Moment(np.asarray(x), Path(path).stem)
 
 # %% ../../nbs/data/moments.ipynb #m111
 def load_moment(

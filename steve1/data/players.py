@@ -143,7 +143,7 @@ def _load_policy(path, device, changed):
 @dataclass(frozen=True)
 class Mix(Config):
     "Two players who take turns in one world; a play function for `generate`"
-    agents:tuple = ('foundation', 'policy') # Players as words (`_parse_player`); of more than two, a pair is drawn for each episode
+    agents:tuple[str,...] = ('foundation', 'policy') # Players as words (`_parse_player`); of more than two, a pair is drawn for each episode
     p_switch:float|tuple|None = None # Chance a step that the other takes over; (to first, to second); None: as published
     p_spin:float = 1/750             # Chance a step that a spin begins
     turn:tuple = (90, 360)           # Least and most degrees of a spin

@@ -23,13 +23,13 @@ from .silent import label_recording, load_idm, write_confidence
 @dataclass(frozen=True)
 class RecordingConfig(Config):
     "How recordings become episodes"
-    size:FrameSize = (128, 128)  # Height and width of the episode's frames: 128, or 160x256
-    fps:float|None = None        # Frames a second; none: as the video says, 20 for pictures
-    action_fps:float|None = None # Lines a second; none: one line a frame
+    size:FrameSize = (128, 128)  # Height and width of the episode's frames in pixels: 128, or 160x256
+    fps:float|None = None        # Frames a second of the recording; none: as the video says, 20 for pictures
+    action_fps:float|None = None # Lines of actions a second; none: one line a frame
     keep_null:bool = False       # Keep steps in which nothing is done
     tail:float = 1.              # Seconds by which frames and lines may differ at the end
-    crf:float = 18.              # Quality of the video, x264's scale: lower is larger and better
-    min_confidence:float = 0.    # Mask seconds of a labelled video below this mean confidence, 0..1; 0: none
+    crf:float = 18.              # Quality of the video on x264's scale, 0 to 51: lower is better and larger
+    min_confidence:float = 0.    # Mask seconds that were labelled with less mean confidence, 0 to 1; 0: none
 
     def check(self):
         check_frame_size(self.size)

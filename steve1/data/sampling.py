@@ -10,12 +10,11 @@ import math, os, random
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-import pandas as pd
 import tyro
 from ..config import Config, data_dir, find_data
 from ..base.commands import command
 from ..base.files import atomic_path, check_name
-from ..base.remote import episode_address, is_address, local_copy
+from ..base.remote import EpisodeFolder, is_address
 from ..episodes import Episode, list_episodes
 
 # %% ../../nbs/data/sampling.ipynb #c007
@@ -151,7 +150,7 @@ def split_episodes(
 # %% ../../nbs/data/sampling.ipynb #c015
 def _relative(p):
     "An episode's line: relative to the data root, absolute if it lies elsewhere, or its address"
-    if is_address(address := episode_address(p)): return address
+    if is_address(address := EpisodeFolder(p).address): return address
     return p.relative_to(data_dir()).as_posix() if p.is_relative_to(data_dir()) else str(p)
 
 def _files(name): return f'{name}_train.txt', f'{name}_val.txt'
@@ -182,7 +181,7 @@ def _read_list(path, name):
     lines = [l.strip() for l in path.read_text().splitlines() if l.strip()]
     if bad := next((l for l in lines if '..' in Path(l).parts), None):
         raise ValueError(f"{path.name} names {bad!r}, which leaves the data root; make the sampling again")
-    found = {l:local_copy(l) if is_address(l) else find_data(l) for l in dict.fromkeys(lines)}
+    found = {l:EpisodeFolder.at(l).path if is_address(l) else find_data(l) for l in dict.fromkeys(lines)}
     missing = [p for p in found.values() if not p.is_dir()]
     if missing:
         raise FileNotFoundError(f"{path.name} names {len(missing)} episodes that are not there, such as {missing[0]}; "
@@ -206,10 +205,11 @@ def read_sampling(
 def sampling_summary(
     episodes, # Episode folders; one may be named several times
     by:str='source', # 'source', or 'dataset': the folder that episodes lie in
-) -> pd.DataFrame: # A row a source: episodes, frames, hours, events; share of the stream with repetitions
+) -> 'pd.DataFrame': # A row a source: episodes, frames, hours, events; share of the stream with repetitions
     "How much play there is, and from which source"
+    import pandas as pd
     times = pd.Series([str(p) for p in episodes], dtype=object).value_counts()
-    name = (lambda e: Path(episode_address(e.path)).parent.name) if by == 'dataset' else (lambda e: e.meta['source'])
+    name = (lambda e: Path(e.folder.address).parent.name) if by == 'dataset' else (lambda e: e.meta['source'])
     rows = []
     for e in map(Episode, dict.fromkeys(episodes)):
         rows.append({by:name(e), 'episodes':1, 'frames':e.n, 'hours':e.n/e.fps/3600, 'events':len(e.events),
@@ -220,8 +220,9 @@ def sampling_summary(
 # %% ../../nbs/data/sampling.ipynb #e006
 def _task_counts(
     episodes, # Episode folders
-) -> pd.DataFrame: # A row a task: steps spent on it, events that show it
+) -> 'pd.DataFrame': # A row a task: steps spent on it, events that show it
     "How the play divides over the labelled tasks"
+    import pandas as pd
     n = {}
     for e in map(Episode, episodes):
         for s in e.spans: n.setdefault(s.task, [0,0])[0] += s.stop-s.start
@@ -232,15 +233,16 @@ def _task_counts(
 @dataclass(frozen=True)
 class _SamplingOptions(Config):
     "What `steve1_sampling` is to do"
-    name:tyro.conf.Positional[str]                     # What a training run will call the sampling
+    name:tyro.conf.Positional[str]                     # Name of the sampling, as a training run asks for it
     datasets:tyro.conf.Positional[tuple[str,...]] = () # Datasets: names, folders or addresses; none with --mix
-    val_share:float|None = None    # Share of frames held back, 0..1 (0.1 unless given)
-    seed:int = 0                   # Of the random generator
-    train_frames:int|None = None   # Frames to train on; none: all the others
-    val_frames:int|None = None     # Frames held back, instead of a share
+    val_share:float|None = None    # Share of the frames held back for validation, 0 to 1; none: 0.1
+    seed:int = 0                   # Random seed of the split
+    train_frames:int|None = None   # Frames to train on; none: all that are not held back
+    val_frames:int|None = None     # Frames held back for validation, instead of a share
     mix:tyro.conf.UseAppendAction[tuple[str,...]] = () # DATASET=WEIGHT, its share of the training frames; may be repeated
-    upstream:bool = False          # Split as the published code does, with its generator
-    dry_run:bool = False           # Say what would be in the lists, write nothing
+    upstream:bool = False          # Split as the published code does, with its random generator
+    dry_run:bool = False           # Print what would be in the lists, and write nothing
+    example = 'mine mine --val_share .2'
 
 # %% ../../nbs/data/sampling.ipynb #e007
 def _parse_mix(pairs):

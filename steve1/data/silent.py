@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..base.files import sha256
-from ..episodes import Episode, write_meta
+from ..base.remote import EpisodeFolder
+from ..episodes import Episode
 from .contractor import RecordingError
 from .tracks import ActionLines, Recording, fit_frame
 
@@ -98,4 +99,4 @@ def write_confidence(
     by = dict(model=Path(idm).name, sha256=sha256(idm), trained_on=model.record.get('frames'))
     by |= dict(min_confidence=min_confidence)
     meta |= dict(recording=meta['recording'] | facts, masked=true_runs(masked), labelled_by=by)
-    write_meta(folder, meta | dict(files=meta['files'] | {path.name:sha256(path)}))
+    EpisodeFolder(folder).write_facts(meta | dict(files=meta['files'] | {path.name:sha256(path)}))

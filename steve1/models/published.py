@@ -8,6 +8,7 @@ __all__ = ['PUBLISHED_GROUPS', 'fetch_published', 'check_published', 'convert_ch
 # %% ../../nbs/models/published.ipynb #c002
 import fnmatch, json, sys, time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 import torch
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 # %% ../../nbs/models/published.ipynb #c002-1
 from tyro.conf import Positional
-from ..config import Config, data_dir
+from ..config import Config, data_dir, find_data
 from ..base.commands import command
 from ..base.files import atomic_path, locked, sha256, write_text
 from ..base.untrusted import safe_pickle_load, safe_torch_load
@@ -149,6 +150,12 @@ def _check_kind(path, kind): # kind: as in `_PublishedFile`
     elif (have := file_kind(path)) != kind:
         raise ValueError(f'{path.name} holds {_HOLDS.get(have, "tensors of no published network")}, not {_HOLDS[kind]}')
 
+def _wrong_kind(path, kind):
+    "Why a file does not hold what its name says; '' if it does"
+    try: _check_kind(path, kind)
+    except (ValueError, KeyError, TypeError, OSError) as e: return str(e)
+    return ''
+
 # %% ../../nbs/models/published.ipynb #m005
 def _source(f, out, mirror): # address of a `_PublishedFile`
     url = f"{mirror.rstrip('/')}/{f.name}" if mirror else f.url
@@ -182,30 +189,43 @@ def fetch_published(
     url, path = _source(f, out, mirror), out/f.name
     row = None if accept else _read_ledger(out).get(f.name)
     if accept and path.exists() and not f.md5: path.unlink()
+    if path.exists() and not row and not f.md5 and (e := _wrong_kind(path, f.kind)):
+        raise DownloadError(f'{path} is in the way: {e}; move it, then try again')
     _download_known(f, path, url, row, progress=progress, **how)
     if row: return path
-    try: _check_kind(path, f.kind)
-    except (ValueError, KeyError, TypeError) as e:
+    if e := _wrong_kind(path, f.kind):
         path.unlink()
-        raise DownloadError(f'{url} is not {f.name}: {e}') from None
+        raise DownloadError(f'{url} is not {f.name}: {e}')
     _write_ledger(path, url)
     return path
 
 # %% ../../nbs/models/published.ipynb #c021
+def _state_of(path, f): # a file that is here, and what is known of it
+    "(is it right?, what was found)"
+    row = _read_ledger(path.parent).get(f.name)
+    size, checksum = (row['size'], row['sha256']) if row else (f.size, None)
+    wrong = [w for w in (check_file(path, size, checksum, f.md5 or None), _wrong_kind(path, f.kind)) if w]
+    if wrong: return False, '; '.join(wrong)
+    first = f"as fetched on {row['date']}" if row else f"here, {_HOLDS.get(f.kind, 'nothing to compare it with')}"
+    return True, 'as published' if f.md5 else first
+
+def _refetch(path):
+    "The command that replaces a wrong file"
+    get = f'steve1_download {path.name}'
+    if path.parent != _published_dir() or path.name in _read_ledger(path.parent):
+        return f'{get}   (with --accept, if the change was meant)'
+    return f'mv {path} {path}.old; {get}'
+
+
+# %% ../../nbs/models/published.ipynb #i003
 def check_published(
-    out:Path=None, # Folder; None: `data/weights/published`
-) -> list: # (name, ok, what was found) for each file that is here
-    "Are the published files that are here the ones that were downloaded?"
-    out, found = Path(out or _published_dir()), []
-    ledger = _read_ledger(out)
-    for f in _PUBLISHED_FILES.values():
-        if not (out/f.name).is_file(): continue
-        row = ledger.get(f.name)
-        size, checksum = (row['size'], row['sha256']) if row else (f.size, None)
-        wrong = check_file(out/f.name, size, checksum, f.md5 or None)
-        first = f"as fetched on {row['date']}" if row else 'here, nothing to compare it with'
-        found.append((f.name, not wrong, wrong or ('as published' if f.md5 else first)))
-    return found
+    out:Path=None, # Folder; None: `data/weights/published` and the published code's folders
+) -> list: # (path, ok, what was found, command that fixes it) for each file that is here
+    "Are the published files that are here whole, of the right kind, and those that were downloaded?"
+    find = (lambda name: Path(out)/name) if out else partial(find_data, 'weights', 'published')
+    here = [(p, f) for f in _PUBLISHED_FILES.values() if (p := find(f.name)).is_file()]
+    return [(p, *_state_of(p, f), _refetch(p)) for p,f in here]
+
 
 # %% ../../nbs/models/published.ipynb #c024
 _LAYOUTS = dict.fromkeys(('vpt', 'policy', 'idm', 'prior'), dict(prefix='', entry='')) # The usual wrapping by kind
@@ -355,10 +375,11 @@ class _DownloadConfig(Config):
     "What to download"
     names:Positional[tuple[str,...]] = () # Files, patterns (*-2x.weights) or groups: steve1 (default), train, idm, all
     mirror:str = ''     # Address of a folder that has the files, instead of the known sources
-    out:str = ''        # Folder to put them into; empty: data/weights/published
-    list:bool = False   # Only list the files that are known
-    dry_run:bool = False # Only print what would be downloaded from where
-    accept:bool = False # Take files that changed since they were first downloaded
+    out:str = ''        # Folder to put them into; '': data/weights/published
+    list:bool = False   # List the files that are known, and download nothing
+    dry_run:bool = False # Print what would be downloaded from where
+    accept:bool = False # Accept files that changed since they were first downloaded
+    example = 'steve1'
 
 # %% ../../nbs/models/published.ipynb #m014
 def _download_all(files, cfg): # `_PublishedFile`s
@@ -386,13 +407,26 @@ def download_cli(cfg:_DownloadConfig):
 @dataclass(frozen=True)
 class _ConvertConfig(Config):
     "What to convert"
-    source:Positional[str] # A published file, or one of ours
-    out:Positional[str]    # The file to write; a folder for MineStudio's three in one
-    to:Literal['', 'safetensors', 'official'] = '' # Which way; empty: by the end of OUT
-    model:str = ''         # A .model file, for the settings that weights do not show
+    source:Positional[str]   # A published file, or one of ours: a path, or a name in data/weights/published
+    out:Positional[str] = '' # File to write; a folder for MineStudio's file, which holds three networks; '': beside SOURCE
+    to:Literal['', 'safetensors', 'official'] = '' # Format to write: ours, or the published one; '': by the end of OUT
+    model:str = ''           # The .model file that belongs to SOURCE, for settings that weights do not show
+    example = 'steve1.weights --model 2x.model'
 
+def _find_source(name): # as typed
+    "A path in the working folder, below the data root, or a file in `data/weights/published`"
+    if not name or Path(name).exists(): return Path(name)
+    return next((p for p in (find_data(name), find_data('weights', 'published', name)) if p.exists()), Path(name))
+
+
+# %% ../../nbs/models/published.ipynb #i006
 @command('steve1_convert')
 def convert_cli(cfg:_ConvertConfig):
     "Turn a published file into one of ours, with the config in its header, or back"
-    kind = _convert(Path(cfg.source), Path(cfg.out), cfg.to, cfg.model or None)
-    print(f'{cfg.out}: {_HOLDS[kind]}')
+    source = _find_source(cfg.source)
+    if not cfg.out and (cfg.to == 'official' or source.suffix == '.safetensors'):
+        raise ValueError(f'{cfg.source}: name the file to write, for example steve1.weights')
+    out = Path(cfg.out or source.with_suffix('.safetensors'))
+    kind = _convert(source, out, cfg.to, str(_find_source(cfg.model)) if cfg.model else None)
+    print(f'{out}: {_HOLDS[kind]}')
+

@@ -6,12 +6,14 @@
 __all__ = ['freeze', 'trunk_features', 'cache_features', 'can_use_features', 'FromFeatures', 'FeatureStream']
 
 # %% ../../nbs/training/features.ipynb #c002
-import hashlib, warnings
+import hashlib, re, warnings
 from pathlib import Path
 import numpy as np
 import torch
 from ..config import data_dir
-from ..base.files import atomic_path
+from ..base.files import atomic_path, sha256
+from ..base.remote import EpisodeFolder
+from ..base.video import EpisodeError
 from ..policy import Policy
 from ..episodes import Episode
 from ..dataset import ChunkStream, DataConfig
@@ -61,16 +63,18 @@ def _trunk_id(policy, dtype): # 16 hexadecimal digits
     return h.hexdigest()[:16]
 
 def _features_path(folder, ep):
-    "The file of an episode's features"
-    return folder/f"{ep.path.name}-{ep.meta['files']['frames.mp4'][:16]}.npy"
+    "The file of an episode's features, named after the checksum of its video"
+    stated = ep.meta['files'].get('frames.mp4')
+    if not re.fullmatch(r'[0-9a-f]{64}', str(stated)): stated = sha256(ep.folder.file('frames.mp4')) # published folders state none
+    return folder/f'{ep.path.name}-{stated[:16]}.npy'
 
 # %% ../../nbs/training/features.ipynb #s02
 def _is_whole(path, ep):
     "Is there a file, with a row for every frame? One that is cut off is removed"
     if not path.exists(): return False
-    try: rows = len(np.load(path, mmap_mode='r'))
-    except (ValueError, EOFError, OSError): rows = -1
-    if rows == ep.n: return True
+    try: rows = EpisodeFolder.map_table(path)
+    except EpisodeError: rows = np.empty(0)
+    if rows.dtype == np.float16 and rows.shape[:1] == (ep.n,) and rows.ndim == 2: return True
     warnings.warn(f'{path}: these cached features are damaged; they are computed anew')
     path.unlink()
     return False
@@ -123,7 +127,7 @@ class _FeatureEpisode(Episode):
     "An episode whose frames are rows of features"
     def __init__(self, path, folder):
         super().__init__(path)
-        self.rows = np.load(_features_path(folder, self), mmap_mode='r')
+        self.rows = EpisodeFolder.map_table(_features_path(folder, self))
     def frames(self, start=0, stop=None, out=None): # float16 (stop-start,d_image)
         return self.rows[start:stop]
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from ..config import Config, data_dir, get_device, repo_root
 from ..base.files import sole_writer, write_text
 from .runs import StopRequest, TrainingStopped, n_cores
@@ -20,10 +19,10 @@ from .runs import StopRequest, TrainingStopped, n_cores
 @dataclass(frozen=True)
 class MachineConfig(Config):
     "Where and how a training runs; none of it changes what is learned"
-    device: str = 'auto'       # 'auto', 'cpu', 'cuda', 'mps'
-    dtype: str = 'auto'        # 'float32' or 'bfloat16'; auto: bfloat16 where the hardware has it
+    device: str = 'auto'       # cpu, cuda or mps; auto: the best there is
+    dtype: str = 'auto'        # Matrix products in float32 or bfloat16; auto: bfloat16 where the hardware has it
     compile: bool = False      # Fuse the network with torch.compile; takes minutes once, for GPUs
-    shard: bool = False        # Share weights, gradients and moments out over the processes (FSDP)
+    shard: bool = False        # Share weights, gradients and optimizer state out over the processes (FSDP)
     workers: int = 0           # Processes that read ahead, for each training process; 0: read when needed
 
 # %% ../../nbs/training/launch.ipynb #n053
@@ -47,8 +46,9 @@ def _check_count(acc, world):
 # %% ../../nbs/training/launch.ipynb #n054
 def make_accelerator(
     device:str='auto', # As in MachineConfig
-) -> Accelerator:
+) -> 'Accelerator':
     "An accelerator for the chosen device, and as many processes as were started"
+    from accelerate import Accelerator, DistributedDataParallelKwargs # a quarter of a second, only where it trains
     from accelerate.state import AcceleratorState
     world = int(os.environ.get('WORLD_SIZE', 1))
     os.environ.pop('ACCELERATE_USE_FSDP', None)                   # sharding is ours, see `shard`

@@ -31,9 +31,9 @@ from .launch import MachineConfig
 class ValidationConfig(Config):
     "When the policy is judged on unseen episodes, and when training ends early"
     val_every: int = 200_000   # Frames between validations
-    val_begin: int = 0         # Up to this many frames `val_every_begin` holds
+    val_begin: int = 0         # The first frames of a run, in which `val_every_begin` holds
     val_every_begin: int = 0   # Frames between validations until `val_begin`; 0: val_every
-    val_batches: int = 4       # Consecutive chunks of every lane in a validation
+    val_batches: int = 4       # Consecutive chunks that each lane of a validation reads
     val_lanes: int = 32        # Lanes of a validation, over all processes
     patience: int = 0          # Validations in a row without a new best before the run ends early; 0: never
 
@@ -52,25 +52,25 @@ _YamlDict = Annotated[dict, tyro.constructors.PrimitiveConstructorSpec(nargs=1, 
 class TrainConfig(Config):
     "Everything that defines a training run"
     name: str = 'mini'         # Folder of the run, below data/runs
-    sampling: str = 'mini'     # Episodes: data/samplings/<sampling>_{train,val}.txt
-    policy: str = 'mini'       # PolicyConfig preset, or 'idm/' and an IDMConfig preset; `init` brings its own
-    policy_set: _YamlDict = field(default_factory=dict) # Settings that differ from that preset
-    init: str = ''             # Checkpoint to start from, below data/; '' starts from random weights
+    sampling: str = 'mini'     # Episodes to train on: data/samplings/<sampling>_{train,val}.txt
+    policy: str = 'mini'       # Network: a PolicyConfig preset (mini, 2x), or idm/ and an IDMConfig preset (idm/mini)
+    policy_set: _YamlDict = field(default_factory=dict) # Settings of the network that differ from its preset
+    init: str = ''             # Checkpoint to start from, below data/; it brings its own network; '': random weights
     freeze: tuple[str,...] = () # Parts that keep their weights: cnn, transformer, heads, or the beginning of a name
     features: bool = True      # With the cnn frozen: compute its features once and train on those
     mix: str = ''              # A second sampling to train on, such as the old data of a fine-tune
-    mix_share: float = .5      # Share of the lanes that read it, 0 to 1
+    mix_share: float = .5      # Share of the lanes that read the second sampling, 0 to 1
     n_frames: int = 2_000_000  # Frames to train on, over all processes
-    batch: int = 32            # Lanes (streams of chunks), over all processes
-    accumulate: int = 1        # Micro-batches a step, cut along the lanes
+    batch: int = 32            # Recordings that are read side by side (lanes), over all processes
+    accumulate: int = 1        # Micro-batches that a batch is cut into: less memory, the same gradient
     lr: float = 1e-3           # Highest learning rate
-    warmup_frames: int = 60_000 # Frames of the linear rise from zero
+    warmup_frames: int = 60_000 # Frames over which the learning rate rises from zero
     schedule: Literal['cosine', 'constant'] = 'cosine' # Learning rate after the rise
-    weight_decay: float = 0.04 # On everything but biases and LayerNorm
-    clip: float = 100.         # Largest gradient norm (of the sum over the chunk)
-    grad_limit: float = 1e5    # A gradient norm above it, before clipping, ends the run
-    ema: float = 0.            # Decay of averaged weights a step; 0: none
-    resume: bool = True        # Continue from the run's saved state; False starts over
+    weight_decay: float = 0.04 # AdamW's weight decay, on everything but biases and LayerNorm
+    clip: float = 100.         # Gradients are clipped to this norm (of the sum over a chunk)
+    grad_limit: float = 1e5    # A gradient norm above this limit, before clipping, ends the run
+    ema: float = 0.            # Decay a step of the averaged weights that are validated and saved; 0: no average
+    resume: bool = True        # Continue a run of this name from its saved state; --no_resume starts it over
     data: DataConfig = field(default_factory=DataConfig)                   # How episodes become chunks
     validation: ValidationConfig = field(default_factory=ValidationConfig) # When the policy is judged
     saving: SavingConfig = field(default_factory=SavingConfig)             # What a run writes
@@ -116,6 +116,11 @@ TrainConfig.also_called = dict(learning_rate='lr', in_weights='init', batch_size
     trunc_t='T', save_each_val='save_every', segment='piece',
     data='T, --piece, --start and --cut (presets of DataConfig are for Python and YAML)')
 TrainConfig.implies = dict(piece=dict(cut='shift'))
+
+TrainConfig.example = '--preset finetune --sampling mine --name mine'
+
+TrainConfig.groups = dict(network=('policy_set','features'), mixture=('mix','mix_share'),
+    optimizer=('warmup_frames','schedule','weight_decay','clip','grad_limit','ema'))
 
 # %% ../../nbs/training/recipe.ipynb #c007
 TrainConfig.presets = {
