@@ -19,7 +19,7 @@ from .config import Config, get_device
 from .base.downloads import check_file
 from .base.checkpoints import Checkpoint, load_strict, read_official
 from .models.frames import check_colours, check_frames
-from .models.tokenizers import ClipTokenizer, WordTokenizer
+from .models.tokenizers import ClipTokenizer, PromptWarning, WordTokenizer
 
 # %% ../nbs/01_mineclip.ipynb #c005
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class MineCLIPConfig(Config):
     vocab: int = 49408              # Number of tokens; the last two are <start> and <end>
     context: int = 77               # Longest text in tokens, <start> and <end> included
     tokenizer: Literal['clip','words'] = 'clip' # CLIP's sub-words, or whole words that the checkpoint lists
+    word_vectors: int = 0           # Width of pretrained word vectors, which stay as they are; 0: tokens are learned
     adapter: bool = True            # Apply a residual MLP to the video embedding before the score?
     mean: tuple = (.3331, .3245, .3051) # Mean of the red, green and blue channel, in 0..1
     std: tuple = (.2439, .2493, .2873)  # Standard deviation of the three channels, in 0..1
@@ -179,19 +180,37 @@ class TemporalTower(nn.Module):
         pos = self.pos[:x.shape[1]] if at is None else self.pos[at]
         return self.norm(self.blocks(x + pos*x.shape[-1]**-.5)).mean(1)
 
+# %% ../nbs/01_mineclip.ipynb #n101
+class _WordVectors(nn.Module):
+    "Token ids to tokens, by pretrained word vectors that are not trained"
+    unit = 32 # of the bytes that stand for 1
+    def __init__(self, cfg): # Uses `vocab`, `word_vectors`, `text_width`
+        super().__init__()
+        k,w,self.vocab,self.noise = cfg.word_vectors,cfg.text_width,cfg.vocab,0. # noise: deviation, in training only
+        self.register_buffer('table', torch.zeros(cfg.vocab, k, dtype=torch.int8))
+        self.special = nn.Embedding(4, w)                                      # padding, <unk>, <start>, <end>
+        self.lift = nn.Sequential(nn.Linear(k, w), nn.GELU(), nn.Linear(w, w))
+
+    def forward(self, ids): # int64 (b,n) -> (b,n,w)
+        x = self.table[ids].float()/self.unit
+        if self.training and self.noise: x = x + self.noise*torch.randn_like(x)
+        is_word = (ids > 1) & (ids < self.vocab-2)
+        special = torch.where(ids < 2, ids, ids - self.vocab + 4).clamp(0, 3)
+        return torch.where(is_word[...,None], self.lift(x), self.special(special))
+
 # %% ../nbs/01_mineclip.ipynb #c040
 class TextTower(nn.Module):
     "Token ids to a text embedding"
     def __init__(self,
-        cfg:MineCLIPConfig, # Uses `vocab`, `context`, `text_width`, `text_depth`, `text_heads`, `d`
+        cfg:MineCLIPConfig, # Uses `vocab`, `word_vectors`, `context`, `text_width`, `text_depth`, `text_heads`, `d`
     ):
         super().__init__()
         w,self.end = cfg.text_width,cfg.vocab - 1
-        self.token = nn.Embedding(cfg.vocab, w)
+        self.token = _WordVectors(cfg) if cfg.word_vectors else nn.Embedding(cfg.vocab, w)
         self.pos = nn.Parameter(torch.randn(cfg.context, w)*.01)
         self.blocks = nn.Sequential(*[ClipBlock(w, cfg.text_heads, causal=True) for _ in range(cfg.text_depth)])
         self.norm,self.proj = nn.LayerNorm(w),nn.Linear(w, cfg.d, bias=False)
-        nn.init.normal_(self.token.weight, std=.02)
+        nn.init.normal_((self.token.special if cfg.word_vectors else self.token).weight, std=.02)
 
     def forward(self, ids): # ids:(b,n) int64 -> (b,d)
         ends = ids == self.end
@@ -324,6 +343,15 @@ def embed_text(self:MineCLIP,
 ): # (n,d)
     "Embed texts"
     return self.embed_tokens(self.tokenize(texts))
+
+# %% ../nbs/01_mineclip.ipynb #n103
+@patch
+def warn_unknown(self:MineCLIP,
+    text:str, # A text
+):
+    "Warn of words that were never learned; CLIP's sub-words know every text"
+    fault = self.tokenizer.fault(text) if isinstance(self.tokenizer, WordTokenizer) else ''
+    if fault: warnings.warn(fault, PromptWarning, stacklevel=3)
 
 # %% ../nbs/01_mineclip.ipynb #c054
 @patch

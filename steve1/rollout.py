@@ -205,7 +205,8 @@ def film_rollout(
     "Play, and film every world; a world that never started gives one black frame"
     with ExitStack() as stack:
         enter = stack.enter_context
-        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=FILM)) for p in paths]
+        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=FILM, title=c.name or c.goal.name))
+            for p,c in zip(paths, cases)]
         pool = enter(ThreadPoolExecutor(_n_cores()))
         def watch(r, rows):
             def shoot(i): films[i].add(overlay(r.envs.picture(i, size), r.now(i), r.t, rows[i], r.values[i]))

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNCONDITIONAL', 'PAPER_PROMPTS', 'System', 'load_system', 'random_system', 'shipped_or_random', 'Goal', 'no_goal',
-           'PromptWarning', 'text_goal', 'visual_goal', 'save_goal', 'as_goal']
+           'text_goal', 'visual_goal', 'save_goal', 'as_goal']
 
 # %% ../../nbs/acting/goals.ipynb #c002
-import re, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from ..config import data_dir, find_data, get_device, restore_hint
 from ..base.files import atomic_path, sha256
 from ..world.tasks import TASKS
-from ..models.tokenizers import WordTokenizer, split_words
+from ..models.tokenizers import WordTokenizer
 from ..mineclip import MineCLIP, MineCLIPConfig
 from ..policy import Policy, PolicyConfig
 
@@ -72,8 +71,8 @@ def random_system(
 ) -> Path: # The folder, for `load_system`
     "Save an untrained system of size tiny"
     torch.manual_seed(seed)
-    cfg = MineCLIPConfig.preset('tiny', vocab=512)
-    phrases = [p for t in TASKS.values() for p in (t.prompt, *t.phrases)]
+    cfg = MineCLIPConfig.preset('tiny', vocab=2048)
+    phrases = [p for t in TASKS.values() for p in (t.prompt, *t.captions)]
     words = WordTokenizer.fit(phrases, cfg.vocab, cfg.context).words
     MineCLIP(cfg, words).save(Path(folder)/'mineclip.safetensors')
     Prior(PriorConfig.preset('tiny', d=cfg.d)).save(Path(folder)/'prior.safetensors')
@@ -125,36 +124,11 @@ PAPER_PROMPTS = dict(
 # %% ../../nbs/acting/goals.ipynb #a104
 @lru_cache(1)
 def _task_by_phrase():
-    return {p.lower():t for t in reversed(TASKS.values()) for p in (*t.held_out, *t.phrases, t.prompt, t.name)}
+    return {p.lower():t for t in reversed(TASKS.values()) for p in (*t.captions, t.prompt, t.name)}
 
 def _find_task(prompt):
     "The task that a prompt is about, or None"
     return _task_by_phrase().get(' '.join(prompt.lower().split()))
-
-# %% ../../nbs/acting/goals.ipynb #b002
-class PromptWarning(UserWarning):
-    "MineCLIP does not know some words of a prompt"
-
-# %% ../../nbs/acting/goals.ipynb #b002-1
-def _unknown_words(
-    clip:MineCLIP, # Its tokenizer
-    text:str,      # A sentence
-) -> list: # In the order of the text; empty for a tokenizer that knows every word
-    "The words of a sentence that MineCLIP never learned"
-    if not isinstance(clip.tokenizer, WordTokenizer): return []
-    words = dict.fromkeys(re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower()))
-    def known(word):
-        stems = split_words(word.replace('’', ''))
-        return bool(stems) and all(s in clip.tokenizer.id for s in stems)
-    return [w for w in words if not known(w)]
-
-# %% ../../nbs/acting/goals.ipynb #a105
-def _unknown_fault(clip, text):
-    "What a warning says about a sentence; '' if it is known"
-    if not (unknown := _unknown_words(clip, text)): return ''
-    if any(s in clip.tokenizer.id for s in split_words(text)):
-        return f"words this MineCLIP never learned: {', '.join(unknown)}"
-    return f'this MineCLIP never learned a word of {text!r}, so the goal is that of any unknown text'
 
 # %% ../../nbs/acting/goals.ipynb #c013
 def _prompt_text(prompt):
@@ -176,7 +150,7 @@ def text_goal(
 ) -> Goal:
     "The goal of a sentence"
     text, task = _prompt_text(prompt)
-    if fault := _unknown_fault(system.clip, text): warnings.warn(fault, PromptWarning, stacklevel=2)
+    system.clip.warn_unknown(text)
     draw = seed is not None
     gen = torch.Generator().manual_seed(seed) if draw else None
     goal = system.prior(system.clip.embed_text([text]), z=None if draw else 0, generator=gen)
