@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['relabel', 'DataConfig', 'joint_actions', 'action_counts', 'goal_rows', 'EpisodePass', 'ChunkStream', 'MixedStream',
-           'cut_lanes', 'to_device', 'plot_pass']
+           'cut_lanes', 'to_device']
 
 # %% ../nbs/04_dataset.ipynb #c002
-import math
+import math, sys
 from collections import namedtuple
 from dataclasses import dataclass
 from itertools import count, islice
@@ -378,7 +378,9 @@ def batches(self:ChunkStream,
     if not workers: return (self.batch(i) for i in steps)
     own = torch.Generator() # the loader seeds its workers; that must not advance the run's generator
     parts = ((i, slice(k, None, w)) for i in steps for k in range(w)) # in turn: worker k has the lanes k, k+w, ...
-    loader = torch.utils.data.DataLoader(self, batch_size=None, sampler=parts, num_workers=w, generator=own)
+    how = 'fork' if sys.platform == 'linux' else None # other ways need named semaphores, which a killed run leaves behind
+    loader = torch.utils.data.DataLoader(self, batch_size=None, sampler=parts, num_workers=w, generator=own,
+        multiprocessing_context=how)
     return self._joined(iter(loader), w)
 
 # %% ../nbs/04_dataset.ipynb #s07
@@ -470,24 +472,24 @@ def _draw_rows(v, ax, hue):
     ax.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, labelsize=7)
 
 # %% ../nbs/04_dataset.ipynb #c058
-def plot_pass(
-    v:EpisodePass, # Of an episode of a few hundred steps
-    n:int=10,      # Pictures of the play
+@patch
+def plot(self:EpisodePass,
+    n:int=10, # Pictures of the play
 ): # A matplotlib figure
-    "An episode, its goals, and which step is conditioned on which goal"
+    "An episode of a few hundred steps, its goals, and which step is conditioned on which goal"
     import matplotlib.pyplot as plt
     from matplotlib.patches import ConnectionPatch
-    N, goals = v.ep.n, np.unique(v.goal_idx)
+    N, goals = self.ep.n, np.unique(self.goal_idx)
     fig, axs = plt.subplots(3, 1, figsize=(10,4.1), height_ratios=(1,1.15,1), sharex=True, layout='constrained')
     hue = dict(zip(goals, plt.cm.tab10(np.arange(len(goals))%10)))
     for ax,steps,word in ((axs[0], np.arange(n)*N//n, 'step'), (axs[2], goals, 'goal')):
         for i,t in enumerate(steps):
             mid, half = (i+.5)*N/len(steps), .48*N/max(n, len(goals))
-            ax.imshow(v.ep.frames(t, t+1)[0], extent=(mid-half, mid+half, 0, 1), interpolation='nearest')
+            ax.imshow(self.ep.frames(t, t+1)[0], extent=(mid-half, mid+half, 0, 1), interpolation='nearest')
             ax.text(mid, -.04, f'{word} {t}', ha='center', va='top', fontsize=7)
             if word == 'goal':
                 line = ConnectionPatch((t,-.45), (mid,1), 'data', 'data', axesA=axs[1], axesB=ax, color=hue[t], lw=1.2)
                 fig.add_artist(line)
         ax.set(ylim=(-.16,1), xlim=(0,N), aspect='auto'); ax.axis('off')
-    _draw_rows(v, axs[1], hue)
+    _draw_rows(self, axs[1], hue)
     return fig

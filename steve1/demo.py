@@ -18,7 +18,7 @@ from .base.commands import command
 from .world.blocks import ARENAS
 from .world.tasks import METRICS
 from .world.play import jpeg, play_human
-from .acting.goals import PAPER_PROMPTS, UNCONDITIONAL, load_system
+from .acting.goals import PAPER_PROMPTS, UNCONDITIONAL, System
 from .acting.session import FPS, OWN_PROMPTS, Session
 
 # %% ../nbs/09_demo.ipynb #c005
@@ -436,7 +436,7 @@ class _PlayConfig(Config):
 def play_cli(cfg:_PlayConfig):
     "Tell the agent what to do, line by line; or play BlockWorld yourself"
     if cfg.human: return play_human(cfg.seed, cfg.arena or 'plains', cfg.scale, cfg.n_steps)
-    session = Session(load_system(cfg.weights), seed=cfg.seed, arena=cfg.arena or 'forest', cond_scale=cfg.cond_scale)
+    session = Session(System.load(cfg.weights), seed=cfg.seed, arena=cfg.arena or 'forest', cond_scale=cfg.cond_scale)
     def watch(frame): print('\x1b[H\x1b[2J'+_half_blocks(frame), flush=True)
     line = PromptLine(session, 100 if cfg.n_steps is None else cfg.n_steps, cfg.folder, watch if cfg.show else None)
     print('Type what the agent is to do; `help` lists the commands.')

@@ -30,7 +30,7 @@ from .mineclip import MineCLIP
 from .episodes import Episode, list_episodes
 
 # %% ../nbs/08_evaluate.ipynb #c002-3
-from .acting.goals import Goal, System, UNCONDITIONAL, load_system, no_goal, text_goal, visual_goal
+from .acting.goals import Goal, System, UNCONDITIONAL
 from .acting.schedules import make_case
 from .rollout import rollout
 
@@ -109,7 +109,7 @@ def random_goal(
     "The goal of a random moment of recorded play"
     rng, eps = np.random.default_rng((seed, 17)), list_episodes(_find(moments))
     ep = Episode(eps[rng.integers(len(eps))])
-    return visual_goal(system, f"{ep.path/'frames.mp4'}@{rng.integers(15, ep.n)}", name='random goal')
+    return system.visual_goal(f"{ep.path/'frames.mp4'}@{rng.integers(15, ep.n)}", name='random goal')
 
 # %% ../nbs/08_evaluate.ipynb #b110
 def _other_task(task):
@@ -126,10 +126,10 @@ def goal_for(
     seed:int,       # Seed of the world
 ) -> Goal:
     "The goal of one world"
-    if condition==UNCONDITIONAL: return no_goal(system)
+    if condition==UNCONDITIONAL: return system.no_goal()
     if condition=='random': return random_goal(system, seed, cfg.moments)
     t = TASKS[_other_task(task) if condition=='other' else task]
-    goal = text_goal(system, t.prompt, seed if cfg.goal=='draw' else None)
+    goal = system.text_goal(t.prompt, seed if cfg.goal=='draw' else None)
     if cfg.goal in ('prior','draw'): return goal
     text = system.clip.embed_text([t.prompt])[0].float().cpu().numpy()
     length = np.linalg.norm(goal.embed)/np.linalg.norm(text) if cfg.goal=='scaled' else 1.
@@ -198,7 +198,7 @@ def _make_jobs(cfg):
 @lru_cache(1)
 def _system(weights, policy, device):
     if torch.device(device).type=='cpu': torch.set_num_threads(1)      # processes share the cores
-    return load_system(weights, device, policy)
+    return System.load(weights, device, policy)
 
 # %% ../nbs/08_evaluate.ipynb #a008
 def _metric_names(cfg): return [*METRICS, *(f'clip_{t}' for t in cfg.tasks if cfg.clip)]
@@ -209,7 +209,7 @@ def _run_job(job):
     cfg = EvalConfig.from_dict(job.cfg)
     system = _system(cfg.weights, cfg.policy, cfg.device)
     cases = [make_case(goal_for(system, cfg, t, c, s), s, cfg.cond_scale, arena) for t,c,arena,s in job.cases]
-    goals = [text_goal(system, t).embed for t in cfg.tasks] if cfg.clip else []
+    goals = [system.text_goal(t).embed for t in cfg.tasks] if cfg.clip else []
     scorer = ClipScorer(system.clip, np.stack(goals), len(cases)) if cfg.clip else None
     dtype = get_dtype(get_device(cfg.device))
     played = rollout(system.policy, cases, cfg.n_steps, scorer, env=cfg.env, process=cfg.process or None, dtype=dtype)
@@ -265,7 +265,7 @@ def evaluate(
     run=run_jobs,   # Runs the jobs: in processes of this machine, or a function with the same signature
 ) -> pd.DataFrame: # Rows: task, condition, arena, seed, metric, value, failed, config, commit, weights
     "Play all tasks and the baselines in the same worlds; save rows and config"
-    weights = load_system(cfg.weights, cfg.device, cfg.policy).weights          # a clear error before any work
+    weights = System.load(cfg.weights, cfg.device, cfg.policy).weights          # a clear error before any work
     rows = [*_agent_rows(cfg, run), *(_expert_rows(cfg, run) if cfg.experts else ())]
     rows = pd.DataFrame(rows, columns=['task','condition','arena','seed','metric','value','failed'])
     rows = rows.assign(config=cfg.id, commit=_code_version(), weights=weights['policy'])

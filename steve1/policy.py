@@ -26,7 +26,7 @@ from .base.actions import ActionMap, N_BUTTONS, N_CAMERA
 from .base.video import resize_frames
 from .models.trunks import Linear, PATCH, TRUNKS, fan_in_, frames_to_float, linear, project
 from .models.losses import bc_loss
-from .models.vpt_names import VPT_FIXED, VPT_GOAL, check_fixed, config_from_model, official_name, sizes_from_shapes
+from .models.vpt_names import VPTNames
 
 # %% ../nbs/02_policy.ipynb #c005
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ def official(self:Policy,
     name:str, # Name of one of our tensors
 ) -> str: # Its name in the published files
     "The published name of a tensor"
-    if self.cfg.trunk == 'impala': return official_name(name)
+    if self.cfg.trunk == 'impala': return VPTNames.official_name(name)
     raise ValueError(f"trunk {self.cfg.trunk!r} has no published names: only 'impala' was published")
 
 # %% ../nbs/02_policy.ipynb #c048
@@ -317,7 +317,7 @@ def from_official(cls:PolicyConfig,
     d_goal:int=512, # Width of MineCLIP's embedding
 ) -> PolicyConfig:
     "Our settings from the published ones"
-    check_fixed(net, VPT_FIXED)
+    VPTNames.check_fixed(net, VPTNames.FIXED)
     (h, w, _), T = net['img_shape'], net['timesteps']
     return cls(image_size=(h, w), channels=tuple(c * net['impala_width'] for c in net['impala_chans']),
         hidsize=net['hidsize'], n_layers=net['n_recurrence_layers'], n_heads=net['attention_heads'],
@@ -330,7 +330,7 @@ def from_model(cls:PolicyConfig,
     path, # A published `.model` file
 ) -> PolicyConfig:
     "Our settings from a published settings file; the pickle is read as data alone"
-    return config_from_model(cls, path)
+    return VPTNames.config_from_model(cls, path)
 
 # %% ../nbs/02_policy.ipynb #c049
 @patch(cls_method=True)
@@ -338,7 +338,7 @@ def from_tensors(cls:PolicyConfig,
     tensors:dict, # Published names, without prefix, to tensors
 ) -> PolicyConfig:
     "The settings of a published network, from the shapes of its tensors; temperature and chunk length as published"
-    return cls(**sizes_from_shapes({k: tuple(v.shape) for k, v in tensors.items()}))
+    return cls(**VPTNames.sizes_from_shapes({k: tuple(v.shape) for k, v in tensors.items()}))
 
 # %% ../nbs/02_policy.ipynb #c051
 @patch(cls_method=True)
@@ -355,9 +355,9 @@ def from_official(cls:Policy,
     elif not isinstance(model, PolicyConfig): model = PolicyConfig.from_model(model)
     try: policy = make_within(lambda: cls(model), state)
     except ValueError as e: raise ValueError(f'{name}: {e}') from None
-    if not any(k.startswith(VPT_GOAL) for k in state):                                         # plain VPT
-        state |= {k: torch.zeros_like(v) for k, v in policy.to_official().items() if k.startswith(VPT_GOAL)}
-    return load_strict(policy, state, name, official_name).to(get_device(str(device))).eval()
+    if not any(k.startswith(VPTNames.GOAL) for k in state):                                         # plain VPT
+        state |= {k: torch.zeros_like(v) for k, v in policy.to_official().items() if k.startswith(VPTNames.GOAL)}
+    return load_strict(policy, state, name, VPTNames.official_name).to(get_device(str(device))).eval()
 
 # %% ../nbs/02_policy.ipynb #c070
 def guide(

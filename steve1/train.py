@@ -167,7 +167,8 @@ def _broken(self:Trainer, what, batch):
     names = sorted({'/'.join(Path(e).parts[-2:]) for e in batch['episode']})
     state = self.run.find_state()
     every = self.cfg.saving.save_every
-    saved = f"saved at step {self.run.read_state(state, 'main')['step']}" if state else f'not saved yet (save_every={every})'
+    saved = f'not saved yet (save_every={every})'
+    if state: saved = f"saved at step {self.run.read_state(state, 'main')['step']}"
     raise FloatingPointError(f'step {self.step}: {what}. Episodes of this batch: {", ".join(names)}. '
         f'The state of run {self.cfg.name!r} from before it: {saved}. Lower lr or clip, or leave the episodes out.')
 

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from .config import Config, data_dir, find_data, get_device, get_dtype, repo_root, restore_hint
 from .base.checkpoints import file_kind, load_tensors
 from .base.commands import command
+from .luanti.install import LUANTI_INSTALL, luanti_parts
 from .world.games import RECIPES
 
 # %% ../nbs/10_verify.ipynb #c006
@@ -161,14 +162,14 @@ def _sample_folders():
 # %% ../nbs/10_verify.ipynb #v107
 def _check_goals(weights=None):
     "Goals of the prompts point to what the sample episodes show"
-    from steve1.acting.goals import load_system, text_goal
+    from steve1.acting.goals import System
     from steve1.world.tasks import TASKS
-    system, names = load_system(weights), list(TASKS)
+    system, names = System.load(weights), list(TASKS)
     seen, tasks = _sample_events(system.clip)
     if not tasks:
         text = 'not checked: the sample episodes were embedded by another MineCLIP'
         return [Check('goals', True, text, 'nothing is needed', optional=True)]
-    goals = np.stack([text_goal(system, TASKS[t].prompt).embed for t in names])
+    goals = np.stack([system.text_goal(TASKS[t].prompt).embed for t in names])
     unit = lambda x: x/np.linalg.norm(x, axis=1, keepdims=True)
     nearest = (unit(seen)@unit(goals).T).argmax(1)
     share = np.mean([names[i] == t for i,t in zip(nearest, tasks)])
@@ -207,16 +208,26 @@ def _check_weights_published(folder=None):
     return [Check('published', True, f"not here: {' '.join(missing)}", 'steve1_download steve1', optional=True), *rows]
 
 
+# %% ../nbs/10_verify.ipynb #i001
+def _tokenizer_elsewhere(cache):
+    "The tokenizer from a list of merges, unless a cache is given; [] if there is none"
+    from steve1.models.tokenizers import ClipTokenizer
+    try: ClipTokenizer(cache=cache)
+    except FileNotFoundError: return []
+    return [Check('tokenizer', True, "CLIP's sub-words, made of its list of merges")]
+
+
 # %% ../nbs/10_verify.ipynb #c026
 def _check_tokenizer(cache=None):
     "CLIP's tokenizer is in the cache, whole, or not at all; `cache` None: where `HF_HUB_CACHE` or `HF_HOME` says"
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
     from steve1.models.tokenizers import ClipTokenizer
-    name, cache = ClipTokenizer.name, Path(cache or constants.HF_HUB_CACHE)
+    name, given, cache = ClipTokenizer.name, cache, Path(cache or constants.HF_HUB_CACHE)
     get = f"hf download {name} {' '.join(ClipTokenizer.files)} tokenizer_config.json"
     if constants.HF_HUB_OFFLINE: get = f'HF_HUB_OFFLINE=0 {get}'
-    absent = [Check('tokenizer', True, 'of the published MineCLIP: not here', get, optional=True)]
+    get += '\npip install --no-deps open_clip_torch   (without the hub)'
+    absent = _tokenizer_elsewhere(given) or [Check('tokenizer', True, 'of the published MineCLIP: not here', get, optional=True)]
     try: found = scan_cache_dir(cache)
     except CacheNotFound: return absent
     faults = [str(w) for w in found.warnings if name.replace('/', '--') in str(w)]
@@ -285,6 +296,15 @@ def _check_game(name, python=None):
         return say(False, f'{version} is there, but not its engine {engine.name}', fix)
     return say(True, f'{version}, Python {v}')
 
+# %% ../nbs/10_verify.ipynb #u020
+def _check_luanti():
+    "Luanti and all that it needs are here"
+    parts, fix = luanti_parts(), LUANTI_INSTALL
+    missing = [k for k,where in parts.items() if not where]
+    if missing: return [Check('luanti', True, f"lacks {', '.join(missing)}; a free game that `--env luanti` plays", fix, optional=True)]
+    said = subprocess.run([parts['game'], '--version'], capture_output=True, text=True, timeout=60).stdout
+    return [Check('luanti', True, ' '.join(said.split('\n')[0].split()[:2]) + f", {parts['game']}")]
+
 # %% ../nbs/10_verify.ipynb #c035
 def _check_java(needed=None):
     "Java, which Minecraft runs on; `needed` None: if an interpreter of a game is set"
@@ -303,7 +323,8 @@ _EXTRAS = dict(
     play='to play yourself: `steve1_play --human`, keyboard and mouse in the notebook',
     ray='to run jobs on several machines',
     wandb='to log to Weights & Biases',
-    lerobot='to write LeRobot datasets')
+    lerobot='to write LeRobot datasets',
+    clip='the tokenizer of the published MineCLIP where the Hugging Face hub is out of reach')
 
 def _extras():
     "The extras of settings.ini, or of an installed copy without it"
@@ -338,10 +359,10 @@ def _plays(system, goal, n):
 # %% ../nbs/10_verify.ipynb #v112
 def _check_rollout(n=20):
     "From a sentence to n steps of play"
-    from steve1.acting.goals import load_system, text_goal
+    from steve1.acting.goals import System
     t0 = time.perf_counter()
-    system = load_system()
-    goal = text_goal(system, 'dig a hole')
+    system = System.load()
+    goal = system.text_goal('dig a hole')
     loading = time.perf_counter()-t0
     ok, compiling, playing = _plays(system, goal, n)
     ok = ok and bool(np.isfinite(goal.embed).all() and goal.embed.any())
@@ -359,7 +380,7 @@ def verify() -> list: # of `Check`, in the order in which one would fix them
     checks = dict(python=_check_python, packages=_check_packages, device=_check_device, video=_check_video,
         weights=_check_weights, episodes=_check_episodes, goals=_check_goals, rollout=_check_rollout, disk=_check_disk,
         extras=lambda: [_check_extra(e) for e in _extras()],
-        minerl=lambda: _check_game('minerl'), minestudio=lambda: _check_game('minestudio'),
+        luanti=_check_luanti, minerl=lambda: _check_game('minerl'), minestudio=lambda: _check_game('minestudio'),
         java=_check_java, published=_check_weights_published, tokenizer=_check_tokenizer, hub=_check_hub)
     return [c for name,f in checks.items() for c in _guarded(f, name, _FIXES.get(name, _reinstall()))]
 

@@ -55,3 +55,35 @@ def test_a_seed_gives_the_same_cases():
     import itertools, listeners
     first = lambda: list(itertools.islice(listeners.cases(run.case_rng(3, 'listeners')), 8))
     assert first() == first() and json.loads(json.dumps(first())) == first()
+
+linux = pytest.mark.skipif(sys.platform != 'linux', reason='campaigns read /proc')
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    "As a campaign's worker has them"
+    import os, tempfile, harness
+    kept = {k:os.environ.get(k) for k in ('TMPDIR', 'STEVE1_DATA')}
+    work = tmp_path_factory.mktemp('campaign')
+    (work/'tmp').mkdir()
+    os.environ['TMPDIR'], tempfile.tempdir = str(work/'tmp'), None
+    harness.adopt_orphans()
+    harness.set_folders(work, work/'case')
+    yield work
+    tempfile.tempdir = None
+    for k,v in kept.items(): os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)
+
+def tried(name, cases):
+    "Outcomes that are not ok"
+    import importlib
+    module = importlib.import_module(name)
+    return [(c, out) for c in cases if (out := run.try_case(module, c))[0] != 'ok']
+
+@linux
+def test_slice_of_full_disks(folders):
+    cases = [dict(writer=w, how=how, share=share) for w in ('episode', 'film', 'sampling', 'ledger', 'policy') for how,share in (('limit', .37), ('tmpfs', .6))]
+    assert not tried('disk_full', cases + [dict(writer='official', how='limit', share=.999)])
+
+@linux
+def test_slice_of_garbage(folders):
+    import itertools, game_garbage
+    assert not tried('game_garbage', itertools.islice(game_garbage.cases(run.case_rng(4, 'game_garbage')), 3))

@@ -7,8 +7,8 @@ import numpy as np, pytest, torch
 from steve1.base.actions import KEYS
 from steve1.config import repo_root
 from steve1.base.files import sha256
-from steve1.data.collect import CollectConfig, Ledger, RecordingIndex, collect, collection_faults, collection_report, fetch_recordings, plan_collection
-from steve1.data.contractor import ContractorConfig, ContractorFrames, RecordingError, convert_contractor, parse_steps, read_steps, write_contractor
+from steve1.data.collect import CollectConfig, Ledger, RecordingIndex, collect
+from steve1.data.contractor import ContractorConfig, ContractorFrames, RecordingError, convert_contractor, ContractorActions, write_contractor
 from steve1.episodes import Episode, list_episodes, validate_episode
 from steve1.data.embed import embed_segments, is_embedded
 
@@ -107,7 +107,7 @@ def test_killed_at_random_moments(site, tmp_path):
     p = command(site, tmp_path); text, _ = p.communicate(timeout=90)
     assert p.returncode == 0, text
     assert files(made) == whole and not list(made.glob('.tmp-*'))
-    assert sorted(collection_faults(recs, made)) == sorted(n.replace('/','_') for n in GONE+[SHORT])
+    assert sorted(Ledger.of(made).faults(recs)) == sorted(n.replace('/','_') for n in GONE+[SHORT])
 
 def _until(true, timeout, more):
     end = time.monotonic()+timeout
@@ -126,17 +126,17 @@ def test_network_failures_are_tried_again(site, tmp_path):
     "A network that stays broken is no final verdict; a file that is gone is, until asked"
     recs = [r for r in RecordingIndex.read(site.folder/'index.json').recordings if r.name in ('8.0_breaks-twice','8.0_gone-0')]
     site.flaky |= {'/8.0/breaks-twice.mp4':10**6}
-    [found] = [f for r,f in fetch_recordings(recs, tmp_path/'raw', retries=0) if r.name == '8.0_breaks-twice']
+    [found] = [f for r,f in RecordingIndex.fetch(recs, tmp_path/'raw', retries=0) if r.name == '8.0_breaks-twice']
     assert found[0] == 'network'
     led = Ledger(tmp_path/'d'/'ledger.jsonl')
     led.add('8.0_breaks-twice', *found); led.add('8.0_gone-0', 'missing', '404')
-    todo, _, given_up = plan_collection(recs, tmp_path/'d')
+    todo, _, given_up = Ledger.of(tmp_path/'d').plan(recs)
     assert [r.name for r in todo] == ['8.0_breaks-twice'] and given_up == ['8.0_gone-0']
-    assert len(plan_collection(recs, tmp_path/'d', retry=True)[0]) == 2
+    assert len(Ledger.of(tmp_path/'d').plan(recs, retry=True)[0]) == 2
     site.flaky.clear()
     assert collect(recs, tmp_path/'d', CollectConfig(raw=str(tmp_path/'raw'), workers=0, size=(64,64), keep_raw=True)) == 1
-    assert todo[0].raw_path(tmp_path/'raw', '.mp4').is_file() and set(collection_faults(recs, tmp_path/'d')) == {'8.0_gone-0'}
-    assert collection_report(recs, tmp_path/'d').recordings.to_dict() == {'converted':1, 'not on the server':1, 'in all':2}
+    assert todo[0].raw_path(tmp_path/'raw', '.mp4').is_file() and set(Ledger.of(tmp_path/'d').faults(recs)) == {'8.0_gone-0'}
+    assert Ledger.of(tmp_path/'d').report(recs).recordings.to_dict() == {'converted':1, 'not on the server':1, 'in all':2}
 
 LINE = dict(mouse=dict(x=0., y=0., dx=1., dy=0., buttons=[], newButtons=[]), keyboard=dict(keys=[]), isGuiOpen=False, hotbar=0)
 def changed(**kw): return json.dumps(LINE | kw)
@@ -201,7 +201,7 @@ def test_embeddings_are_of_the_recording(site, tmp_path):
         def embed_windows(self, f): return f.unfold(0, 16, 1).mean(-1)
     mp4, jsonl = site.folder/'8.0/plain-3.mp4', site.folder/'8.0/plain-3.jsonl'
     ep = validate_episode(convert_contractor(mp4, jsonl, tmp_path/'e', ContractorConfig(size=(32,32)), clip=Mean()), Mean())
-    frames = np.concatenate([x[0] for _,x in ContractorFrames(mp4, parse_steps(read_steps(jsonl)), [(16,24)], step=7)])
+    frames = np.concatenate([x[0] for _,x in ContractorFrames(mp4, ContractorActions.read(jsonl), [(16,24)], step=7)])
     want = np.concatenate(list(embed_segments([frames], Mean())))
     np.testing.assert_allclose(ep.embeds[15:], want[15:], atol=.1) and np.isnan(ep.embeds[:15]).all()
     assert is_embedded(tmp_path/'e', Mean())
@@ -212,7 +212,7 @@ def test_a_ledger_with_eight_writers(tmp_path):
     env = dict(os.environ, PYTHONPATH=str(repo_root()), OMP_NUM_THREADS='1')
     for p in [subprocess.Popen([sys.executable, '-c', WRITER, str(tmp_path/'ledger.jsonl'), str(k)], env=env) for k in range(8)]: assert p.wait(120) == 0
     lines = (tmp_path/'ledger.jsonl').read_text().splitlines()
-    assert len([json.loads(l) for l in lines]) == 320 and len(Ledger(tmp_path/'ledger.jsonl').last) == 320
+    assert len([json.loads(l) for l in lines]) == 320 and len(Ledger.of(tmp_path).last) == 320
 
 def test_a_ledger_is_no_way_out(tmp_path):
     "A link in place of a ledger is not followed"

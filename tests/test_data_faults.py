@@ -267,7 +267,7 @@ import numpy as np
 from steve1.dataset import ChunkStream, DataConfig
 from steve1.episodes import Episode, find_episodes, list_episodes, validate_episode
 from steve1.data.embed import is_embedded
-from steve1.data.foreign import index_folder
+from steve1.data.foreign import EpisodeIndex
 from steve1.data.inspect import episode_cli
 from steve1.data.sampling import make_sampling
 folder, frozen = Path(sys.argv[1]), [os.path.abspath(p) for p in sys.argv[1:]]
@@ -286,7 +286,7 @@ for p in paths:
 stream = ChunkStream(paths, DataConfig(T=16, max_gap=30), batch=2)
 for i in range(3): stream.batch(i)
 episode_cli(['validate', str(folder)]); episode_cli(['info', str(folder)])
-assert len(index_folder(folder)) == len(paths)
+assert len(EpisodeIndex.of(folder)) == len(paths)
 if len(sys.argv) == 2: make_sampling('frozen', [str(folder)])
 '''
 

@@ -1,12 +1,12 @@
 """Downloads against a server on this machine that cuts connections, lies, is busy or has no such file"""
-import hashlib, io, json, multiprocessing, os, re, resource, signal, subprocess, sys, threading, time
+import hashlib, json, multiprocessing, os, re, resource, signal, subprocess, sys, threading, time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
 import steve1.base.downloads as downloads
-from steve1.base.downloads import DownloadError, check_file, download
+from steve1.base.downloads import DownloadError, download
 from steve1.config import repo_root
 
 DATA = np.random.default_rng(0).bytes(1_000_003)
@@ -66,7 +66,7 @@ def serving(server):
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch):
     "Nobody waits in a test, and how long one would have waited is noted"
-    slept, real = [], time.sleep
+    slept = []
     for k in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'): monkeypatch.delenv(k, raising=False)
     monkeypatch.setattr(downloads, 'time', type('time', (), dict(sleep=staticmethod(slept.append))))
     return slept

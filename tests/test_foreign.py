@@ -8,10 +8,10 @@ from steve1.config import repo_root
 from steve1.data.collect import Ledger
 from steve1.data.contractor import write_contractor
 from steve1.episodes import Episode, list_episodes, validate_episode
-from steve1.base.video import VideoError, VideoReader, count_frames
-from steve1.data.lerobot import ACTION_NAMES, POV, VIDEO_PATH, action_vectors, export_lerobot, step_tasks
+from steve1.base.video import VideoError, VideoReader
+from steve1.data.lerobot import LeRobotFormat, export_lerobot
 from steve1.data.basalt import BASALT_TASKS, BasaltConfig, collect_basalt
-from steve1.data.foreign import EpisodeIndex, index_folder, index_path, link_episodes
+from steve1.data.foreign import EpisodeIndex, link_episodes
 from steve1.data.sampling import make_sampling, read_sampling
 
 SAMPLE, N = repo_root()/'tests'/'golden'/'episode_sample', 5000
@@ -40,26 +40,26 @@ def hurt(folder, n):
         else: put(d/'len.txt', b'%d' % (97+j)); out[d.name] = 'len.txt'
     return out
 
-def command(tmp_path, *args, env={}, code=''):
+def command(tmp_path, *args, env=None, code=''):
     "`steve1_foreign` as a process"
     (tmp_path/'run.py').write_text(code + "\nfrom steve1.data.foreign import foreign_cli\nif __name__ == '__main__': foreign_cli()\n")
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(repo_root()), **env)
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(repo_root()), **(env or {}))
     return subprocess.run([sys.executable, str(tmp_path/'run.py'), *map(str, args)], env=env, capture_output=True, text=True, timeout=60)
 
 def test_five_thousand_in_seconds(tmp_path):
     "Under ten seconds, the broken ones named, the second look at changes alone"
     wrong = hurt(fill(tmp_path/'many', N), N)
-    t = time.perf_counter(); index = index_folder(tmp_path/'many'); first = time.perf_counter()-t
+    t = time.perf_counter(); index = EpisodeIndex.of(tmp_path/'many'); first = time.perf_counter()-t
     assert first < 10, first
     assert len(index) == N and len(wrong) == N//100 and set(index.broken) == set(wrong)
     for name,word in wrong.items(): assert word in index.broken[name], (name, word, index.broken[name])
     assert index.hours == pytest.approx((N-N//100)*96/20/3600)
-    t = time.perf_counter(); again = index_folder(tmp_path/'many'); second = time.perf_counter()-t
+    t = time.perf_counter(); again = EpisodeIndex.of(tmp_path/'many'); second = time.perf_counter()-t
     assert again.entries == index.entries and second < first
     put(tmp_path/'many'/'00000'/'frames.mp4', b'')
-    assert set(index_folder(tmp_path/'many').broken) == {'00000', *wrong}
+    assert set(EpisodeIndex.of(tmp_path/'many').broken) == {'00000', *wrong}
     assert set(EpisodeIndex.load(tmp_path/'many').broken) == {'00000', *wrong}        # the kept one was brought up to date
-    link_episodes(index_folder(tmp_path/'many'), 'linked')
+    link_episodes(EpisodeIndex.of(tmp_path/'many'), 'linked')
     make_sampling('linked', 'linked', val_share=.1)
     train, val = read_sampling('linked')
     assert len(train)+len(val) == N-N//100-1
@@ -68,49 +68,49 @@ def test_five_thousand_in_seconds(tmp_path):
 def test_index_file(tmp_path):
     "A torn index, an older one, one that cannot be written to: made anew or done without"
     folder = fill(tmp_path/'few', 5)
-    want = index_folder(folder).entries
-    path = index_path(folder)
+    want = EpisodeIndex.of(folder).entries
+    path = EpisodeIndex.file_of(folder)
     for content in (b'{"version":1,"ent', b'[]', json.dumps(dict(version=0, folder=str(folder), entries=[])).encode(), b'{"version":1}'):
         path.write_bytes(content)
-        assert EpisodeIndex.load(folder).entries == {} and index_folder(folder).entries == want
+        assert EpisodeIndex.load(folder).entries == {} and EpisodeIndex.of(folder).entries == want
         assert EpisodeIndex.load(folder).entries == want
     assert not list(path.parent.glob('.tmp-*')) and sorted(p.name for p in folder.iterdir()) == list(want)   # nothing is written beside the episodes
     shutil.move(folder, tmp_path/'moved')
-    assert index_folder(tmp_path/'moved').entries.keys() == want.keys()
+    assert EpisodeIndex.of(tmp_path/'moved').entries.keys() == want.keys()
 
 def test_our_own_format(tmp_path):
     "Our episodes are indexed, too; one whose video is too short is named"
     src = list_episodes(repo_root()/'data'/'episodes'/'sample')[:2]
     for p in src: shutil.copytree(p, tmp_path/'ours'/p.name)
-    index = index_folder(tmp_path/'ours')
+    index = EpisodeIndex.of(tmp_path/'ours')
     assert [index.entries[p.name].n for p in src] == [Episode(p).n for p in src] and not index.broken
     shutil.copyfile(src[1]/'frames.mp4', tmp_path/'ours'/src[0].name/'frames.mp4')
-    assert f'has {Episode(src[1]).n} frames' in index_folder(tmp_path/'ours').broken[src[0].name]
+    assert f'has {Episode(src[1]).n} frames' in EpisodeIndex.of(tmp_path/'ours').broken[src[0].name]
 
 def test_mp4_headers(tmp_path):
     "Any cut of a file is seen, and noise never ends in anything but a plain error"
     whole, cut, rng = (SAMPLE/'frames.mp4').read_bytes(), tmp_path/'cut.mp4', np.random.default_rng(0)
     for n in [1, 7, 15, 40, *rng.integers(41, len(whole), 40)]:
         cut.write_bytes(whole[:n])
-        with pytest.raises(VideoError): count_frames(cut)
+        with pytest.raises(VideoError): VideoReader.count_frames(cut)
     for _ in range(300):
         b = bytearray(whole); b[rng.choice([rng.integers(64), rng.integers(len(b)-2000, len(b))])] = rng.integers(256)   # where the headers are
         cut.write_bytes(bytes(b))
-        try: count_frames(cut)
+        try: VideoReader.count_frames(cut)
         except VideoError: pass
 
 def test_links(tmp_path):
     "Links follow the index; a real episode is never touched"
     folder = fill(tmp_path/'some', 4)
-    linked = link_episodes(index_folder(folder), 'some')
+    linked = link_episodes(EpisodeIndex.of(folder), 'some')
     put(folder/'00002'/'len.txt', b'')
-    assert [p.name for p in list_episodes(link_episodes(index_folder(folder), 'some'))] == ['00000','00001','00003']
+    assert [p.name for p in list_episodes(link_episodes(EpisodeIndex.of(folder), 'some'))] == ['00000','00001','00003']
     p = command(tmp_path, 'index', folder, '--link', 'mine')
     assert p.returncode == 0 and '1 broken' in p.stdout and '3 episodes linked' in p.stdout, p.stdout+p.stderr
     p = subprocess.run([sys.executable, '-c', 'from steve1.data.inspect import episode_cli; episode_cli(["convert", "mine", "made"])'], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(repo_root())), timeout=60)
     assert p.returncode == 0, p.stderr
     assert [validate_episode(e).n for e in list_episodes('made')] == [96]*3
-    with pytest.raises(FileExistsError, match='no link'): link_episodes(index_folder(folder), 'made')
+    with pytest.raises(FileExistsError, match='no link'): link_episodes(EpisodeIndex.of(folder), 'made')
     assert linked.is_dir() and len(list(folder.iterdir())) == 4
 
 @pytest.fixture
@@ -159,15 +159,15 @@ def check_export(root, episodes, default='play'):
     info, stats = (json.loads((root/'meta'/f).read_text()) for f in ('info.json','stats.json'))
     rows, steps, tasks = pq.read_table(root/'meta'/'episodes').to_pylist(), pq.read_table(root/'data'), pd.read_parquet(root/'meta'/'tasks.parquet')
     assert info['codebase_version'] == 'v3.0' and info['total_frames'] == len(steps) == sum(e.n for e in episodes) and info['total_episodes'] == len(rows) == len(episodes)
-    assert set(steps.column_names) | {POV} == set(info['features']) == set(stats) and info['features']['action']['names'] == ACTION_NAMES
+    assert set(steps.column_names) | {LeRobotFormat.POV} == set(info['features']) == set(stats) and info['features']['action']['names'] == LeRobotFormat.ACTION_NAMES
     assert steps['index'].to_pylist() == list(range(len(steps))) and str(steps.schema.field('action').type) == 'fixed_size_list<element: float>[25]'
     for e,row in zip(episodes, rows):
         a, b = row['dataset_from_index'], row['dataset_to_index']
         part = steps.slice(a, b-a)
-        assert np.array_equal(np.array(part['action'].to_pylist(), np.float32), action_vectors(e.actions)) and part['imitate'].to_pylist() == e.loss_mask.tolist()
-        assert [tasks.index[i] for i in part['task_index'].to_pylist()] == step_tasks(e, default) and part['next.done'].to_pylist() == [False]*(e.n-1)+[True]
-        at = round(row[f'videos/{POV}/from_timestamp']*info['fps'])
-        video = VideoReader(root/VIDEO_PATH.format(video_key=POV, chunk_index=row[f'videos/{POV}/chunk_index'], file_index=row[f'videos/{POV}/file_index']))
+        assert np.array_equal(np.array(part['action'].to_pylist(), np.float32), LeRobotFormat.action_vectors(e.actions)) and part['imitate'].to_pylist() == e.loss_mask.tolist()
+        assert [tasks.index[i] for i in part['task_index'].to_pylist()] == LeRobotFormat.step_tasks(e, default) and part['next.done'].to_pylist() == [False]*(e.n-1)+[True]
+        at = round(row[f'videos/{LeRobotFormat.POV}/from_timestamp']*info['fps'])
+        video = VideoReader(root/LeRobotFormat.VIDEO_PATH.format(video_key=LeRobotFormat.POV, chunk_index=row[f'videos/{LeRobotFormat.POV}/chunk_index'], file_index=row[f'videos/{LeRobotFormat.POV}/file_index']))
         assert np.array_equal(video.read(at, at+e.n), e.frames())
     x = np.array(steps['action'].to_pylist())
     for k,v in dict(mean=x.mean(0), std=x.std(0), min=x.min(0), max=x.max(0), count=[len(x)]).items(): assert np.allclose(stats['action'][k], v)
@@ -183,22 +183,22 @@ def test_export(tmp_path):
 
 def test_lerobot_reads_it(tmp_path):
     "LeRobot's own library"
-    lerobot = pytest.importorskip('lerobot')
+    pytest.importorskip('lerobot')
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
     eps = [Episode(p) for p in list_episodes(repo_root()/'data'/'episodes'/'sample')]
     root = export_lerobot([e.path for e in eps], tmp_path/'mine', video_mb=1, data_mb=.1)
-    window = {POV:[-.05, 0], 'action':[0, .05]}
+    window = {LeRobotFormat.POV:[-.05, 0], 'action':[0, .05]}
     ds = LeRobotDataset('me/play', root=root, video_backend='pyav', delta_timestamps=window)
     assert len(ds) == sum(e.n for e in eps) and ds.num_episodes == len(eps) and ds.fps == 20
     starts = np.cumsum([0]+[e.n for e in eps])
     for i in np.random.default_rng(0).integers(len(ds), size=40).tolist() + starts[:-1].tolist() + (starts[1:]-1).tolist():
         k = int(np.searchsorted(starts, i, side='right'))-1
         e, t, x = eps[k], i-int(starts[k]), ds[i]
-        want, seen = action_vectors(e.actions), x[POV].numpy()
-        assert np.array_equal(x['action'].numpy(), want[[t, min(t+1, e.n-1)]]) and x['task'] == step_tasks(e, 'play')[t]
-        assert x['action_is_pad'].tolist() == [False, t == e.n-1] and x[f'{POV}_is_pad'].tolist() == [t == 0, False]
+        want, seen = LeRobotFormat.action_vectors(e.actions), x[LeRobotFormat.POV].numpy()
+        assert np.array_equal(x['action'].numpy(), want[[t, min(t+1, e.n-1)]]) and x['task'] == LeRobotFormat.step_tasks(e, 'play')[t]
+        assert x['action_is_pad'].tolist() == [False, t == e.n-1] and x[f'{LeRobotFormat.POV}_is_pad'].tolist() == [t == 0, False]
         assert np.abs(seen[1].transpose(1,2,0)*255 - e.frames(t, t+1)[0]).max() <= 2
-    assert np.allclose(ds.meta.stats['action']['mean'], np.concatenate([action_vectors(e.actions) for e in eps]).mean(0))
+    assert np.allclose(ds.meta.stats['action']['mean'], np.concatenate([LeRobotFormat.action_vectors(e.actions) for e in eps]).mean(0))
 
 def test_a_killed_export_leaves_nothing(tmp_path):
     "What is there is whole"
@@ -224,13 +224,13 @@ def test_commands(tmp_path):
     folder = fill(tmp_path/'few', 3)
     put(folder/'00001'/'actions.pkl', b'')
     p = command(tmp_path, 'index', folder, '--dry_run')
-    assert p.returncode == 1 and '00001: actions.pkl is empty' in p.stdout and not index_path(folder).exists()
+    assert p.returncode == 1 and '00001: actions.pkl is empty' in p.stdout and not EpisodeIndex.file_of(folder).exists()
 
 READERS = """
 import sys
-from steve1.data.foreign import index_folder
+from steve1.data.foreign import EpisodeIndex
 from steve1.data.sampling import read_sampling, sampling_summary
-index = index_folder(sys.argv[1])
+index = EpisodeIndex.of(sys.argv[1])
 print(len(index.whole), [len(x) for x in read_sampling('mine')], len(sampling_summary(read_sampling('mine')[0])))
 """
 def test_a_read_only_data_folder(tmp_path):
@@ -239,7 +239,7 @@ def test_a_read_only_data_folder(tmp_path):
     if drop and not shutil.which('setpriv'): pytest.skip('root, and no setpriv to give its rights up')
     folder, data = fill(tmp_path/'few', 4), tmp_path/'data'
     make_sampling('mine', str(folder), val_share=.3)
-    index_folder(folder, save=False)
+    EpisodeIndex.of(folder, save=False)
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(repo_root()), STEVE1_DATA=str(data))
     run = lambda code, *args: subprocess.run([*drop, sys.executable, '-c', code, *map(str, args)], env=env, capture_output=True, text=True, timeout=60)
     cli = "import sys; from steve1.data.{0} import {1}_cli; {1}_cli(sys.argv[1:])".format
@@ -261,13 +261,13 @@ def test_a_read_only_data_folder(tmp_path):
 def test_an_index_is_not_believed(tmp_path):
     "Names in a stored index that lead out of the folder, and folders that would fetch from an address, are not used"
     folder = fill(tmp_path/'some', 3)
-    index_folder(folder)
-    kept = json.loads(index_path(folder).read_text())
+    EpisodeIndex.of(folder)
+    kept = json.loads(EpisodeIndex.file_of(folder).read_text())
     for name in ('../one', '/etc', '..', '.', 'a/b', '', 7):
-        index_path(folder).write_text(json.dumps(kept | dict(entries=[[name, *kept['entries'][0][1:]]])))
+        EpisodeIndex.file_of(folder).write_text(json.dumps(kept | dict(entries=[[name, *kept['entries'][0][1:]]])))
         assert not EpisodeIndex.load(folder).entries, name
     (folder/'00001'/'.origin.json').write_text(json.dumps(dict(address='https://host/x', files={'../../../x':3})))
-    index = index_folder(folder)
+    index = EpisodeIndex.of(folder)
     assert '.origin.json' in index.broken['00001'] and [p.name for p in index.whole] == ['00000','00002']
     assert [p.name for p in list_episodes(link_episodes(index, 'linked'))] == ['00000','00002']
 

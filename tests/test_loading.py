@@ -1,11 +1,12 @@
 """Files that are cut, bent, hostile or something else: every loader says so, gives nothing, and needs no memory to find out."""
-import collections, io, json, os, pickle, pickletools, random, resource, shutil, struct, zipfile
+import collections, importlib.util, io, json, os, pickle, pickletools, random, resource, struct, zipfile
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
 from steve1.base.untrusted import PickleStub, safe_pickle_load, safe_torch_load
 from steve1.base.checkpoints import checkpoint_kind, load_tensors, read_checkpoint, read_meta, read_official, save_tensors
+from steve1.models.tokenizers import ClipTokenizer
 
 GOLDEN = Path(__file__).parent/'golden'
 CLEAR = (ValueError, FileNotFoundError, IsADirectoryError)
@@ -192,10 +193,10 @@ def test_mutated_programs(tmp_path):
         return []
     assert small(many) == ('gave', 'list')
 
-def torch_zip(path, description, storages={}, kind=zipfile.ZIP_STORED):
+def torch_zip(path, description, storages=None, kind=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, 'w', kind) as z:
         z.writestr('archive/data.pkl', description); z.writestr('archive/version', '3\n'); z.writestr('archive/byteorder', 'little')
-        for k,v in storages.items(): z.writestr(f'archive/data/{k}', v)
+        for k,v in (storages or {}).items(): z.writestr(f'archive/data/{k}', v)
 
 def test_greedy_torch_files(tmp_path):
     "What weights_only lets through: storages from nothing, lengths that lie, archives that inflate"
@@ -306,3 +307,11 @@ def test_settings_of_a_wrong_kind(settings):
     from steve1.evaluate import EvalConfig
     with pytest.raises((TypeError, ValueError), match='EvalConfig'): EvalConfig.from_dict(settings)
     with pytest.raises(ValueError, match='EvalConfig has no preset'): EvalConfig.preset({})
+
+@pytest.mark.skipif(not importlib.util.find_spec('open_clip'), reason="no list of merges: pip install --no-deps open_clip_torch")
+def test_clip_tokenizer_without_the_hub(monkeypatch, tmp_path):
+    "The merges that open_clip_torch ships give the ids of openai/clip-vit-base-patch16"
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    ids = ClipTokenizer()(['a photo of a cat', "Don't chop the TREE!", 'caf\u00e9 \u6811'])
+    assert ids[0,:8].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 0]
+    assert ids[1,:8].tolist() == [49406, 847, 713, 16663, 518, 2677, 256, 49407] and ids[2,:6].tolist() == [49406, 15304, 162, 254, 495, 49407]

@@ -1,6 +1,5 @@
 "Names and files that lead elsewhere: refused by every setting that takes a name, replaced or refused where a link stands"
-import json, os, subprocess, sys
-from pathlib import Path
+import os, subprocess, sys
 import numpy as np
 import pytest
 from steve1.base.files import atomic_path
@@ -32,11 +31,11 @@ def test_what_ships_is_found_elsewhere(tmp_path):
     "With STEVE1_DATA at an empty folder, relative to where the command is typed: weights, sampling, episodes and seeds are found"
     code = """import os
 from steve1.config import data_dir
-from steve1.acting.goals import load_system
+from steve1.acting.goals import System
 from steve1.data.sampling import read_sampling
 from steve1.episodes import Episode, list_episodes
 from steve1.evaluate import read_seeds
-load_system(); os.chdir('/'); print(data_dir(), sum(map(len, read_sampling('sample'))), len(list_episodes('sample')), len(read_seeds(3)))"""
+System.load(); os.chdir('/'); print(data_dir(), sum(map(len, read_sampling('sample'))), len(list_episodes('sample')), len(read_seeds(3)))"""
     env = dict(os.environ, STEVE1_DATA='elsewhere', PYTHONPATH=str(repo_root()), OMP_NUM_THREADS='1')
     run = subprocess.run([sys.executable, '-c', code], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert run.stdout.split() == [str(tmp_path.resolve()/'elsewhere'), '8', '8', '3'], run.stdout + run.stderr

@@ -1,13 +1,11 @@
 "Public files made by others, where they lie beside the checkout: every loader and converter that fits them"
-import json
-from pathlib import Path
-import cv2, numpy as np, pytest, torch
+import numpy as np, pytest, torch
 from steve1.base.video import VideoWriter
 from steve1.config import find_data, repo_root
 from steve1.data.basalt import BASALT_TASKS, BasaltConfig, convert_basalt
-from steve1.data.contractor import ContractorConfig, RecordingError, convert_contractor, parse_steps, read_steps
+from steve1.data.contractor import ContractorConfig, RecordingError, convert_contractor, ContractorActions, read_steps
 from steve1.data.recordings import RecordingConfig, convert_recording
-from steve1.data.tracks import Recording, read_lines
+from steve1.data.tracks import Recording, ActionLines
 from steve1.episodes import validate_episode
 from steve1.policy import Policy, PolicyConfig
 
@@ -25,10 +23,10 @@ def video(tmp_path):
 
 def test_real_lines():
     "A person's actions: the attack button hangs from the start, the wheel changes slots, ESC ends it"
-    rec = parse_steps(read_steps(LINES))
+    rec = ContractorActions.read(LINES)
     assert len(rec.rows) == 1307 and rec.stuck.sum() == 285 and rec.stuck[0] and not rec.rows['attack'][:285].any()
     assert rec.slot.sum() == 5 and rec.rows['ESC'].nonzero()[0].tolist() == [1306] and not rec.gui.any()
-    lines = read_lines(LINES)
+    lines = ActionLines.read(LINES)
     assert lines.kind == 'contractor' and np.array_equal(lines.rows, rec.rows)
 
 def test_real_lines_become_episodes(video, tmp_path):

@@ -1,8 +1,7 @@
 "Recordings from outside at process level: long ones in little memory, killed conversions, the commands"
 import json, os, random, signal, subprocess, sys, time
-from pathlib import Path
 import av, cv2, numpy as np, pytest
-from steve1.config import data_dir, repo_root
+from steve1.config import repo_root
 from steve1.episodes import Episode, list_episodes, validate_episode
 from steve1.base.video import VideoWriter
 
@@ -95,9 +94,9 @@ COMMAND = "from steve1.data.importing import recordings_cli\nif __name__ == '__m
 def test_blank_lines_at_the_end(tmp_path):
     "Blank lines at the end are no lines, for plain actions and for a contractor's"
     from steve1.data.contractor import RecordingError, read_steps
-    from steve1.data.tracks import read_lines
+    from steve1.data.tracks import ActionLines
     step = json.dumps(dict(mouse=dict(dx=1, dy=0, buttons=[], newButtons=[]), keyboard=dict(keys=[]), isGuiOpen=False))
-    for line,read in (('{"camera": [1.0, 0.0]}', lambda p: read_lines(p).rows), (step, lambda p: read_lines(p).rows), (step, lambda p: list(read_steps(p)))):
+    for line,read in (('{"camera": [1.0, 0.0]}', lambda p: ActionLines.read(p).rows), (step, lambda p: ActionLines.read(p).rows), (step, lambda p: list(read_steps(p)))):
         for end in ('', '\n', '\n\n', '\r\n \n\t\n\n'):
             (tmp_path/'actions.jsonl').write_text('\n'.join([line]*3)+end)
             assert len(read(tmp_path/'actions.jsonl')) == 3

@@ -89,7 +89,7 @@ def test_launched_modules_come_earlier(module):
     "A module that starts another by its name or file depends on it, too"
     text = path_of(module).read_text(encoding='utf-8')
     named = {m for m in re.findall(r"['\"]steve1\.([\w.]+)(?::\w+)?['\"]", text) if m in ORDER} - {module}
-    named |= {m for m in ORDER if re.search(rf"files\('steve1'\)\s*/\s*'" + r"'\s*/\s*'".join([*m.split('.')[:-1], m.split('.')[-1]+r'\.py']) + "'", text)}
+    named |= {m for m in ORDER if re.search(r"files\('steve1'\)\s*/\s*'" + r"'\s*/\s*'".join([*m.split('.')[:-1], m.split('.')[-1]+r'\.py']) + "'", text)}
     late = {m for m in named if ORDER[m] >= ORDER[module]} - LAUNCHED.get(module, set())
     assert not late, f'{module} starts {late}, which come later in the table'
 
@@ -232,3 +232,39 @@ def test_no_trace_of_a_machine():
 def test_what_ships_is_small(folder, limit):
     size = sum(p.stat().st_size for p in tracked() if p.is_relative_to(ROOT/folder))
     assert size < limit*MB, f'{folder} holds {size/MB:.1f} MB'
+
+@pytest.mark.parametrize('question', ['the sky is drawn', 'the goal enters the policy', 'an episode is written', 'a run resumes'])
+def test_the_index_answers(question):
+    "One row, which names the notebook and what to look for in it"
+    rows = [l for l in source(load(ROOT/'nbs'/'index.ipynb')['cells'][3]).splitlines() if l.startswith('| ') and question in l]
+    assert len(rows) == 1, rows
+    path, name = re.search(r'\(([\w/]+)\.ipynb\)', rows[0])[1], re.search(rf'{question}\*\*[^|]*?`(?:\w+\.)?(\w+)`', rows[0])[1]
+    assert re.search(rf'^(def|class) {name}\b', path_of(module_of(ROOT/'nbs'/f'{path}.ipynb')).read_text(encoding='utf-8'), re.M)
+
+@pytest.mark.parametrize('path', [p for p in ROWS if p.parent == ROOT/'nbs'], **by_name)
+def test_story_opens_in_colab(path):
+    "A link that names this notebook, and an install cell that runs nowhere else"
+    cells = load(path)['cells']
+    assert f'https://colab.research.google.com/github/steve1/steve1/blob/main/nbs/{path.name})' in source(next(c for c in cells if c['cell_type'] == 'markdown'))
+    install, = [c for c in cells if 'git clone' in source(c)]
+    top = ast.parse(source(install)).body
+    assert [type(n) for n in top] == [ast.Import, ast.If] and ast.unparse(top[1].test) == "'google.colab' in sys.modules"
+
+def test_settings_of_others_can_be_read():
+    "Workflows, issue forms, devcontainer, citation: what no run of ours reads"
+    import yaml
+    for p in [*(ROOT/'.github').rglob('*.yml'), ROOT/'CITATION.cff']: assert isinstance(yaml.safe_load(p.read_text(encoding='utf-8')), dict), p
+    assert json.loads((ROOT/'.devcontainer'/'devcontainer.json').read_text())['postCreateCommand'] == 'make setup'
+    for p in (ROOT/'.github'/'workflows').glob('*.yml'):
+        flow = yaml.safe_load(p.read_text(encoding='utf-8'))
+        assert flow[True] and all({'runs-on', 'steps'} <= job.keys() for job in flow['jobs'].values()), p # `on` reads as True
+        steps = [s for job in flow['jobs'].values() for s in job['steps']]
+        assert all(('run' in s) != ('uses' in s) for s in steps), p
+        named = {n for s in steps for n in re.findall(r'run_all\.py (.+)', s.get('run', '')) for n in n.split()}
+        assert named <= {q.stem for q in NOTEBOOKS} | {q.stem for q in (ROOT/'tests').glob('test_*.py')}, named
+        assert {m for s in steps for m in re.findall(r'\bmake (\w+)', s.get('run', ''))} <= targets()
+
+def test_ruff_is_content():
+    "Tests and tools hold no unused names, no mutable defaults, no errors that a linter sees"
+    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', '.'], cwd=ROOT, capture_output=True, text=True)
+    assert r.returncode == 0, f'{r.stdout[-3000:]}{r.stderr}\n`{Path(sys.executable).name} -m ruff check --fix` repairs most'

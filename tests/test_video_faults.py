@@ -1,17 +1,15 @@
 "Videos from elsewhere: disguised, cut short, turned, damaged, in other colours; and disks that are full while one is written"
 import gc, os, struct, subprocess, sys
-from fractions import Fraction
 from pathlib import Path
 import av, cv2, numpy as np, pytest
 from steve1.config import repo_root
 from steve1.base.overlay import video_sheet
-from steve1.base.video import (EpisodeError, VideoError, VideoReader, VideoWriter, count_frames, decode_frames, frame_times,
-    open_video, save_image, toy_play)
+from steve1.base.video import (EpisodeError, VideoError, VideoReader, VideoWriter, open_video)
 from steve1.episodes import Episode, toy_episode, validate_episode
 
-def read_all(path): return [f.to_ndarray(format='rgb24') for f in decode_frames(path)]
+def read_all(path): return [f.to_ndarray(format='rgb24') for f in VideoReader.all_frames(path)]
 
-READERS = dict(open=open_video, count=count_frames, times=frame_times, frames=read_all,
+READERS = dict(open=open_video, count=VideoReader.count_frames, times=VideoReader.frame_times, frames=read_all,
     reader=lambda p: VideoReader(p).read(0, 40))
 
 def pattern(i, size=(64,96)):
@@ -76,12 +74,12 @@ def test_a_path_is_never_an_address(tmp_path, monkeypatch, name):
     "Names that FFmpeg reads as protocols or patterns are plain files"
     write(tmp_path/'x.mp4').rename(tmp_path/name)
     monkeypatch.chdir(tmp_path)
-    assert count_frames(name) == len(list(read_all(name))) == 40
+    assert VideoReader.count_frames(name) == len(list(read_all(name))) == 40
 
 def test_a_cover_is_not_the_video(tmp_path):
     add_cover(path := write(tmp_path/'a.mp4'))
     assert len(av.open(str(path)).streams.video) == 2
-    assert count_frames(path) == len(frame_times(path).times) == 40
+    assert VideoReader.count_frames(path) == len(VideoReader.frame_times(path).times) == 40
     assert numbers(read_all(path)) == numbers(VideoReader(path).read(0, 40)) == list(range(40))
 
 @pytest.mark.parametrize('read', ['frames', 'reader'])
@@ -143,7 +141,8 @@ def test_damage_that_the_decoder_notices_is_not_passed_on(tmp_path):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 255, (40,64,96,3), dtype=np.uint8)
     with VideoWriter(path := tmp_path/'a.mp4', (64,96)) as v: v.add(noise)
-    whole, data = VideoReader(path).read(0, 40), path.read_bytes()
+    VideoReader(path).read(0, 40)
+    data = path.read_bytes()
     start, size = find_box(data, [b'mdat'])
     told = 0
     for i in range(6):
@@ -169,13 +168,13 @@ def test_readers_are_closed(tmp_path):
     def files(): gc.collect(); return len(os.listdir('/proc/self/fd'))
     for i in range(4):
         if i == 1: n = files() # fonts and caches are open by now
-        count_frames(good), frame_times(good), list(read_all(good)), video_sheet([good], ['a'], n=2)
+        VideoReader.count_frames(good), VideoReader.frame_times(good), list(read_all(good)), video_sheet([good], ['a'], n=2)
         with VideoReader(good) as v: v.read(0, 5)
         validate_episode(tmp_path/'ep')
         ep = Episode(tmp_path/'ep'); ep.frames(0, 4); ep.close()
         for read in READERS.values():
             with pytest.raises((VideoError, EpisodeError)): read(bad)
-        frames = decode_frames(good); next(frames); frames.close()
+        frames = VideoReader.all_frames(good); next(frames); frames.close()
     ep = None
     assert files() == n
 
@@ -185,7 +184,7 @@ def test_errors_of_the_system_advise_to_remove_nothing(tmp_path, monkeypatch):
     "No permission, or too many open files: the episode may be whole, and nobody is told to remove it"
     toy_episode(tmp_path/'ep'); path = tmp_path/'ep'
     np.save(path/'embeds.npy', np.zeros((200,4), np.float16))
-    import builtins, numpy.lib._npyio_impl as npyio
+    import builtins
     def refuse(name):
         real = builtins.open
         def fails(p, *a, **kw):
@@ -204,12 +203,12 @@ import resource, signal, sys
 import numpy as np
 from pathlib import Path
 from steve1.base.files import atomic_path
-from steve1.base.video import FILM, VideoWriter, save_image, toy_play
+from steve1.base.video import VideoSettings, VideoWriter, save_image, toy_play
 from steve1.episodes import EpisodeWriter
 folder, what, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 frames, actions = np.random.default_rng(0).integers(0, 255, (60,64,64,3), dtype=np.uint8), dict(jump=np.ones(60, int))
 def film():
-    with atomic_path(folder/'a.mp4') as p, VideoWriter(p, (64,64), settings=FILM) as v:
+    with atomic_path(folder/'a.mp4') as p, VideoWriter(p, (64,64), settings=VideoSettings.FILM) as v:
         for f in frames: v.add(f)
 def episode():
     with EpisodeWriter(folder/'ep', (64,64)) as w:

@@ -143,7 +143,8 @@ def sources(folder):
 
 def home(text):
     "README as the first page: its links start at the repository's root"
-    text = re.sub(r'\]\(nbs/([\w./-]+)\)', r'](\1)', text.split('-->', 1)[-1].lstrip())
+    text = re.sub(r'^\[!\[.*\n+', '', text.split('-->', 1)[-1].lstrip(), flags=re.M) # badges are pictures from elsewhere
+    text = re.sub(r'\]\(nbs/([\w./-]+)\)', r'](\1)', text)
     text = re.sub(r'\]\(README\.zh-CN\.md\)', '](zh.md)', re.sub(r'\]\(README\.md(#[\w-]*)?\)', lambda m: f'](index.md{m[1] or ""})', text))
     return formulas(links(text))
 

@@ -19,13 +19,13 @@ import numpy as np
 from fastcore.basics import patch
 from ..config import data_dir
 from ..base.files import atomic_path, write_text
-from ..base.video import FILM, VideoWriter, resize_frames
+from ..base.video import VideoSettings, VideoWriter, resize_frames
 
 # %% ../../nbs/acting/session.ipynb #c002-2
 from ..world.blocks import ARENAS
 from ..world.tasks import METRICS, TASKS
 from ..data.embed import embed_segments
-from .goals import Goal, PAPER_PROMPTS, System, UNCONDITIONAL, load_system
+from .goals import Goal, PAPER_PROMPTS, System, UNCONDITIONAL
 from .schedules import make_case, parse_schedule
 from ..rollout import Rollout, overlay
 
@@ -39,7 +39,7 @@ FPS = 20   # Steps, and so pictures, a second
 class Session:
     "A world, an agent, and prompts that may change at any step"
     def __init__(self,
-        system:System=None,        # From `load_system`; None: what ships
+        system:System=None,        # From `System.load`; None: what ships
         prompt:str=UNCONDITIONAL,  # The first prompt
         seed:int=1_000_000,        # Seed of the world, of the agent's draws, and of draws from the prior
         arena:str='forest',        # Where to start
@@ -49,7 +49,7 @@ class Session:
         **kw,                      # To `Rollout`: `env`, `items`, `dtype`
     ):
         if score_every<1: raise ValueError(f'score_every={score_every} must be 1 or more steps')
-        self.system, self.size, self.score_every, self.kw = system or load_system(), tuple(size), score_every, kw
+        self.system, self.size, self.score_every, self.kw = system or System.load(), tuple(size), score_every, kw
         self.game, self.film, self.keys, self.playing = None, None, True, False
         self.pace = deque(maxlen=2*FPS)
         self.seed, self.arena = seed, arena
@@ -258,7 +258,7 @@ def record(self:Session,
     path = Path(path or data_dir('runs', 'play', f'{datetime.now():%Y%m%d_%H%M%S_%f}'[:-3]+'.mp4'))
     if path.suffix!='.mp4': raise ValueError(f'a film is an .mp4, not {path.name!r}')
     with ExitStack() as stack:                            # the file goes away again if the film cannot begin
-        film = VideoWriter(stack.enter_context(atomic_path(path)), self.size, settings=FILM)
+        film = VideoWriter(stack.enter_context(atomic_path(path)), self.size, settings=VideoSettings.FILM)
         self.path, self.film, self._reel = path, film, stack.pop_all()
     columns = {k:[] for k in ('prompt','step','cond_scale','similarity','events')}
     facts = dict(fps=FPS, size=list(self.size), weights=self.system.weights, seed=self.seed, arena=self.arena)

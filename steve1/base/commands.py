@@ -6,7 +6,7 @@
 __all__ = ['FrameSize', 'UsageError', 'parse_config', 'command']
 
 # %% ../../nbs/base/commands.ipynb #c002
-import contextlib, difflib, functools, io, os, re, shutil, sys, textwrap, typing, warnings
+import contextlib, difflib, functools, io, os, re, shutil, signal, sys, textwrap, threading, typing, warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 import tyro, yaml
@@ -299,9 +299,14 @@ def _ended(name, e):
     return (f'{name}: {text}', 1) if isinstance(e, _USERS) else None
 
 # %% ../../nbs/base/commands.ipynb #n003
-def _quiet_pipe():
-    "What is left to flush goes nowhere"
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _flush():
+    "Flush what was printed; what cannot be written goes nowhere, also when Python ends"
+    try: sys.stdout and sys.stdout.flush()
+    except (OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+def _say(line):
+    "A line on standard error, if there is still one"
+    with contextlib.suppress(OSError, ValueError): sys.stderr and print(line, file=sys.stderr, flush=True)
 
 # %% ../../nbs/base/commands.ipynb #n003-1
 @contextlib.contextmanager
@@ -332,14 +337,32 @@ def _run(f, cls, name, argv):
             print(_help(cls, name, f.__doc__ or cls.__doc__, topic), flush=True)
             raise SystemExit(0)
         with _plain_warnings(name): status = f(parse_config(cls, argv, name))
-        sys.stdout.flush()
+        if sys.stdout: sys.stdout.flush()
     except BaseException as e:
         end = None if os.environ.get('STEVE1_TRACEBACK') else _ended(name, e)
+        _flush()
         if end is None: raise
-        if isinstance(e, BrokenPipeError): _quiet_pipe()
-        if end[0]: print(end[0], file=sys.stderr)
+        if end[0]: _say(end[0])
         raise SystemExit(end[1]) from None
     if status: raise SystemExit(status)
+
+# %% ../../nbs/base/commands.ipynb #n054
+def _raise_stop(number, frame):
+    e = KeyboardInterrupt()
+    e.signal = number
+    raise e
+
+@contextlib.contextmanager
+def _signals_raise():
+    "Inside, Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt; afterwards they end the process at once"
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    usual = signal.SIG_DFL, signal.default_int_handler
+    caught = [s for n in ('SIGINT', 'SIGTERM', 'SIGHUP') if (s := getattr(signal, n, None)) and signal.getsignal(s) in usual]
+    try:
+        for s in caught: signal.signal(s, _raise_stop)
+        yield
+    finally:
+        for s in caught: signal.signal(s, signal.SIG_DFL)
 
 # %% ../../nbs/base/commands.ipynb #n004
 def command(
@@ -351,7 +374,8 @@ def command(
         @functools.wraps(f)
         def run(argv=None):
             if isinstance(argv, cls): return f(argv)
-            return _run(f, cls, name, sys.argv[1:] if argv is None else list(map(str, argv)))
+            if argv is not None: return _run(f, cls, name, list(map(str, argv)))
+            with _signals_raise(): return _run(f, cls, name, sys.argv[1:])
         run.config = cls
         return run
     return decorate

@@ -7,9 +7,10 @@ __all__ = ['run_jobs']
 
 # %% ../../nbs/base/jobs.ipynb #c002
 import multiprocessing, os, signal, threading, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 import cv2
+from tqdm import tqdm
 
 # %% ../../nbs/base/jobs.ipynb #c005
 def _end_with_parent():
@@ -22,6 +23,7 @@ def _one_thread():
     "Many processes, one thread each"
     os.environ['OMP_NUM_THREADS'] = '1'
     cv2.setNumThreads(1)
+    tqdm.set_lock(threading.RLock()) # its own lock is a named semaphore here, which would outlive a killed process
 
 # %% ../../nbs/base/jobs.ipynb #c005-1
 def _do(f, job):
@@ -61,7 +63,7 @@ class _Worker:
         self.is_ready = False     # starting up does not count as work
 
     def give(self, job):
-        self.conn.send((job,))
+        with suppress(ConnectionError): self.conn.send((job,)) # one that has died meanwhile: `take` says so
         self.job, self.since = job, time.monotonic() if self.is_ready else float('inf')
 
     def take(self, timeout):

@@ -81,7 +81,8 @@ def embeds(self:PublishedFolder,
     rows, none = self._unpickle('embeds_attn.pkl', n), np.full(d, np.nan, np.float32)
     try: return np.stack([none if r is None else np.asarray(r, np.float32).reshape(d) for r in rows])
     except (TypeError, ValueError) as e:
-        raise EpisodeError(f"{self.path/'embeds_attn.pkl'}: a row is no embedding of width {d} ({e}); {_AGAIN}") from None
+        where = self.path/'embeds_attn.pkl'
+        raise EpisodeError(f"{where}: a row is no embedding of width {d} ({e}); {_AGAIN}") from None
 
 # %% ../../nbs/base/upstream.ipynb #e3l
 @patch

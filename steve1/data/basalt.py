@@ -15,8 +15,7 @@ import numpy as np
 from ..config import data_dir
 from ..base.actions import KEYS, is_null
 from ..episodes import dataset_dir
-from steve1.data.contractor import (ContractorFrames, DROP_REASONS, frame_sizes, load_cursor, parse_steps, read_steps,
-    write_frames)
+from .contractor import ContractorActions, ContractorFrames, Cursor
 from .collect import CollectConfig, IndexEntry, RecordingIndex, collect
 
 # %% ../../nbs/data/basalt.ipynb #c006
@@ -101,7 +100,7 @@ def _recording_facts(frames, jsonl, end):
     "As of any contractor's recording; the steps after leaving are counted by themselves"
     facts, rec = frames.facts(jsonl), frames.rec
     after = rec.drop_reasons(frames.n)[len(rec.busy) if end is None else end:]
-    gone = {DROP_REASONS[k]:int((after == k).sum()) for k in (1,2)}
+    gone = {ContractorActions.DROP_REASONS[k]:int((after == k).sum()) for k in (1,2)}
     dropped = {k:n-gone.get(k, 0) for k,n in facts['dropped'].items()}
     return facts | dict(dropped=dropped | {'after leaving':sum(gone.values())})
 
@@ -114,19 +113,19 @@ def convert_basalt(
     clip=None,      # A MineCLIP, to write the embeddings too
 ) -> Path: # `out`
     "Convert a BASALT recording in constant memory, all or nothing"
-    out, name, cursor = Path(out), cfg.task or _task_of(video), load_cursor(cfg.cursor)
+    out, name, cursor = Path(out), cfg.task or _task_of(video), Cursor.load(cfg.cursor)
     if name not in BASALT_TASKS:
         raise ValueError(f"the task of {Path(video).name} is none of {', '.join(BASALT_TASKS)}; "
             "name it (task), or name the folder after it")
     if out.exists(): raise FileExistsError(f"{out} exists already; remove it to convert again")
-    task, (rec,end) = BASALT_TASKS[name], _fit_actions(parse_steps(read_steps(jsonl)))
-    frames = ContractorFrames(video, rec, frame_sizes(cfg.size, clip), cursor)
+    task, (rec,end) = BASALT_TASKS[name], _fit_actions(ContractorActions.read(jsonl))
+    frames = ContractorFrames(video, rec, cfg.frame_sizes(clip), cursor)
     def facts(n):
         done = [] if end is None else [dict(step=n-1, task=task.prompt)]
         return dict(recording=_recording_facts(frames, jsonl, end), conversion=cfg.facts(cursor),
             spans=[dict(start=0, stop=n, task=task.prompt)], events=done,
             basalt=dict(task=name, env=task.env, quit=end))
-    return write_frames(out, frames, cfg, 'basalt', facts, clip)
+    return frames.write(out, cfg, 'basalt', facts, clip)
 
 # %% ../../nbs/data/basalt.ipynb #c021
 def basalt_recordings(

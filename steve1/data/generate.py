@@ -156,8 +156,8 @@ class _GenerateCommand(GenerateConfig):
     switch:str = ''          # Chance a step that the other player takes over, or TO_FIRST,TO_SECOND; '': as published
     spin:float = 1/750       # Chance a step that a player begins to spin
     scale:float = 0.         # Guidance of players that have a goal, from 0
-    env:str = 'blockworld'   # World in which the players play: blockworld, minerl or minestudio
-    arena:str = 'auto'       # Where BlockWorld begins: plains, forest, meadow, lake or beach; auto: drawn from all
+    env:str = 'blockworld'   # World in which the players play: blockworld, luanti, minerl or minestudio
+    arena:str = 'auto'       # Where BlockWorld or Luanti begins: plains, forest, meadow, lake or beach; auto: drawn from all
     min_steps:int = 1000     # An episode that its world ends early is kept if it has this many steps
     drop_null:bool = False   # Leave out steps in which nothing is done
     device:str = 'cpu'       # Where policies compute: cpu, cuda or mps

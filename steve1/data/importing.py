@@ -23,17 +23,17 @@ from ..episodes import Episode, dataset_dir
 
 # %% ../../nbs/data/importing.ipynb #c002-2
 from .embed import load_clip
-from .tracks import Recording, is_recording, is_video, read_lines, recording_name
+from .tracks import ActionLines, Recording
 from .recordings import RecordingConfig, convert_recording, plan_recording
 
 # %% ../../nbs/data/importing.ipynb #c009
 def _below(path, silent):
     "The recordings at a path or right below it"
-    if not path.is_dir() and not (silent and is_video(path)):
-        hint = ", and a video alone needs a model that labels it (idm)" if is_video(path) else ''
+    if not path.is_dir() and not (silent and Recording.is_video(path)):
+        hint = ", and a video alone needs a model that labels it (idm)" if Recording.is_video(path) else ''
         raise FileNotFoundError(f"no folder {path}; a recording is a folder with video.mp4 and actions.jsonl{hint}")
-    if is_recording(path) or path.is_file(): found = [path]
-    else: found = [q for q in sorted(path.iterdir()) if is_recording(q) or silent and is_video(q)]
+    if Recording.is_folder(path) or path.is_file(): found = [path]
+    else: found = [q for q in sorted(path.iterdir()) if Recording.is_folder(q) or silent and Recording.is_video(q)]
     if not found:
         raise ValueError(f"no recording in {path}: neither it nor a folder in it has a video.mp4, frames/ "
             "or actions.jsonl")
@@ -51,7 +51,7 @@ def _find_recordings(
     "Recordings below some folders, in order; two of the same name are an error"
     named = {}
     for p in [q.resolve() for path in paths for q in _below(Path(path), silent)]:
-        name = recording_name(p)
+        name = Recording.name_of(p)
         if name in named: raise ValueError(f"two recordings are named {name!r}: {named[name]} and {p}; rename one")
         named[name] = p
     return list(named.values())
@@ -73,7 +73,8 @@ def _convert(job):
 def _check(job):
     "What a conversion would state"
     rec = Recording(job.path, job.cfg.fps)
-    if not (rec.silent and job.idm): return plan_recording(rec, read_lines(rec.path/'actions.jsonl'), job.cfg).facts
+    if not (rec.silent and job.idm):
+        return plan_recording(rec, ActionLines.read(rec.path/'actions.jsonl'), job.cfg).facts
     return dict(name=rec.name, kind='silent', size=list(rec.size), fps=round(rec.fps, 3), frames=rec.n,
         steps=rec.times.n_steps)
 
@@ -154,7 +155,7 @@ def convert_recordings(
     folder, paths = dataset_dir(dataset), _find_recordings(paths, bool(idm))
     _check_same(folder, cfg, idm)
     clip, idm = clip and str(clip), idm and str(idm)
-    jobs = [_Job(p, folder/recording_name(p), cfg, clip, idm, dry_run) for p in paths]
+    jobs = [_Job(p, folder/Recording.name_of(p), cfg, clip, idm, dry_run) for p in paths]
     if dry_run: return _report(_states(jobs, workers, engine))
     with sole_writer(folder):
         facts = _states(jobs, workers, engine)

@@ -151,7 +151,7 @@ class Mix(Config):
     min_steps:int = 1000             # An episode that its world cuts short is kept from this number of steps on
     drop_null:bool = False           # Leave out steps in which nothing is done; the published recordings keep them
     env:str = 'blockworld'           # One of `steve1.world.envs.ENVS`
-    arena:str = 'auto'               # Where BlockWorld begins; 'auto': drawn from all
+    arena:str = 'auto'               # Where BlockWorld or Luanti begins; 'auto': drawn from all
     cond_scale:float = 0.            # Guidance of players with a goal
     device:str = 'cpu'               # Where policies compute
     source:ClassVar[str] = 'mixed'
@@ -222,8 +222,9 @@ class _MixedPlay:
         self.mix, self.seed, self.n_steps, self.size, self.segment = mix, seed, n_steps, tuple(size), segment
         players = list(map(_parse_player, mix.agents))
         self.pair = [players[i] for i in (rng.permutation(len(players))[:2] if len(players) > 2 else (0,1))]
-        drawn = str(rng.choice(list(ARENAS))) if mix.env == 'blockworld' and mix.arena == 'auto' else mix.arena
-        self.arena = drawn if mix.env == 'blockworld' else mix.env
+        has_arenas = getattr(ENVS[mix.env], 'has_arenas', False)
+        drawn = str(rng.choice(list(ARENAS))) if has_arenas and mix.arena == 'auto' else mix.arena
+        self.arena = drawn if has_arenas else mix.env
         self.player, self.turns = _draw_turns(n_steps, mix.chances(self.pair), mix.p_spin, rng, mix.turn, mix.speed)
         self.spin = np.zeros(n_steps, np.int64)                     # 0: none, else its number
         for i,(a,b,_) in enumerate(self.turns, 1): self.spin[a:b] = i
@@ -233,8 +234,8 @@ class _MixedPlay:
 @patch
 def _start(self:_MixedPlay):
     "(the vector environment of one world, its first observation, two players)"
-    is_blockworld = self.mix.env == 'blockworld'
-    options, kw = (dict(arena=self.arena), dict(items=START_ITEMS)) if is_blockworld else ({}, {})
+    has_arenas = getattr(ENVS[self.mix.env], 'has_arenas', False)
+    options, kw = (dict(arena=self.arena), dict(items=START_ITEMS)) if has_arenas else ({}, {})
     env = make_vec(self.mix.env, 1, self.size, vector=dict(autoreset_mode='Disabled'), **kw)
     obs, _ = env.reset(seed=[self.seed], options=options)
     if env.failures[0]: raise env.failures[0]

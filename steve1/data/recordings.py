@@ -15,13 +15,13 @@ from ..base.actions import is_null
 from ..base.commands import FrameSize
 from ..base.files import atomic_path
 from ..episodes import EpisodeWriter
-from .contractor import RecordingError, batches, check_frame_size, draw_cursor, frame_sizes, write_recording
-from .tracks import ActionLines, Recording, Times, fit_frame, read_lines, resample
+from .contractor import Cursor, RecordingError, SizedConfig, batches, write_recording
+from .tracks import ActionLines, Recording, Times, fit_frame, resample
 from .silent import label_recording, load_idm, write_confidence
 
 # %% ../../nbs/data/recordings.ipynb #c007
 @dataclass(frozen=True)
-class RecordingConfig(Config):
+class RecordingConfig(SizedConfig):
     "How recordings become episodes"
     size:FrameSize = (128, 128)  # Height and width of the episode's frames in pixels: 128, or 160x256
     fps:float|None = None        # Frames a second of the recording; none: as the video says, 20 for pictures
@@ -32,7 +32,7 @@ class RecordingConfig(Config):
     min_confidence:float = 0.    # Mask seconds that were labelled with less mean confidence, 0 to 1; 0: none
 
     def check(self):
-        check_frame_size(self.size)
+        super().check()
         for f in (self.fps, self.action_fps):
             if f is not None: Times.even(1, f)
         if not 0 <= self.min_confidence <= 1:
@@ -99,7 +99,7 @@ def _step_frames(rec, plan, lines, sizes):
         if i < want:
             while i < want: i, x = next(frames)
             line = plan.line[k]
-            if lines.gui is not None and lines.gui[line]: draw_cursor(x, *lines.cursor[line])
+            if lines.gui is not None and lines.gui[line]: Cursor.draw(x, *lines.cursor[line])
             copies = [fit_frame(x, s) for s in sizes]
         yield k, copies
     for _ in frames: pass # damage in the frames that are not needed is an error, too
@@ -119,9 +119,9 @@ def convert_recording(
     rec, confidence = Recording(path, cfg.fps), None
     label = lines is None and rec.silent and idm
     if label: lines, confidence = label_recording(rec, load_idm(str(idm)))
-    elif lines is None: lines = read_lines(rec.path/'actions.jsonl')
+    elif lines is None: lines = ActionLines.read(rec.path/'actions.jsonl')
     plan = plan_recording(rec, lines, cfg.replace(action_fps=20.) if label else cfg) # labels come one a step
-    frames = batches(_step_frames(rec, plan, lines, frame_sizes(cfg.size, clip)))
+    frames = batches(_step_frames(rec, plan, lines, cfg.frame_sizes(clip)))
     with atomic_path(out) as tmp:
         with EpisodeWriter(tmp, cfg.size, source='recording', crf=cfg.crf) as w:
             write_recording(w, frames, plan.rows, clip)

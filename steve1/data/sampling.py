@@ -155,6 +155,13 @@ def _relative(p):
 
 def _files(name): return f'{name}_train.txt', f'{name}_val.txt'
 
+# %% ../../nbs/data/sampling.ipynb #n054
+def _write_lists(paths, lists):
+    "Write both files; killed anywhere, the two of the old sampling, the two of the new or no training list are there"
+    with atomic_path(paths[0]) as first, atomic_path(paths[1]) as second:
+        for p,episodes in zip((first, second), lists): p.write_text(''.join(_relative(e)+'\n' for e in episodes))
+        if paths[1].exists(): paths[0].unlink(missing_ok=True)
+
 # %% ../../nbs/data/sampling.ipynb #e004
 def make_sampling(
     name:str,             # What a training run will call it
@@ -167,8 +174,7 @@ def make_sampling(
     "Split whole episodes of some datasets into a training and a validation list"
     check_name(name, 'sampling', 'samplings')
     lists, paths = split_episodes(datasets, val_share, seed, **kw), [data_dir('samplings', f) for f in _files(name)]
-    for path,episodes in zip(paths, () if dry_run else lists):
-        with atomic_path(path) as p: p.write_text(''.join(_relative(e)+'\n' for e in episodes))
+    if not dry_run: _write_lists(paths, lists)
     return tuple(paths)
 
 # %% ../../nbs/data/sampling.ipynb #c019

@@ -18,12 +18,12 @@ from torch import nn
 from fastcore.basics import chunked, patch
 from ..config import Config, get_device, get_dtype
 from ..base.checkpoints import Checkpoint, load_strict, make_within, read_official
-from ..base.actions import ACTION_DTYPE, ActionMap, BUTTONS, CAMERA_MAX, N_BINS, bin_to_camera
+from ..base.actions import ACTION_DTYPE, ActionMap, BUTTONS, CameraBins
 from .trunks import FanIn, TRUNKS, fan_in_, frames_to_float, linear
 
 # %% ../../nbs/models/idm.ipynb #c002-2
 from .losses import chunk_loss
-from .vpt_names import VPT_FIXED, check_fixed, config_from_model, official_name
+from .vpt_names import VPTNames
 from ..policy import MemoryAttention, PolicyBlock, PolicyConfig
 
 # %% ../../nbs/models/idm.ipynb #c005
@@ -141,7 +141,7 @@ class IDM(Checkpoint, nn.Module):
         if cfg.shifts: self.match = _BlockMatching(cfg.shifts, d)
         self.blocks = nn.ModuleList(PolicyBlock(cfg, _FullAttention) for _ in range(cfg.n_layers))
         self.last, self.norm = linear(d, d), nn.LayerNorm(d)
-        self.buttons, self.camera = nn.Linear(d, 2 * len(BUTTONS)), nn.Linear(d, 2 * N_BINS)
+        self.buttons, self.camera = nn.Linear(d, 2 * len(BUTTONS)), nn.Linear(d, 2 * CameraBins.N)
 
     def forward(self,
         img, # One window, uint8 (b,t,h,w,3), RGB
@@ -176,7 +176,7 @@ def decode(self:IDM,
     x, tau = self.norm(F.relu(x)) / self.cfg.temperature, self.cfg.temperature
     def head(layer, shape):
         return F.linear(x, layer.weight, layer.bias / tau).unflatten(-1, shape).float().log_softmax(-1)
-    return IDMOutput(head(self.buttons, (len(BUTTONS), 2)), head(self.camera, (2, N_BINS)))
+    return IDMOutput(head(self.buttons, (len(BUTTONS), 2)), head(self.camera, (2, CameraBins.N)))
 
 # %% ../../nbs/models/idm.ipynb #m009
 @patch
@@ -184,7 +184,7 @@ def official(self:IDM,
     name:str, # Name of one of our tensors
 ) -> str: # Its name in the published files
     "The published name of a tensor"
-    if self.cfg.trunk == 'impala' and not self.cfg.shifts: return official_name(name)
+    if self.cfg.trunk == 'impala' and not self.cfg.shifts: return VPTNames.official_name(name)
     raise ValueError(f"trunk {self.cfg.trunk!r} with shifts {self.cfg.shifts} has no published names: "
         "only 'impala' without shifts was published")
 
@@ -196,7 +196,8 @@ def from_official(cls:IDMConfig,
 ) -> IDMConfig:
     "Our settings from the published ones"
     conv, (h, w, c), T = net['conv3d_params'], net['img_shape'], net['timesteps']
-    check_fixed(net, {**VPT_FIXED, 'attention_mask_style':'none', 'single_output':True, 'attention_memory_size':T,
+    VPTNames.check_fixed(net, {**VPTNames.FIXED,
+        'attention_mask_style':'none', 'single_output':True, 'attention_memory_size':T,
         'img_shape':[h, w, conv['outchan']]})
     channels = tuple(n * net['impala_width'] for n in net.get('impala_chans', (16, 32, 32)))
     return cls(image_size=(h, w), motion=c, taps=conv['kernel_size'][0], channels=channels, hidsize=net['hidsize'],
@@ -209,7 +210,7 @@ def from_model(cls:IDMConfig,
     path, # The published `.model` file
 ) -> IDMConfig:
     "Our settings from a published settings file; the pickle is read as data alone"
-    return config_from_model(cls, path)
+    return VPTNames.config_from_model(cls, path)
 
 # %% ../../nbs/models/idm.ipynb #c018
 @patch(cls_method=True)
@@ -225,7 +226,7 @@ def from_official(cls:IDM,
     state = read_official(weights, 'idm')
     try: idm = make_within(lambda: cls(model), state)
     except ValueError as e: raise ValueError(f'{name}: {e}') from None
-    return load_strict(idm, state, name, official_name).to(get_device(str(device))).eval()
+    return load_strict(idm, state, name, VPTNames.official_name).to(get_device(str(device))).eval()
 
 # %% ../../nbs/models/idm.ipynb #c023
 def _log_prob(out, buttons, camera): # buttons int64 (...,20): 0 or 1; camera int64 (...,2): bins 0..10 -> float32 (...)
@@ -247,7 +248,7 @@ def label_rows(
     buttons, bins = (p.argmax(-1) if generator is None else _draw(p, generator) for p in out)
     rows = np.zeros(len(buttons), ACTION_DTYPE)
     for i, k in enumerate(BUTTONS): rows[k] = buttons[:, i].numpy()
-    rows['camera'] = bin_to_camera(bins.numpy())
+    rows['camera'] = CameraBins.to_degrees(bins.numpy())
     return rows, _log_prob(out, buttons, bins).exp().numpy()
 
 # %% ../../nbs/models/idm.ipynb #c026
@@ -264,7 +265,7 @@ def score_labels(
     "Labels against the truth: keys that were ever down, and both camera axes"
     rows = [_key_score(k, said[k] == 1, done[k] == 1) for k in BUTTONS if (done[k] == 1).any()]
     turn = np.asarray(done['camera'], float)
-    off = np.abs(np.asarray(said['camera'], float) - turn.clip(-CAMERA_MAX, CAMERA_MAX))
+    off = np.abs(np.asarray(said['camera'], float) - turn.clip(-CameraBins.MAX, CameraBins.MAX))
     for k, o, moved in zip(('pitch', 'yaw'), off.T, (turn != 0).T):
         turning = o[moved].mean() if moved.any() else 0.
         rows.append(dict(key=k, steps=int(moved.sum()), error_turning=turning, error=o.mean()))
@@ -275,7 +276,7 @@ _TABLE = torch.as_tensor(ActionMap().table) # (8641,20)
 
 def _split_joint(buttons, camera): # int64 (...,) 0..8640 and 0..120 -> int64 (...,20) 0 or 1, and (...,2) bins 0..10
     "Joint indices to keys and axes"
-    return _TABLE.to(buttons.device)[buttons], torch.stack([camera // N_BINS, camera % N_BINS], -1)
+    return _TABLE.to(buttons.device)[buttons], torch.stack([camera // CameraBins.N, camera % CameraBins.N], -1)
 
 # %% ../../nbs/models/idm.ipynb #c029-1
 @patch
@@ -319,7 +320,7 @@ def init_head_bias(self:IDM,
 ):           # The model
     "Start the heads at the frequencies of recorded actions, the convolution over time at picture and changes"
     nb, nc = (torch.as_tensor(n).float() + .02 for n in (buttons, camera))
-    down, both = nb @ _TABLE.float() / nb.sum(), nc.view(N_BINS, N_BINS) / nc.sum()
+    down, both = nb @ _TABLE.float() / nb.sum(), nc.view(CameraBins.N, CameraBins.N) / nc.sum()
     starts = (self.buttons, torch.stack([1 - down, down], 1)), (self.camera, torch.stack([both.sum(1), both.sum(0)]))
     for head, p in starts: fan_in_(head, .01).bias.copy_(p.log().flatten() * self.cfg.temperature)
     w, taps = self.motion.layer.weight, self.cfg.taps                         # (motion,3,taps,1,1)
@@ -400,7 +401,7 @@ def label(self:IDM,
     n, read = _reader(video, dev)
     if not n: raise ValueError('the video has no frames')
     latents = _Latents(self, read, n, batch)
-    whole = IDMOutput(torch.empty(n, len(BUTTONS), 2), torch.empty(n, 2, N_BINS))
+    whole = IDMOutput(torch.empty(n, len(BUTTONS), 2), torch.empty(n, 2, CameraBins.N))
     windows = _plan_windows(n, self.cfg.window, keep, short=alone).tolist()
     same_layout = groupby(windows, lambda row: [at - row[0] for at in row]) # one length, the same frames kept
     with torch.autocast(dev.type, dtype := get_dtype(dev.type, dtype), enabled=dtype != torch.float32):

@@ -24,7 +24,7 @@ from ..base.downloads import DownloadError, check_file, download
 
 # %% ../../nbs/models/published.ipynb #c002-2
 from ..base.checkpoints import checkpoint_kind, file_kind, load_tensors, read_meta
-from .vpt_names import VPT_GOAL
+from .vpt_names import VPTNames
 from ..mineclip import ATTN_MD5, AVG_MD5, MineCLIP, MineCLIPConfig
 from ..policy import Policy
 from .idm import IDM
@@ -321,7 +321,7 @@ def _to_official(source, out): # -> kind
         raise ValueError(f'{source.name} has no published form: its network is not one of those that were published')
     how = {'kind':kind, **_LAYOUTS[kind], **(meta.get('record') or {}).get('published', {})}
     state = model.to_official()
-    goal = {k:v for k,v in state.items() if k.startswith(VPT_GOAL)}
+    goal = {k:v for k,v in state.items() if k.startswith(VPTNames.GOAL)}
     if how['kind'] != 'vpt' or any(v.any() for v in goal.values()): how['kind'] = kind
     else: state = {k:v for k,v in state.items() if k not in goal}
     _check_claim(out, how['kind'], source)

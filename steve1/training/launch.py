@@ -6,7 +6,7 @@
 __all__ = ['MachineConfig', 'make_accelerator', 'end_with_parent', 'leave_together', 'launch']
 
 # %% ../../nbs/training/launch.ipynb #c002
-import contextlib, json, os, signal, subprocess, sys, tempfile, threading, time
+import contextlib, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -107,6 +107,13 @@ def _environment(procs, store):
         env = dict(MALLOC_MMAP_MAX_='0', MALLOC_TRIM_THRESHOLD_=str(1 << 40)) | env
     return env
 
+# %% ../../nbs/training/launch.ipynb #k001
+def _meeting():
+    "A temporary folder where the processes meet; those of launches that were killed are removed (Linux)"
+    for p in Path(tempfile.gettempdir()).glob('steve1-launch-*-*') if Path('/proc/self').exists() else ():
+        if not Path('/proc', p.name.split('-')[2]).exists(): shutil.rmtree(p, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f'steve1-launch-{os.getpid()}-')
+
 # %% ../../nbs/training/launch.ipynb #s02
 def _start(cfg_file, procs, store, out):
     "The processes of a run on this machine"
@@ -155,7 +162,7 @@ def launch(
     run,procs = data_dir('runs', cfg.name),procs or _n_procs(cfg)
     with sole_writer(run): pass # refused before anything of a run that goes on is touched
     write_text(run/'launch.yaml', yaml.safe_dump(cfg.flat(), sort_keys=False))
-    with tempfile.TemporaryDirectory(prefix='steve1-') as meeting, open(run/'launch.log', 'w') as out:
+    with _meeting() as meeting, open(run/'launch.log', 'w') as out:
         with StopRequest() as stop:
             processes = _start(run/'launch.yaml', procs, Path(meeting)/'store', out)
             _supervise(processes, watch, stop)

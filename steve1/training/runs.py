@@ -16,7 +16,7 @@ import torch
 import yaml
 from fastcore.basics import patch
 from ..config import Config, data_dir
-from ..base.files import atomic_path, sha256, write_text
+from ..base.files import atomic_path, explained_writes, sha256, write_text
 from ..base.untrusted import safe_torch_load
 
 # %% ../../nbs/training/runs.ipynb #n060
@@ -124,7 +124,7 @@ class RunLog:
         row:dict, # step, frames and named numbers
     ):
         "Append one row"
-        with open(self.path, 'a') as f: f.write(json.dumps(row)+'\n')
+        with explained_writes(self.path), open(self.path, 'a') as f: f.write(json.dumps(row)+'\n')
         numbers = {k:v for k,v in row.items() if k not in ('step','frames','kind')}
         for k,v in numbers.items(): self.tb.add_scalar(k, v, row['step'])
         if self.wandb: self.wandb.log(dict(numbers, frames=row['frames']), step=row['step'])
@@ -135,7 +135,7 @@ def say(self:RunLog,
     line:str, # For people to read
 ):
     "Append a line to train.log, and print it if wanted"
-    with open(self.text, 'a', encoding='utf-8') as f: f.write(line+'\n')
+    with explained_writes(self.text), open(self.text, 'a', encoding='utf-8') as f: f.write(line+'\n')
     if self.echo: print(line, flush=True)
 
 @patch
@@ -174,7 +174,8 @@ def write_state(self:RunFolder,
     state:dict, # Tensors and plain values
 ):
     "Write a part to state.new/; it is on the disk afterwards"
-    with open(self.path/'state.new'/f'{part}.pt', 'wb') as f:
+    path = self.path/'state.new'/f'{part}.pt'
+    with explained_writes(path), open(path, 'wb') as f:
         try: torch.save(state, f)
         except RuntimeError as e: # a full disk is an internal error of torch, whose cause is the OSError
             raise e.__context__ if isinstance(e.__context__, OSError) else e
@@ -195,7 +196,7 @@ def read_state(self:RunFolder,
 def swap_in(self:RunFolder):
     "Make state.new/, where every process has written its part, the state; keep the one before it"
     new,now,old = (self.path/n for n in ('state.new','state','state.old'))
-    (new/'manifest.json').write_text(json.dumps({p.name:sha256(p) for p in sorted(new.glob('*.pt'))}))
+    write_text(new/'manifest.json', json.dumps({p.name:sha256(p) for p in sorted(new.glob('*.pt'))}))
     if now.exists():
         shutil.rmtree(old, ignore_errors=True)
         now.rename(old)
@@ -265,8 +266,8 @@ def check_unused(self:RunFolder,
         then = type(cfg).from_dict(yaml.safe_load(settings.read_text()))
         self.check_same(json.loads(json.dumps(then.flat())), json.loads(json.dumps(cfg.flat())))
     elif weights := next(self.path.glob('*.safetensors'), None):
-        raise ValueError(f'run {self.name!r} has {weights.name} but no config.yaml and no saved state to continue from; '
-            'choose another name, or resume=False to start over')
+        raise ValueError(f'run {self.name!r} has {weights.name} but no config.yaml '
+            'and no saved state to continue from; choose another name, or resume=False to start over')
 
 # %% ../../nbs/training/runs.ipynb #s07
 @patch
@@ -285,12 +286,17 @@ class TrainingStopped(KeyboardInterrupt):
     "Training was asked to stop and has saved its state"
 
 # %% ../../nbs/training/runs.ipynb #s08
+def _stops():
+    "Signals that ask to stop; a closed terminal (SIGHUP) does, unless `nohup` has it ignored"
+    hangup = getattr(signal, 'SIGHUP', None)
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if hangup and signal.getsignal(hangup) != signal.SIG_IGN else [])]
+
 class StopRequest:
-    "Inside the with block SIGINT and SIGTERM set `.asked` instead of ending the process"
+    "Inside the with block SIGINT, SIGTERM and SIGHUP set `.asked` instead of ending the process"
     def __init__(self): self.asked,self.interrupted,self.before = 0,math.inf,{}
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGINT, signal.SIGTERM): self.before[s] = signal.signal(s, self.note)
+            for s in _stops(): self.before[s] = signal.signal(s, self.note)
         return self
     def note(self, sig, frame):
         now = time.monotonic()

@@ -15,7 +15,7 @@ from gymnasium.utils import seeding
 from ..base.actions import KEYS, noop
 from .blocks import BLOCKS, ITEMS
 from .blockworld import World, Worlds, check_size
-from .games import MineRLEnv, MineStudioEnv
+from .games import LuantiEnv, MineRLEnv, MineStudioEnv
 from .process import ProcessEnv
 from .supervised import ProcessVectorEnv
 from .vector import WorldVectorEnv, action_space, observation_space
@@ -23,6 +23,7 @@ from .vector import WorldVectorEnv, action_space, observation_space
 # %% ../../nbs/world/envs.ipynb #c005
 class BlockWorldEnv:
     "BlockWorld behind the common interface"
+    has_arenas = True       # it takes `arena` and `items`
     def __init__(self,
         seed:int=0,         # Seed of the first world
         size:tuple=(64,64), # (height, width) of `pov`
@@ -80,7 +81,7 @@ def close(self:BlockWorldEnv):
     "Nothing to release here; a game has a process to end"
 
 # %% ../../nbs/world/envs.ipynb #c009
-ENVS = dict(blockworld=BlockWorldEnv, minerl=MineRLEnv, minestudio=MineStudioEnv)   # name -> class
+ENVS = dict(blockworld=BlockWorldEnv, luanti=LuantiEnv, minerl=MineRLEnv, minestudio=MineStudioEnv)   # name -> class
 
 def _check_name(name):
     if name not in ENVS: raise ValueError(f'unknown environment {name!r}: choose from {", ".join(ENVS)}')
@@ -143,37 +144,47 @@ def _check_step(out):
     return _check_obs(out[0])
 
 # %% ../../nbs/world/envs.ipynb #c016
-class BlockWorldGym(gymnasium.Env):
-    "BlockWorld as a `gymnasium` environment with MineRL's spaces"
+class _WorldGym(gymnasium.Env):
+    "A world as a `gymnasium` environment with MineRL's spaces"
     metadata = dict(render_modes=['rgb_array'], render_fps=20)
-    def __init__(self,
-        size:tuple=(360,640),  # (height, width) of `pov`
-        arena:str='plains',    # One of `steve1.world.blocks.ARENAS`
-        items:dict=None,       # Items in the inventory at every start, name -> count
-        render_mode:str=None,  # 'rgb_array' or None
-    ):
-        self.env, self.render_mode = BlockWorldEnv(0, size, arena, items), render_mode
-        self.action_space, self.observation_space = action_space(), observation_space(self.env.size, ITEMS[1:])
+    def __init__(self, env, items, render_mode):
+        self.env, self.render_mode = env, render_mode
+        self.action_space, self.observation_space = action_space(), observation_space(env.size, items)
 
     def _obs(self, o):
         counts = {k:np.array(v, np.int64) for k,v in o['inventory'].items()}
         place = {k:np.array(v) for k,v in o['location_stats'].items()}
         return dict(pov=o['pov'], isGuiOpen=np.int64(o['isGuiOpen']), inventory=counts, location_stats=place)
 
+    def _first_info(self): return self.env.info()
+
+    def close(self): self.env.close()
+
+# %% ../../nbs/world/envs.ipynb #u010
+class BlockWorldGym(_WorldGym):
+    "BlockWorld as a `gymnasium` environment with MineRL's spaces"
+    def __init__(self,
+        size:tuple=(360,640),  # (height, width) of `pov`
+        arena:str='plains',    # One of `steve1.world.blocks.ARENAS`
+        items:dict=None,       # Items in the inventory at every start, name -> count
+        render_mode:str=None,  # 'rgb_array' or None
+    ):
+        super().__init__(BlockWorldEnv(0, size, arena, items), ITEMS[1:], render_mode)
+
 # %% ../../nbs/world/envs.ipynb #c020
 @patch
-def reset(self:BlockWorldGym, *,
+def reset(self:_WorldGym, *,
     seed:int=None,     # Seed of the world; None: `np_random` draws it
     options:dict=None, # `arena`: another arena than before
 ) -> tuple:            # (obs, info)
     "Start anew"
     gymnasium.Env.reset(self, seed=seed)
     seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
-    return self._obs(self.env.reset(seed, **(options or {}))), self.env.info()
+    return self._obs(self.env.reset(seed, **(options or {}))), self._first_info()
 
 # %% ../../nbs/world/envs.ipynb #c020b
 @patch
-def step(self:BlockWorldGym,
+def step(self:_WorldGym,
     action:dict, # Keys 0/1 and `camera` (2,) in degrees
 ) -> tuple:      # (obs, reward 0, terminated False, truncated False, info)
     "Act for 1/20 s"
@@ -183,7 +194,7 @@ def step(self:BlockWorldGym,
 
 # %% ../../nbs/world/envs.ipynb #c020c
 @patch
-def render(self:BlockWorldGym): # uint8 (h,w,3) RGB at `size`; None without a render mode
+def render(self:_WorldGym): # uint8 (h,w,3) RGB at `size`; None without a render mode
     "What the player sees"
     return self.env.render(self.env.size) if self.render_mode else None
 
@@ -264,3 +275,21 @@ def make_vec(
     if is_blockworld and not process: return BlockWorldVectorEnv(num_envs, size, **(vector or {}), **kwargs)
     make = lambda: make_env(name, process=True, wait=False, size=size, **kwargs)
     return ProcessVectorEnv(make, num_envs, check_size(size), **(vector or {}))
+
+# %% ../../nbs/world/envs.ipynb #u013
+class _LuantiGym(_WorldGym):
+    "Luanti as a `gymnasium` environment with MineRL's spaces"
+    def __init__(self, size=(360,640), render_mode=None, **kwargs):
+        super().__init__(make_env('luanti', size=size, **kwargs), None, render_mode)
+
+    def _first_info(self): return {}
+
+def _luanti_vector(num_envs=1, size=(360,640), max_episode_steps=None, autoreset_mode='NextStep', render_mode=None, **kwargs):
+    vector = dict(max_episode_steps=max_episode_steps, autoreset_mode=autoreset_mode, render_mode=render_mode)
+    return make_vec('luanti', num_envs, size, vector=vector, **kwargs)
+
+# %% ../../nbs/world/envs.ipynb #u014
+if 'steve1/Luanti-v0' not in gymnasium.registry:
+    where = 'steve1.world.envs:'
+    gymnasium.register('steve1/Luanti-v0', entry_point=where+'_LuantiGym', vector_entry_point=where+'_luanti_vector',
+                       max_episode_steps=6000)

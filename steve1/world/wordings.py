@@ -48,6 +48,12 @@ WORDINGS['dig'] += (
     ('dig until you reach|go down to|tunnel to|get to',
      'the core|the deepest layer|lava|magma|hell|the center of the earth|the lowest level|the caves|'
      'the mine below|the abyss|the underworld'),
+    ('dig|mine|go|make|do some|start',
+     'mining work|a coal seam|mining far below|caving|potholing|a cave tour|an underpass|a manmade cave|'
+     'a deep hole like a wormhole|deep digging|tunnelling|a mine entrance|an elevator shaft|a burial pit|'
+     'an earth hole'),
+    ('remove|take away|break|erase',
+     'everything under you|everything below|all that is under your feet|the support under you'),
 )
 
 # %% ../../nbs/world/wordings.ipynb #w006
@@ -76,6 +82,13 @@ WORDINGS['dirt'] = (
 )
 
 # %% ../../nbs/world/wordings.ipynb #w007
+WORDINGS['dirt'] += (
+    ('get|collect|take|gather|harvest|pick up|bring me|pack',
+     'earth from the meadow|soil for plants|humid soil|a chunk of mud|a lump of earth|a handful of earth|'
+     'a handful of mud|the ground you stand by|mud from the swamp|plain ground|fill dirt|plain brown ground'),
+)
+
+# %% ../../nbs/world/wordings.ipynb #w008
 WORDINGS['sky'] = (
     ('look at|watch|stare at|gaze at|see|view|admire|find|point at|face|check out',
      'the stars|the heavens|the moon|the sun above|the sky above|clouds overhead|what is above you|'
@@ -97,7 +110,7 @@ WORDINGS['sky'] = (
      'at heaven|above your head|to the top|into space|into the sunlight|to the ceiling|at the roof'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w008
+# %% ../../nbs/world/wordings.ipynb #w009
 WORDINGS['sky'] += (
     ('watch|see|look at|find|track|photograph|point at',
      'a plane in the air|an aircraft|a flight|a cloud|the heavens above|the sunlight|the blue above|'
@@ -106,9 +119,13 @@ WORDINGS['sky'] += (
      'a tornado|dusk|twilight|the evening light|the morning sun|the stars at midnight|fireworks|'
      'the moonlight|the spacecraft|a space station|a cosmic ray|god above|the spirits above|'
      'a blue background'),
+    ('see|watch|look for|look at|find|wait for',
+     'a bright arc of colours in the rain|sunlight after rain|clouds and rain|shooting stars|a full moon|'
+     'the sun going down|the sun coming up|the evening clouds|a colourful sky|the misty sky|a jet|'
+     'airliners|flying geese|seagulls|a blimp|a glider|a zeppelin'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w009
+# %% ../../nbs/world/wordings.ipynb #w010
 WORDINGS['leaves'] = (
     (_get,
      'leaf|leaves from a tree|green leaves|foliage|the greenery of a tree|branches with leaves|'
@@ -133,7 +150,16 @@ WORDINGS['leaves'] = (
      'a bunch of leaves|yellowing leaves|mulberry leaves|the outer branches|a branch'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w010
+# %% ../../nbs/world/wordings.ipynb #w011
+WORDINGS['leaves'] += (
+    ('lop off|pare|snap off|nip|cut off|cut back|sever|peel off|tug at|rake|mow down',
+     'leaves|branches|the branches|the leaves|tree leaves|the foliage|leafy branches|the greenery|'
+     'the tree branches|the brush|the brambles|creepers|the crown|ferns|the branch of a tree|'
+     'orchard branches|the leaves of an orchard tree|the leaves of the fruit tree|garden greenery|'
+     'brown leaves|the red leaves of a tree'),
+)
+
+# %% ../../nbs/world/wordings.ipynb #w012
 WORDINGS['wood'] = (
     (_get,
      'lumber|firewood|sticks|wood for a fire|wood to build a house|a tree trunk|tree wood|wooden blocks|'
@@ -154,7 +180,7 @@ WORDINGS['wood'] = (
      'a sawmill|a wood shop|a lumber mill|a timber company'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w011
+# %% ../../nbs/world/wordings.ipynb #w013
 WORDINGS['wood'] += (
     ('cut|chop|get|collect|fell|harvest|knock down|take|bring me|hit|burn|haul away',
      'a sequoia|an olive trunk|old trees|a dead tree|tree trunks|fallen trees|a hollow tree|a fruit tree|'
@@ -162,9 +188,13 @@ WORDINGS['wood'] += (
      'lumber for a house|wood for furniture|chairs and tables of wood|a wooden door|wood chips|'
      'wood for the fireplace|fuel wood|rafters|wood for a boat|wood for a bow|a wooden sword|'
      'a barrel of wood|chopped wood|trunks|the tree stem'),
+    ('get|gather|collect|find|chop|pile up|fetch|make',
+     'twig wood|dry wood|wood to light a fire|wood for a campfire|campfire logs|a log for the fire|'
+     'wood pieces|brushwood|tree remains|the rest of a felled tree|a wood pile|wood from an elm|'
+     'rotten wood|paneling|wood panels|a hatchet job on a tree'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w012
+# %% ../../nbs/world/wordings.ipynb #w014
 WORDINGS['seeds'] = (
     (_get,
      'seed|wheat seeds from the grass|seeds to plant|seeds for wheat|plant seeds|seeds to grow wheat|'
@@ -187,15 +217,18 @@ WORDINGS['seeds'] = (
      'chickpeas|buckwheat'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w013
+# %% ../../nbs/world/wordings.ipynb #w015
 WORDINGS['seeds'] += (
     ('cut|mow|clear|trample|break|remove|graze on|weed|burn|shred',
      'grass|the grasses|wild grasses|tall grasses|thick grass|dry grass|thistles|nettles|wheat stems|'
      'the green blades|grass blades|the meadow plants|weedy grass|the overgrown grass|the overgrown field|'
      'a grassy meadow|the weedy garden|the yard'),
+    ('cut|harvest|mow|reap|gather|collect',
+     'a cornfield|a wheat field|a barn full of wheat|paddy|grassy land|the grassy hill|'
+     'the grass of the field|grass on the plain|pampas grass|grass with a sickle'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w014
+# %% ../../nbs/world/wordings.ipynb #w016
 WORDINGS['flower'] = (
     (_get,
      'a rose|a blossom|blossoms|blooms|a red bloom|a yellow bloom|wild flowers|pretty flowers|a red rose|'
@@ -220,7 +253,14 @@ WORDINGS['flower'] = (
      'a blooming rose|red roses|a bright plant|nectar|pollen'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w015
+# %% ../../nbs/world/wordings.ipynb #w017
+WORDINGS['flower'] += (
+    ('pick|gather|find|collect|get|give me',
+     'a flower in bloom|flowers from the meadow|sweet smelling flowers|botanical beauty|a pansy|pansies|'
+     'foxglove|larkspur|clematis|wisteria|a rosebud|a blue iris|a snapdragon|a nosegay|plants in bloom'),
+)
+
+# %% ../../nbs/world/wordings.ipynb #w018
 WORDINGS['explore'] = (
     ('explore|wander|roam|travel|walk|run|go|move|leave|head|tour|cross|visit|see|search',
      'distant places|a distant land|the wide world|unknown places|the horizon|new land|everywhere|'
@@ -244,7 +284,7 @@ WORDINGS['explore'] = (
      'foreign places|the hills|the roads|historic places|the globe'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w016
+# %% ../../nbs/world/wordings.ipynb #w019
 WORDINGS['explore'] += (
     ('go|walk|travel|run|move|head|set out|sail|fly|drive|hurry|rush|sneak off|continue',
      'on a quest|on a mission|on a holiday|on a tour|to discover land|like a tourist|like a traveler|'
@@ -253,9 +293,15 @@ WORDINGS['explore'] += (
      'beyond the hills|over mountains|up the hill|to new horizons|out of here|somewhere new|somewhere far|'
      'long and far|without stopping|in any direction|to the other end of the map|on and on|further|farther|'
      'forth|eastward|westward|southward'),
+    ('go|travel|take|begin|make|start',
+     'a pilgrim route|sightseeing tours|a safari|an excursion|an outing|a crossing of the land|a road trip|'
+     'the long road|a walkabout|a long ride|a cruise|a vacation trip|the way to faraway lands|a crusade|'
+     'northward|upcountry|down the road|a nature walk|a long run'),
+    ('traverse|travel across|cross',
+     'the land|the plains|the hills|the map|the valley|the island|the desert'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w017
+# %% ../../nbs/world/wordings.ipynb #w020
 WORDINGS['swim'] = (
     ('swim|go for a swim|have a swim|float|drift|bathe|move',
      'across the river|in the pool|in the sea|to the other shore|in the lake|through the lake|like a frog|'
@@ -275,7 +321,7 @@ WORDINGS['swim'] = (
      'a synchronized swimming class'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w018
+# %% ../../nbs/world/wordings.ipynb #w021
 WORDINGS['swim'] += (
     ('swim|go|float|bathe|play|relax|move|drift|do',
      'in the lake water|in a pool|in waves|in the shallow lake|on a raft|with fins|a swimming lap|'
@@ -283,9 +329,14 @@ WORDINGS['swim'] += (
      'in a sauna pool|in salt water|in fresh water|up the river|down the river|'
      'over to the other side of the water|over the lake|across the water|across the sea|like a ship|'
      'like a goose|like a beaver|like an otter|at the beach pool'),
+    ('go for|take|have|do|try|start',
+     'a quick swim|a morning swim|a medley relay in the pool|a swim workout|a long bath|a cold bath|'
+     'water skiing|wakeboarding|diving board jumps and swimming|floating|a float|a swim across'),
+    ('cross|swim over|go over',
+     'the strait|the canal|the inlet|the bay|the lake|the brook|the river|the water to the island'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w019
+# %% ../../nbs/world/wordings.ipynb #w022
 WORDINGS['underwater'] = (
     ('dive|sink|go|swim|drop|stay|hide|move|head|float|look',
      'under the waves|below the waves|into the depths|down in the water|deep under water|'
@@ -305,7 +356,7 @@ WORDINGS['underwater'] = (
      'a diver|a deep sea diver|a dolphin|an octopus|immersed|submerged|flooded'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w020
+# %% ../../nbs/world/wordings.ipynb #w023
 WORDINGS['underwater'] += (
     ('dive|go|swim|sink|get|live|search|hide|look|move|stay',
      'below the lake|below sea level|under the surface of the sea|where the eels live|with the trout|'
@@ -314,9 +365,13 @@ WORDINGS['underwater'] += (
      'beneath the lake surface|under the pond|in the aquarium|on the lake floor|on the bed of the lake|'
      'at the bottom of the pool|to the bottom of the pond|down with the anchor|into the deep end|'
      'below the boat|without air|fully immersed'),
+    ('sink|go down|swim down|dive|drop|fall',
+     'like lead in water|like an anchor|in the lake|into the sea|into the pond|into the river|'
+     'to the lake floor|below the waves|to meet sea creatures|to the sea monsters|to see the eels|'
+     'to see turtles|to see the seals|to the pond floor|with the seals|to the penguins below'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w021
+# %% ../../nbs/world/wordings.ipynb #w024
 WORDINGS['inventory'] = (
     ('open|check|show|look into|look in|see|view|inspect|search|go through|bring up|browse',
      'your bag|the bag|your backpack|the backpack|your pockets|your items|all items|the items you carry|'
@@ -336,7 +391,7 @@ WORDINGS['inventory'] = (
      'the character screen'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w022
+# %% ../../nbs/world/wordings.ipynb #w025
 WORDINGS['inventory'] += (
     ('open|see|check|look at|show|view|browse|count|inspect|bring up|organize|search|empty',
      'your sack|your trunk|your locker|your closet|your shelf|the item overview|your crafting table|'
@@ -345,9 +400,13 @@ WORDINGS['inventory'] += (
      'your baggage|the backpacks|your provisions|your rations|your holdings|your property|your assets|'
      'the options menu|the screen with items|the settings of your character|the tray|a summary of items|'
      'the things you picked up'),
+    ('see|check|look at|show|open|what is',
+     'in your bag|in your backpack|in your pockets|in the chest|your items|your haul|your freight|'
+     'your packages|your arsenal|your guns|your spoils|the items in your hands|your packed things|'
+     'the things in your bag|your wallet'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w023
+# %% ../../nbs/world/wordings.ipynb #w026
 WORDINGS['tower'] = (
     ('build|make|raise|erect|construct|stack|pile|put up|form|create',
      'a high tower|a column of blocks|a pole|a stack of blocks|a high pillar|a pillar of dirt|'
@@ -370,7 +429,7 @@ WORDINGS['tower'] = (
      'stones|stone blocks|tiles|a block on top|wood blocks up|boxes on boxes'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w024
+# %% ../../nbs/world/wordings.ipynb #w027
 WORDINGS['tower'] += (
     ('build|raise|construct|make|erect|pile up|design|create|put up|stack',
      'a cairn|a bell tower|a clock tower|a silo|a windmill|a temple|a church|a shrine|a chapel|a citadel|'
@@ -380,9 +439,15 @@ WORDINGS['tower'] += (
     ('go|get|lift yourself|climb|move',
      'up by building|higher and higher with blocks|above the ground on blocks|up a pillar|onto a tower|'
      'to the top of your tower|above the trees by building|up on stacked blocks'),
+    ('stack|pile|put|load',
+     'boxes on boxes|boxes high|containers on containers|barrels on barrels|stones on stones|'
+     'blocks to the sky|blocks above blocks|stone on stone|wooden boxes'),
+    ('build|make|raise|climb',
+     'a tower of stones|steps of stone|a tall monolith|a column of honour|a tall stand|a minster tower|'
+     'a mosque tower|a church tower|a temple tower'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w025
+# %% ../../nbs/world/wordings.ipynb #w028
 WORDINGS['sand'] = (
     (_get,
      'sand from the beach|sand of the desert|desert sand|yellow blocks|yellow sand|sandy blocks|fine sand|'
@@ -407,9 +472,13 @@ WORDINGS['sand'] = (
      'sand for plaster|mortar sand|a bag of sand|sands'),
 )
 
-# %% ../../nbs/world/wordings.ipynb #w026
+# %% ../../nbs/world/wordings.ipynb #w029
 WORDINGS['sand'] += (
     ('dig|shovel|mine|dig up|clear|take|remove|hit|break',
      'the beaches|the sands|the bay sand|the lake beach|the desert sands|the arabian desert|'
      'the sandy desert|the shores|the tropical beach|the sandy land|the arid sands'),
+    ('get|collect|gather|dig|harvest|mine|take|find',
+     'sand from the dry river|shingle|quartz sand|silica sand|sand and shells|beach shells and sand|'
+     'sand from a sand bank|sandbanks|the sand of egypt|sand of arabia|the sand on the bank of the river|'
+     'beach stones and sand|sand from the shoal'),
 )

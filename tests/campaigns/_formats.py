@@ -36,7 +36,7 @@ LABELS = 'spans', 'events', 'masked', 'source', 'seed', 'meta', 'repr', 'loss_ma
 
 def episodes(f):
     "An episode of ours, as training, validation and a look at it read it; a sampling; an index"
-    from steve1.data.foreign import index_folder, index_path
+    from steve1.data.foreign import EpisodeIndex
     from steve1.data.inspect import episode_cli
     from steve1.data.sampling import make_sampling, read_sampling
     from steve1.episodes import Episode, EpisodeWriter, validate_episode
@@ -63,11 +63,11 @@ def episodes(f):
     f.add('metadata.json, listed', 'json', 'ep', 'datasets/d/e0/metadata.json', lambda d: dict(status=episode_cli(['validate', str(d/'datasets'/'d')])), ())
     def lists(d): return dict(zip(('train','val'), ([p.relative_to(d).as_posix() for p in l] for l in read_sampling('d'))))
     f.add('sampling', 'text', 'ep', 'samplings/d_train.txt', lists, {'train'})   # names of folders that are there
-    def index(d): return dict(table=index_folder(d/'datasets'/'d').table.drop(columns=['bytes']).to_dict())
+    def index(d): return dict(table=EpisodeIndex.of(d/'datasets'/'d').table.drop(columns=['bytes']).to_dict())
     case = set_data(f.base.parent/'tried')                                         # the index names its folder
     shutil.copytree(root, case, dirs_exist_ok=True)
     index(case)
-    there = index_path(case/'datasets'/'d').relative_to(case)
+    there = EpisodeIndex.file_of(case/'datasets'/'d').relative_to(case)
     (root/there).parent.mkdir(parents=True); shutil.copy2(case/there, root/there)
     shutil.rmtree(case)
     f.add('index of episodes', 'json', 'ep', str(there), index, {'table'})        # of this user, only a cache
@@ -126,21 +126,21 @@ def recordings(f):
 def lists(f):
     "Indexes, ledgers, seeds, pairs, tables"
     from steve1.acting.statistics import read_rows
-    from steve1.data.collect import Ledger, RecordingIndex, collection_faults, collection_report, plan_collection
+    from steve1.data.collect import Ledger, RecordingIndex
     from steve1.evaluate import read_seeds
     from steve1.models.published import check_published
-    from steve1.prior import load_pairs
+    from steve1.prior import Pairs
     root = set_data(f.folder('idx'))
     (root/'index.json').write_text(json.dumps(dict(basedir='http://127.0.0.1:9/x/', relpaths=['8.0/a.mp4', '9.1/b', 'c.mp4'])))
     def entries(d): return RecordingIndex.read(d/'index.json').recordings
     def index(d):
         found = entries(d)
         outside = [str(p) for r in found for p in (r.raw_path(d/'raw', '.mp4'), d/'datasets'/r.name) if not Path(os.path.normpath(p)).is_relative_to(d)]
-        return dict(entries=[tuple(e) for e in found], plan=len(plan_collection(found, 'some')[0]), outside=outside)
+        return dict(entries=[tuple(e) for e in found], plan=len(Ledger.of('some').plan(found)[0]), outside=outside)
     f.add('contractor index', 'json', 'idx', 'index.json', index, {'entries', 'plan'})
     ledger = Ledger(root/'datasets'/'some'/'ledger.jsonl')
     for row in (('8.0_a', 'missing', '404'), ('9.1_b', 'network', 'slow'), ('9.1_b', 'done')): ledger.add(*row)
-    def state(d): return dict(last=Ledger(d/'datasets'/'some'/'ledger.jsonl').last, faults=collection_faults(entries(d), 'some'), report=collection_report(entries(d), 'some').to_dict())
+    def state(d): return dict(last=Ledger(d/'datasets'/'some'/'ledger.jsonl').last, faults=Ledger.of('some').faults(entries(d)), report=Ledger.of('some').report(entries(d)).to_dict())
     f.add('contractor ledger', 'jsonl', 'idx', 'datasets/some/ledger.jsonl', state, {'last', 'faults', 'report'})   # a lost line costs another try
     published = f.folder('idx/weights/published')
     (published/'attn.pth').write_bytes(b'12345')
@@ -153,7 +153,7 @@ def lists(f):
     f.add('rows.csv', 'text', 'idx', 'rows.csv', lambda d: dict(rows=read_rows(d/'rows.csv').to_dict()), {'rows'})
     def some(): return [f.rng.standard_normal((1,8)).astype(np.float32) for _ in range(6)]
     (root/'data.pkl').write_bytes(pickle.dumps(dict(text_embeddings=some(), visual_embeddings=some()), 4))
-    def pairs(d): return {f'{k}{i}':getattr(p, k) for i,p in enumerate(load_pairs(d/'data.pkl', n_val=2)) for k in ('text','goal','task')}
+    def pairs(d): return {f'{k}{i}':getattr(p, k) for i,p in enumerate(Pairs.from_file(d/'data.pkl', n_val=2)) for k in ('text','goal','task')}
     f.add('data.pkl of pairs', 'bytes', 'idx', 'data.pkl', pairs, {f'{k}{i}' for i in (0, 1) for k in ('text','goal','task')})
 
 # --- networks
@@ -166,7 +166,7 @@ def network(m): return dict(names=sorted(m.state_dict()), shapes={k:tuple(v.shap
 def checkpoints(f):
     "Our four networks, published files of two, their settings, goals"
     import torch
-    from steve1.acting.goals import random_system
+    from steve1.acting.goals import System
     from steve1.data.moments import load_moment
     from steve1.models.idm import IDM, IDMConfig
     from steve1.models.published import convert_checkpoint
@@ -175,7 +175,7 @@ def checkpoints(f):
     from steve1.prior import Prior, PriorConfig
     torch.manual_seed(0)
     every = f.folder('ck')
-    random_system(every)
+    System.random(every)
     IDM(IDMConfig.preset('tiny')).save(every/'idm.safetensors')
     for name,cls in dict(policy=Policy, mineclip=MineCLIP, prior=Prior, idm=IDM).items():   # a safetensors file has no checksum
         shutil.move(every/f'{name}.safetensors', f.folder(f'ck_{name}'))

@@ -10,7 +10,7 @@ A campaign is a module of this folder. Its docstring says what it tries; it has 
 A case works in `case_folder()`, which is empty when it begins and removed when it ends; the folder of a failure
 is kept. What all cases of a campaign need lies in `campaign_folder()`. Both are below the campaign's temporary folder.
 `LIMIT = 300` in a campaign changes the seconds a case may take before it counts as 'hang'."""
-import contextlib, ctypes, gc, hashlib, json, os, resource, shutil, signal, subprocess, sys, time, traceback
+import contextlib, ctypes, gc, hashlib, os, resource, shutil, signal, subprocess, sys, time, traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +37,12 @@ def adopt_orphans():
     "Processes that lose their parent become children of this one (Linux), so that `descendants` finds them"
     if sys.platform.startswith('linux'): ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
+def processes(): return [p for p in (os.listdir('/proc') if os.path.isdir('/proc/self') else ()) if p.isdigit()]
+
 def descendants(pid=None):
     "Living processes that descend from a process: a dict of pid -> command line"
     parents, found = {}, [pid or os.getpid()]
-    for p in filter(str.isdigit, os.listdir('/proc')):
+    for p in processes():
         with contextlib.suppress(OSError, IndexError):
             state, parent = Path(f'/proc/{p}/stat').read_text().rsplit(')', 1)[1].split()[:2]
             if state not in 'ZX': parents.setdefault(int(parent), []).append(int(p))
@@ -52,7 +54,7 @@ def descendants(pid=None):
 
 def reap():
     "Collect ended children of this process, adopted ones included, except those that a `Child` waits for"
-    for p in filter(str.isdigit, os.listdir('/proc')):
+    for p in processes():
         with contextlib.suppress(OSError, IndexError, ChildProcessError):
             state, parent = Path(f'/proc/{p}/stat').read_text().rsplit(')', 1)[1].split()[:2]
             if state == 'Z' and int(parent) == os.getpid() and int(p) not in _waited: os.waitpid(int(p), os.WNOHANG)
@@ -114,7 +116,7 @@ class Child:
 def _limit(memory, file_size):
     if file_size is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)     # as Python does: EFBIG instead of death
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
     if memory is not None:
         held = int(Path('/proc/self/statm').read_text().split()[0])*resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held+int(memory*1e6),)*2)
@@ -122,7 +124,8 @@ def _limit(memory, file_size):
 def fork(f, *args, env=(), memory=None, file_size=None, said=None):
     """Call a function in a copy of this process.
 
-    env: variables that are changed. memory: MB beyond what this process holds. file_size: bytes of its largest file."""
+    env: variables that are changed. memory: MB beyond what this process holds. file_size: bytes of its largest file;
+    with it, only the exception that ends the function is said."""
     said = Path(said or case_folder().with_name('said.txt'))
     gc.collect(); sys.stdout.flush(); sys.stderr.flush()
     pid = os.fork()
@@ -131,15 +134,19 @@ def fork(f, *args, env=(), memory=None, file_size=None, said=None):
     try:
         os.setsid()
         for fd in private: os.close(fd)
-        for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
+        for s,h in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)): signal.signal(s, h)
         os.environ.update(env)
-        out, null = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0); os.dup2(out, 1); os.dup2(out, 2)
+        null, out = os.open(os.devnull, os.O_RDWR), os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        first = out if file_size is None else null
+        os.dup2(null, 0); os.dup2(first, 1); os.dup2(first, 2)
+        sys.stdout, sys.stderr = (open(fd, 'w', 1, errors='replace', closefd=False) for fd in (1, 2))   # not those of pytest
         _limit(memory, file_size)
         f(*args)
         status = 0
     except SystemExit as e: status = e.code if isinstance(e.code, int) else int(e.code is not None)
-    except BaseException: status = 1; traceback.print_exc()
+    except BaseException:
+        if file_size is not None: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2); os.dup2(out, 2)
+        status = 1; traceback.print_exc()
     finally:
         with contextlib.suppress(BaseException): sys.stdout.flush(); sys.stderr.flush()
         os._exit(status)

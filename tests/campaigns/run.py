@@ -44,7 +44,7 @@ def worker(name, seed, folder):
     module = importlib.import_module(name)
     say(limit=getattr(module, 'LIMIT', LIMIT))
     cases = iter(module.cases(case_rng(seed, name)))
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         until = time.monotonic()+float(line)
         while time.monotonic() < until:
             if (case := next(cases, None)) is None: break
@@ -52,6 +52,7 @@ def worker(name, seed, folder):
             t0 = time.monotonic()
             outcome, trace = try_case(module, case)
             say(case=case, outcome=outcome, trace=trace, seconds=round(time.monotonic()-t0, 2))
+            if outcome != 'ok': sys.stdin.readline() # until its files are kept
         say(done=case is None)
 
 # --- the runner
@@ -81,10 +82,17 @@ class Campaign:
         while b'\n' not in self.rest:
             ready = select.select([self.p.stdout], [], [], max(0, until-time.monotonic()))[0]
             data = os.read(self.p.stdout.fileno(), 65536) if ready else b''
+            if ready and not data: # it has ended
+                try: self.p.wait(10)
+                except subprocess.TimeoutExpired: pass
             if not data: return None
             self.rest += data
         line, _, self.rest = self.rest.partition(b'\n')
         return json.loads(line)
+
+    def tell(self, what):
+        try: self.p.stdin.write(f'{what}\n'.encode()); self.p.stdin.flush()
+        except BrokenPipeError: pass
 
     def end(self):
         if not self.p: return
@@ -99,8 +107,7 @@ class Campaign:
         "Do cases for some seconds"
         t0 = time.monotonic()
         if self.p is None: self.start()
-        try: self.p.stdin.write(f'{seconds}\n'.encode()); self.p.stdin.flush()
-        except BrokenPipeError: pass
+        self.tell(seconds)
         first = not self.counts
         while True:
             got = self.read(SETUP if first or self.begun is None else self.limit)
@@ -113,7 +120,9 @@ class Campaign:
                 break
             if 'limit' in got: self.limit = got['limit']
             elif 'begun' in got: self.begun = got['begun']
-            elif 'outcome' in got: self.note(got['case'], got['outcome'], got['trace']); first = False
+            elif 'outcome' in got:
+                self.note(got['case'], got['outcome'], got['trace']); first = False
+                if got['outcome'] != 'ok': self.tell('noted')
             else: self.finished = got['done']; break
         self.seconds += time.monotonic()-t0
 
@@ -178,6 +187,13 @@ def torture(names, minutes, seed, jobs, out, slice_s=60.):
     print(table(runs, facts))
     return sum(len(c.failures) for c in runs), sum(sum(c.counts.values()) for c in runs)
 
+def publish(out):
+    "The last table without details, for the page on reliability"
+    last = json.loads((out/'last.json').read_text())
+    for c in last['campaigns']: del c['failures']
+    (HERE/'last.json').write_text(json.dumps(last, indent=1)+'\n')
+    return 0
+
 def repeat(file):
     "Run the case of a failure again"
     what = json.loads(Path(file).read_text())
@@ -199,10 +215,12 @@ def main(argv=None):
     p.add_argument('--jobs', type=int, default=2, help='campaigns at a time (default 2)')
     p.add_argument('--out', type=Path, default=ROOT/'data'/'torture', help='where tables and failures go (default data/torture)')
     p.add_argument('--repeat', metavar='FILE', help='case.json of a failure')
+    p.add_argument('--publish', action='store_true', help='store the last table for the page on reliability (tests/campaigns/last.json)')
     p.add_argument('--list', action='store_true', help='list the campaigns')
     args = p.parse_args(argv)
     if args.list: print('\n'.join(f'{k:18}{v}' for k,v in about.items())); return 0
     if args.repeat: return repeat(args.repeat)
+    if args.publish: return publish(args.out)
     if unknown := [n for n in args.campaigns if n not in about]: p.error(f'no campaign {unknown[0]}: {", ".join(about)}')
     if args.minutes <= 0 or args.jobs < 1: p.error('--minutes must be positive and --jobs at least 1')
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(10**6)
