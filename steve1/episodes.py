@@ -282,7 +282,8 @@ Span = namedtuple('Span', 'start stop task')   # steps start..stop-1 were spent 
 Event = namedtuple('Event', 'step task')       # frames step-15..step show the task
 
 def _label_fault(ep, e):
-    return EpisodeError(f"{ep.path/'metadata.json'}: labels that cannot be read ({type(e).__name__}: {e}); {ep.folder.REMAKE}")
+    fault = f'labels that cannot be read ({type(e).__name__}: {e})'
+    return EpisodeError(f"{ep.path/'metadata.json'}: {fault}; {ep.folder.REMAKE}")
 
 @patch(as_prop=True)
 def spans(self:Episode) -> list: # of `Span(start, stop, task)`
@@ -343,9 +344,10 @@ def _check_sums(ep):
     "Are the files those that were written?"
     sums, path = ep.meta['files'], ep.path/'metadata.json'
     named = [] if ep.published else ['frames.mp4', 'actions.npy'] + ['embeds.npy']*ep.folder.has('embeds.npy')
-    for f in named: _check(f in sums, path, f"no checksum of {f}", _EMBED_HINT if f == 'embeds.npy' else ep.folder.REMAKE)
+    fix = lambda f: _EMBED_HINT if f == 'embeds.npy' else ep.folder.REMAKE
+    for f in named: _check(f in sums, path, f"no checksum of {f}", fix(f))
     for f,h in sums.items():
-        _check(sha256(ep.folder.file(f)) == h, ep.path/f, 'its content changed since it was written')
+        _check(sha256(ep.folder.file(f, fix(f))) == h, ep.path/f, 'its content changed since it was written', fix(f))
 
 # %% ../nbs/03_episodes.ipynb #e4id
 def clip_id(

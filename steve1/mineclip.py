@@ -20,6 +20,7 @@ from .base.downloads import check_file
 from .base.checkpoints import Checkpoint, load_strict, read_official
 from .models.frames import check_colours, check_frames
 from .models.tokenizers import ClipTokenizer, PromptWarning, WordTokenizer
+from .models.word_vectors import WordVectors
 
 # %% ../nbs/01_mineclip.ipynb #c005
 @dataclass(frozen=True)
@@ -91,10 +92,9 @@ class ClipAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out(y.transpose(1,2).reshape(b, n, w))
 
-# %% ../nbs/01_mineclip.ipynb #c026
+# %% ../nbs/01_mineclip.ipynb #c026-1
 def _quick_gelu(x): return x*torch.sigmoid(1.702*x)
 
-# %% ../nbs/01_mineclip.ipynb #c026-1
 class ClipBlock(nn.Module):
     "CLIP's transformer block"
     def __init__(self,
@@ -180,24 +180,6 @@ class TemporalTower(nn.Module):
         pos = self.pos[:x.shape[1]] if at is None else self.pos[at]
         return self.norm(self.blocks(x + pos*x.shape[-1]**-.5)).mean(1)
 
-# %% ../nbs/01_mineclip.ipynb #n101
-class _WordVectors(nn.Module):
-    "Token ids to tokens, by pretrained word vectors that are not trained"
-    unit = 32 # of the bytes that stand for 1
-    def __init__(self, cfg): # Uses `vocab`, `word_vectors`, `text_width`
-        super().__init__()
-        k,w,self.vocab,self.noise = cfg.word_vectors,cfg.text_width,cfg.vocab,0. # noise: deviation, in training only
-        self.register_buffer('table', torch.zeros(cfg.vocab, k, dtype=torch.int8))
-        self.special = nn.Embedding(4, w)                                      # padding, <unk>, <start>, <end>
-        self.lift = nn.Sequential(nn.Linear(k, w), nn.GELU(), nn.Linear(w, w))
-
-    def forward(self, ids): # int64 (b,n) -> (b,n,w)
-        x = self.table[ids].float()/self.unit
-        if self.training and self.noise: x = x + self.noise*torch.randn_like(x)
-        is_word = (ids > 1) & (ids < self.vocab-2)
-        special = torch.where(ids < 2, ids, ids - self.vocab + 4).clamp(0, 3)
-        return torch.where(is_word[...,None], self.lift(x), self.special(special))
-
 # %% ../nbs/01_mineclip.ipynb #c040
 class TextTower(nn.Module):
     "Token ids to a text embedding"
@@ -206,7 +188,7 @@ class TextTower(nn.Module):
     ):
         super().__init__()
         w,self.end = cfg.text_width,cfg.vocab - 1
-        self.token = _WordVectors(cfg) if cfg.word_vectors else nn.Embedding(cfg.vocab, w)
+        self.token = WordVectors(cfg) if cfg.word_vectors else nn.Embedding(cfg.vocab, w)
         self.pos = nn.Parameter(torch.randn(cfg.context, w)*.01)
         self.blocks = nn.Sequential(*[ClipBlock(w, cfg.text_heads, causal=True) for _ in range(cfg.text_depth)])
         self.norm,self.proj = nn.LayerNorm(w),nn.Linear(w, cfg.d, bias=False)
@@ -250,7 +232,6 @@ def normal(self:MineCLIP,
     "Normalise the colours"
     return ((frames - self.mean)/self.std).permute(0,3,1,2)
 
-# %% ../nbs/01_mineclip.ipynb #m005-1
 @patch
 def features(self:MineCLIP,
     frames, # (n,h,w,3) in 0..255
@@ -350,8 +331,8 @@ def warn_unknown(self:MineCLIP,
     text:str, # A text
 ):
     "Warn of words that were never learned; CLIP's sub-words know every text"
-    fault = self.tokenizer.fault(text) if isinstance(self.tokenizer, WordTokenizer) else ''
-    if fault: warnings.warn(fault, PromptWarning, stacklevel=3)
+    if isinstance(self.tokenizer, WordTokenizer) and (fault := self.tokenizer.fault(text)):
+        warnings.warn(fault, PromptWarning, stacklevel=3)
 
 # %% ../nbs/01_mineclip.ipynb #c054
 @patch

@@ -24,10 +24,10 @@ from .config import Config, data_dir, get_device, get_dtype
 # %% ../nbs/07_rollout.ipynb #c002-2
 from .base.commands import command
 from .base.files import atomic_path, check_name, sole_writer, write_text
-from .base.video import FILM, VideoWriter, save_image
+from .base.video import VideoSettings, VideoWriter, save_image
 from .base.overlay import DARK, LIT, PALE, draw_box, draw_keys, put_text, video_sheet
 from .base.actions import ACTION_DTYPE
-from .world.envs import make_vec
+from .world.envs import ENVS, make_vec
 
 # %% ../nbs/07_rollout.ipynb #c002-3
 from .world.vector import one_world
@@ -35,7 +35,7 @@ from .world.tasks import METRICS, MetricTracker
 from .world.experts import START_ITEMS
 from .policy import Agent, Policy
 from .data.moments import parse_moment
-from .acting.goals import load_system
+from .acting.goals import System
 
 # %% ../nbs/07_rollout.ipynb #c002-4
 from .acting.schedules import Case, make_case, parse_schedule
@@ -47,20 +47,20 @@ class Rollout:
         policy:Policy,          # The network that plays
         cases:list,             # What to play, a `Case` a world
         env:str='blockworld',   # One of `steve1.world.envs.ENVS`
-        items:dict=START_ITEMS, # What every world starts with (BlockWorld's)
+        items:dict=START_ITEMS, # What every world starts with (BlockWorld and Luanti)
         dtype=torch.float32,    # Number format of the agent's matrix products
         process:bool=None,      # Each world in a process of its own? None: games are, BlockWorld runs in this process
         **kw,                   # To each process: `python`, `step_timeout`, `memory_limit`, ...
     ):
-        self.cases, n, is_blockworld = list(cases), len(cases), env=='blockworld'
+        self.cases, n, has_arenas = list(cases), len(cases), getattr(ENVS.get(env), 'has_arenas', False)
         self.stage, self.t = [0]*n, 0
         self.goals = np.stack([c.goal.embed for c in cases])
         guided = any(c.scale(i) for c in cases for i in range(len(c.stages)))
         scales, seeds = [c.scale(0) for c in cases], [c.seed for c in cases]
         self.agent = Agent(policy, cond_scale=scales if guided else None, dtype=dtype, seeds=seeds)
-        kw |= dict(items=items) if is_blockworld else {}
+        kw |= dict(items=items) if has_arenas else {}
         self.envs = make_vec(env, n, policy.cfg.image_size, process, dict(autoreset_mode='Disabled'), **kw)
-        options = dict(arena=[c.arena for c in cases]) if is_blockworld else None
+        options = dict(arena=[c.arena for c in cases]) if has_arenas else None
         self.obs, _ = self.envs.reset(seed=seeds, options=options)
         self.trackers = [MetricTracker() for _ in cases]
         self.values = [self._measure(i) for i in range(n)]
@@ -205,7 +205,7 @@ def film_rollout(
     "Play, and film every world; a world that never started gives one black frame"
     with ExitStack() as stack:
         enter = stack.enter_context
-        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=FILM, title=c.name or c.goal.name))
+        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=VideoSettings.FILM, title=c.name or c.goal.name))
             for p,c in zip(paths, cases)]
         pool = enter(ThreadPoolExecutor(_n_cores()))
         def watch(r, rows):
@@ -229,7 +229,7 @@ class RolloutConfig(Config):
     draw: bool = False             # Draw the goal from the prior with the world's seed; False: z=0
     video: bool = True             # Films and contact sheet?
     height: int = 360              # Height of the films in pixels; they are 16:9
-    env: str = 'blockworld'        # blockworld, minerl or minestudio
+    env: str = 'blockworld'        # blockworld, luanti, minerl or minestudio
     weights: str = ''              # Folder of mineclip, prior and policy .safetensors; '': data/weights
     device: str = 'cpu'            # 'auto' takes the best there is
     presets: ClassVar[dict] = dict(demo=dict(name='demo', prompts=(
@@ -319,7 +319,7 @@ def run_rollouts(
     cfg:RolloutConfig, # What to play
 ) -> 'pd.DataFrame': # One row a case: prompt, seed, arena, cond_scale, metrics at the end, why it failed ('': it did not)
     "Play what is not there yet; write films, tables and the contact sheet"
-    system = load_system(cfg.weights or None, cfg.device)
+    system = System.load(cfg.weights or None, cfg.device)
     cases = [_case_of(system, p, s, cfg) for p in cfg.prompts for s in cfg.seeds]
     twice = [c for i,c in enumerate(cases) if c.stem in [d.stem for d in cases[:i]]]
     for c in twice:

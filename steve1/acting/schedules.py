@@ -9,7 +9,7 @@ __all__ = ['Stage', 'Case', 'make_case', 'parse_schedule']
 import hashlib, re
 from dataclasses import dataclass, replace
 from ..world.tasks import METRICS
-from .goals import Goal, System, as_goal
+from .goals import Goal, System
 
 # %% ../../nbs/acting/schedules.ipynb #s005
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def _finite(text, name, part):
 def _parse_stage(text, system, seed):
     "One stage of a schedule"
     m = _STAGE.fullmatch(text.strip())
-    if not m: return Stage(as_goal(system, '', seed))
+    if not m: return Stage(system.goal('', seed))
     if m['metric'] and m['metric'] not in METRICS:
         raise ValueError(f"{m['metric']!r} in {text!r} is no metric: choose from {', '.join(METRICS)}")
     prompt = m['prompt'].strip()
@@ -121,7 +121,7 @@ def _parse_stage(text, system, seed):
     if steps==0: raise ValueError(f'{text!r} ends before it begins: give 1 step or more')
     amount = _finite(m['amount'], 'the amount', text) if m['metric'] else 0.
     scale = _finite(m['scale'], 'the scale', text) if m['scale'] else None
-    return Stage(as_goal(system, prompt.strip('"“”'), seed), steps, m['metric'], amount, scale)
+    return Stage(system.goal(prompt.strip('"“”'), seed), steps, m['metric'], amount, scale)
 
 # %% ../../nbs/acting/schedules.ipynb #s014
 def parse_schedule(

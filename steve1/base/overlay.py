@@ -12,8 +12,8 @@ from pathlib import Path
 from threading import Lock
 import cv2
 import numpy as np
-from .actions import CAMERA_BINS
-from .video import VideoReader, contact_sheet, count_frames, resize_frames
+from .actions import CameraBins
+from .video import VideoReader, contact_sheet, resize_frames
 
 # %% ../../nbs/base/overlay.ipynb #c004
 _PEN = Lock()   # threads share the fonts, each of which holds one text at a time
@@ -29,7 +29,7 @@ def _has(path, chars):
     except (RuntimeError, OSError): return False
 
 # %% ../../nbs/base/overlay.ipynb #n024
-_WIDE = r'cjk|han|hei|song|ming|yahei|pingfang|hiragino|gothic|wqy|fallback|unicode|unifont|arphic|uming|ukai' # in names of fonts with Chinese
+_WIDE = r'cjk|han|hei|song|ming|yahei|pingfang|hiragino|gothic|wqy|fallback|unicode|unifont' # in names of font files
 
 def _system_fonts(char):
     "Font files that may have a character, the likeliest first"
@@ -48,7 +48,7 @@ def _font(missing=''):
     if not missing or _has(own, missing): return _load_font(own)
     path = next((f for f in _system_fonts(missing[0]) if f and _has(f, missing)), None)
     if path: return _load_font(path)
-    warnings.warn(f'no font of this system has {missing!r}: films show boxes in its place. Install one, for Chinese such as '
+    warnings.warn(f'no font of this system has {missing!r}: films show boxes in its place. Install one, for Chinese '
         'fonts-noto-cjk; the whole text is in the file, as its title', stacklevel=2)
     return _load_font(own)
 
@@ -122,7 +122,7 @@ def _draw_camera(img, at, r, c, pitch, yaw):
     cv2.circle(img, at, r, DARK, -1, cv2.LINE_AA); cv2.circle(img, at, r, PALE, 1, cv2.LINE_AA)
     size = math.hypot(pitch, yaw)
     if size>0:
-        k = r*min(1., .25+.75*size/CAMERA_BINS[-1])/size # the widest turn of a step reaches the rim
+        k = r*min(1., .25+.75*size/CameraBins.DEGREES[-1])/size # the widest turn of a step reaches the rim
         end = at[0]+round(yaw*k), at[1]+round(pitch*k)
         cv2.arrowedLine(img, at, end, LIT, max(1, c//8), cv2.LINE_AA, tipLength=.35)
     else: cv2.circle(img, at, max(1, c//9), PALE, -1, cv2.LINE_AA)
@@ -151,7 +151,7 @@ def _film_row(path, title, n, width):
     "A title, and n moments of one video"
     with VideoReader(path) as video:
         h,w = video.size
-        at = np.linspace(0, max(0, count_frames(path)-1), n).round().astype(int)
+        at = np.linspace(0, max(0, VideoReader.count_frames(path)-1), n).round().astype(int)
         small = [resize_frames(video.read(t, t+1)[0], (width*h//w, width), cv2.INTER_AREA) for t in at]
     row = contact_sheet(np.stack(small), cols=n)
     head = np.full((22, row.shape[1], 3), 255, np.uint8)

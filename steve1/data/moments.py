@@ -14,7 +14,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 from ..config import find_data
-from ..base.video import EpisodeError, GOP, VideoError, VideoReader, decode_frames, frame_times, open_video
+from ..base.video import EpisodeError, GOP, VideoError, VideoReader, open_video
 from ..episodes import Episode, clip_id
 
 # %% ../../nbs/data/moments.ipynb #m005
@@ -65,7 +65,7 @@ def _of_episode(source, step, clip):
 def _of_video(path, frame, clip):
     if clip is None:
         raise ValueError(f'{path}@{frame}: a video needs MineCLIP to embed it; '
-                         '`save_goal(visual_goal(system, ...), "goal.npy")` makes a file that needs none')
+                         '`system.visual_goal(...).save("goal.npy")` makes a file that needs none')
     if frame<GOP-1: raise ValueError(f'no {GOP} frames end at frame {frame} of {path}: give a frame from {GOP-1} on')
     from steve1.models.frames import resize_for_clip
     try:
@@ -79,13 +79,13 @@ def _of_video(path, frame, clip):
 def _uneven_frames(path, frame):
     "The frames shown every 1/20 s up to one of a video whose frame rate varies; None where they cannot be read"
     try:
-        found = frame_times(path)
+        found = VideoReader.frame_times(path)
         if found.times is None or frame >= found.n or not _varies(found.times): return None
         seconds = (found.times - found.times[0])*float(found.base)
         want = seconds[frame] - np.arange(GOP-1, -1, -1)/20 + 1e-6
         shown = np.searchsorted(seconds, want, side='right') - 1
         if shown[0] < 0: return None
-        first = {i:f.to_ndarray(format='rgb24') for i,f in enumerate(islice(decode_frames(path), frame+1)) if i in shown}
+        first = {i:f.to_ndarray(format='rgb24') for i,f in enumerate(islice(VideoReader.all_frames(path), frame+1)) if i in shown}
         return np.stack([first[i] for i in shown])
     except VideoError: return None
 
@@ -113,11 +113,11 @@ def _video_fault(path, frame):
 # %% ../../nbs/data/moments.ipynb #m011
 def _of_file(path, d):
     try: x = np.load(path, mmap_mode='r', allow_pickle=False) # mapped: a header may state any size
-    except FileNotFoundError: raise FileNotFoundError(f'no goal file {path}: `save_goal` writes one') from None
+    except FileNotFoundError: raise FileNotFoundError(f'no goal file {path}: `Goal.save` writes one') from None
     except (OSError, ValueError, EOFError, SyntaxError, TokenError) as e:
-        raise ValueError(f'{path} cannot be read as a goal: {e}; `save_goal` writes one') from None
+        raise ValueError(f'{path} cannot be read as a goal: {e}; `Goal.save` writes one') from None
     if not isinstance(x, np.ndarray):
-        raise ValueError(f'{path} holds several arrays, not one goal; `save_goal` writes one')
+        raise ValueError(f'{path} holds several arrays, not one goal; `Goal.save` writes one')
     return _Moment(np.asarray(x), Path(path).stem)
 
 # %% ../../nbs/data/moments.ipynb #m111
@@ -132,7 +132,7 @@ def load_moment(
         raise FileNotFoundError(f'no video {found[0]}: give its path from this folder, or the whole path')
     if found is None:
         raise ValueError(f'{text!r} names no moment: a moment is {_MOMENT_FORMS}; '
-                         '`save_goal(text_goal(system, text), path)` makes such a file of a sentence')
+                         '`system.text_goal(text).save(path)` makes such a file of a sentence')
     source, step = found
     if step is None: moment = _of_file(source, d)
     else: moment = (_of_video if Path(source).is_file() else _of_episode)(source, step, clip)

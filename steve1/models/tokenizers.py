@@ -6,10 +6,11 @@
 __all__ = ['text_words', 'split_words', 'WordTokenizer', 'PromptWarning', 'ClipTokenizer']
 
 # %% ../../nbs/models/tokenizers.ipynb #c002
-import re, unicodedata, warnings
+import gzip, importlib.util, json, re, tempfile, unicodedata, warnings
 from pathlib import Path
 import torch
 from fastcore.basics import patch
+from ..config import find_data
 from .chinese import chinese_to_english
 
 # %% ../../nbs/models/tokenizers.ipynb #c005
@@ -135,7 +136,8 @@ def _clip_files(name, files, cache, command):
     missing = [f for f,p in zip(files, found) if not isinstance(p, str)]
     if not missing: return Path(found[0]).parent
     raise FileNotFoundError(f"CLIP's tokenizer ({name}) is not in the Hugging Face cache {cache}: "
-        f"no {' and no '.join(missing)}; `{command}` downloads it (HF_HOME moves the cache)")
+        f"no {' and no '.join(missing)}; `{command}` downloads it (HF_HOME moves the cache), "
+        'and `pip install --no-deps open_clip_torch` brings the same sub-words without the hub')
 
 # %% ../../nbs/models/tokenizers.ipynb #m006-1
 def _read_clip_tokenizer(folder, command):
@@ -146,20 +148,53 @@ def _read_clip_tokenizer(folder, command):
         again = command.replace('download', 'download --force-download')
         raise ValueError(f"CLIP's tokenizer in {folder} cannot be read ({e}); `{again}` downloads it again") from e
 
+# %% ../../nbs/models/tokenizers.ipynb #i001
+_MERGES = 'bpe_simple_vocab_16e6.txt.gz' # Its first line is a comment
+
+def _merges_file():
+    "CLIP's list of merges: a file of the user's, or the one in the package open_clip_torch; None: neither is here"
+    own, package = find_data('weights', 'published', _MERGES), importlib.util.find_spec('open_clip')
+    shipped = [Path(p)/_MERGES for p in (package.submodule_search_locations or ())] if package else []
+    return next((p for p in (own, *shipped) if p.is_file()), None)
+
+def _byte_symbols():
+    "A character for each byte: printable bytes stand for themselves and come first, the others follow from U+0100"
+    printable = [b for b in range(256) if b > 32 and not 127 <= b <= 160 and b != 173]
+    return [*map(chr, printable), *(chr(256+i) for i in range(256-len(printable)))]
+
+
+# %% ../../nbs/models/tokenizers.ipynb #i002
+def _vocabulary(merges, vocab): # merges: 'c h', 'ch op</w>', ...
+    "{sub-word: id}: bytes, bytes that end a word, one sub-word a merge, start and end"
+    symbols = _byte_symbols()
+    words = [*symbols, *(c+'</w>' for c in symbols), *(''.join(m.split()) for m in merges)]
+    return {w:i for i,w in enumerate([*words[:vocab-2], '<|startoftext|>', '<|endoftext|>'])}
+
+def _clip_from_merges(path, vocab):
+    "CLIP's tokenizer from its list of merges"
+    with gzip.open(path, 'rt', encoding='utf-8') as f: merges = f.read().split('\n')[1:vocab-2*256-1]
+    with tempfile.TemporaryDirectory() as tmp:
+        (Path(tmp)/'vocab.json').write_text(json.dumps(_vocabulary(merges, vocab)), encoding='utf-8')
+        (Path(tmp)/'merges.txt').write_text('\n'.join(['#version: 0.2', *merges, '']), encoding='utf-8')
+        return _read_clip_tokenizer(tmp, f'a new copy of {path}')
+
+
 # %% ../../nbs/models/tokenizers.ipynb #c012
 class ClipTokenizer:
-    "CLIP's own tokenizer, from the local Hugging Face cache"
+    "CLIP's own tokenizer, from the local Hugging Face cache or the list of merges"
     name,files = 'openai/clip-vit-base-patch16',('vocab.json','merges.txt')
     def __init__(self,
         vocab:int=49408, # Size of the embedding table
         context:int=77,  # Longest text in tokens
-        cache=None,      # Folder of the Hugging Face cache; None: where `HF_HOME` says
+        cache=None,      # Folder of the Hugging Face cache, and only that; None: where `HF_HOME` says
     ):
         from huggingface_hub import constants
         self.vocab,self.context = vocab,context
         command = f"hf download {self.name} {' '.join(self.files)} tokenizer_config.json"
-        folder = _clip_files(self.name, self.files, Path(cache or constants.HF_HUB_CACHE), command)
-        self.tok = _read_clip_tokenizer(folder, command)
+        try: folder = _clip_files(self.name, self.files, Path(cache or constants.HF_HUB_CACHE), command)
+        except FileNotFoundError:
+            if cache or not (folder := _merges_file()): raise
+        self.tok = _clip_from_merges(folder, vocab) if folder.is_file() else _read_clip_tokenizer(folder, command)
         ids = len(self.tok),self.tok.bos_token_id,self.tok.eos_token_id
         if ids != (vocab, vocab-2, vocab-1):
             raise ValueError(f'the tokenizer in {folder} has {ids[0]} tokens, start {ids[1]} and end {ids[2]}; '

@@ -5,480 +5,478 @@
 # %% auto #0
 __all__ = ['WORDINGS']
 
-# %% ../../nbs/world/wordings.ipynb #w003
-_get = ('get|collect|gather|take|fetch|grab|find|bring me|i want|i need|give me|please get|pick up|'
-        'look for|go and get|harvest|gain|earn|secure|hold')
-_gain = ('get|collect|take|bring me|find|i want|buy|receive|steal|extract|supply|produce|carry|deliver')
-WORDINGS = {} # task -> grids
+# %% ../../nbs/world/wordings.ipynb #w002
+import re
 
 # %% ../../nbs/world/wordings.ipynb #w004
-WORDINGS['dig'] = (
-    ('dig|mine|tunnel|go|work your way|break through the floor|keep digging',
-     'down|downward|below your feet|towards the core|into a cave|deeper and deeper|through the floor|'
-     'underneath|beneath the ground|vertically|down to the deepest level'),
-    ('make|dig|create|open|start|cut|produce|break',
-     'a hole beneath you|a cave|a tunnel below|a mine|a cellar|an underground room|a basement|a deep pit|'
-     'a hole under your feet|a hole in the floor|a vertical tunnel|a gap in the ground|a grave|'
-     'a cavern entrance|a ditch|an opening below'),
-    ('dig yourself in|go below ground|dig to the other side of the planet|be a mole|be a miner|'
-     'start mining below|break the blocks under you|drop down a shaft|get underground|'
-     'lower yourself into the ground|dig like a dog|remove the floor|use the pickaxe downwards',
-     ''),
-    ('mine for|dig for|search underground for|go down for',
-     'coal|ore|iron ore|diamonds|gold|minerals|gems|buried treasure|fossils|copper|oil|silver|caves'),
-    ('dig|make|open|tunnel into|cut|burst into',
-     'a foundation|a passage|an underground passage|a den|a vault|a tomb|a sewer|a subway|a gorge|a canyon|'
-     'a pothole|a hatch in the ground|a coal mine|a gold mine|a grave|an underground shelter|a deep cave|'
-     'a ravine|a gully'),
-    ('penetrate|pierce|dig through|go through|break through|lower yourself through|drop through',
-     'the ground|the earth|the crust of the earth|the soil layer|the stone floor|the basement floor|'
-     'the layers below'),
-)
+_VERBS = dict(
+    GET=('get|collect|gather|take|fetch|grab|find|bring me|i want|i need|give me|please get|pick up|look for|'
+         'go and get|harvest|gain|earn|secure|hold'),
+    GAIN='get|collect|take|bring me|find|i want|buy|receive|steal|extract|supply|produce|carry|deliver')
 
 # %% ../../nbs/world/wordings.ipynb #w005
-WORDINGS['dig'] += (
-    ('dig|mine|make|open|enter|go into',
-     'a mining pit|an underground mine|the underground world|a cave system|a deep tunnel|'
-     'an underground railway|a hidden cellar|a coal pit|a rabbit hole|a mole hole|a wormhole|a trap door|'
-     'a dungeon|a crypt|an underground garage|a pipeline|a canal bed|a landfill|a metro tunnel|'
-     'a prison escape tunnel|an archaeological dig'),
-    ('remove|break|take away|erase|eliminate|destroy',
-     'the ground under you|what is under your feet|the block below you|the floor below|'
-     'the blocks beneath your feet|the stone below|whatever you walk on|the layer below'),
-    ('dig until you reach|go down to|tunnel to|get to',
-     'the core|the deepest layer|lava|magma|hell|the center of the earth|the lowest level|the caves|'
-     'the mine below|the abyss|the underworld'),
-    ('dig|mine|go|make|do some|start',
-     'mining work|a coal seam|mining far below|caving|potholing|a cave tour|an underpass|a manmade cave|'
-     'a deep hole like a wormhole|deep digging|tunnelling|a mine entrance|an elevator shaft|a burial pit|'
-     'an earth hole'),
-    ('remove|take away|break|erase',
-     'everything under you|everything below|all that is under your feet|the support under you'),
-)
+def _read_grids(text):
+    "The grids of a text, ((verbs, objects), ...)"
+    pairs = (line.partition(' > ')[::2] for line in re.sub(r'\n +', '', text).split('\n') if line)
+    return tuple((_VERBS.get(verbs, verbs), objects) for verbs,objects in pairs)
 
-# %% ../../nbs/world/wordings.ipynb #w006
-WORDINGS['dirt'] = (
-    (_get,
-     'mud|some mud|earth|some earth|ground blocks|brown blocks|soil blocks|pieces of soil|a pile of dirt|'
-     'fertile soil|garden soil|more dirt|ground|chunks of earth|a stack of dirt'),
-    ('shovel|dig out|mine|break up|remove|chip away|turn over',
-     'mud|some earth|the brown ground|the soil|brown blocks|the grassy ground|the dirt around you|'
-     'a patch of soil'),
-    ('fill your inventory with|fill your pockets with|pile up|store|keep|save up|bring home|carry home',
-     'dirt|mud|soil|earth|brown blocks|ground blocks'),
-    ('become a gardener with much soil|get your hands dirty|dig dirt blocks around you|get blocks of earth|'
-     'the agent needs dirt',
-     ''),
-    (_gain,
-     'dirt|mud|soil|earth|dust|manure|grass blocks|mire|wet earth|swamp mud|filth|grime|dirty blocks|'
-     'bog soil|ground from the field|dry soil|rich soil|fertilizer'),
-    ('dig|remove|clean away|wash off|clear',
-     'mud|the mud|dust|the dirt|manure|the soil|the grime'),
-    (_gain,
-     'ground|sludge|dung|earth for a garden|plain blocks|common blocks|mud bricks|loose earth|'
-     'a bit of the ground|topmost ground|the surface of the ground|cheap building blocks|'
-     'the dirtiest block|soil samples|wet mud|fertile earth|dusty earth|a lot of mud|soils|nutrient soil|'
-     'backyard dirt|brown mud|the brown block'),
-)
+WORDINGS = {} # task -> grids
 
 # %% ../../nbs/world/wordings.ipynb #w007
-WORDINGS['dirt'] += (
-    ('get|collect|take|gather|harvest|pick up|bring me|pack',
-     'earth from the meadow|soil for plants|humid soil|a chunk of mud|a lump of earth|a handful of earth|'
-     'a handful of mud|the ground you stand by|mud from the swamp|plain ground|fill dirt|plain brown ground'),
-)
+WORDINGS['dig'] = _read_grids('''
+dig|mine|tunnel|go|work your way|break through the floor|keep digging > down|downward|below your feet|
+  towards the core|into a cave|deeper and deeper|through the floor|underneath|beneath the ground|vertically|
+  down to the deepest level
+make|dig|create|open|start|cut|produce|break > a hole beneath you|a cave|a tunnel below|a mine|a cellar|
+  an underground room|a basement|a deep pit|a hole under your feet|a hole in the floor|a vertical tunnel|
+  a gap in the ground|a grave|a cavern entrance|a ditch|an opening below
+dig yourself in|go below ground|dig to the other side of the planet|be a mole|be a miner|start mining below|
+  break the blocks under you|drop down a shaft|get underground|lower yourself into the ground|dig like a dog|
+  remove the floor|use the pickaxe downwards
+mine for|dig for|search underground for|go down for > coal|ore|iron ore|diamonds|gold|minerals|gems|buried treasure|
+  fossils|copper|oil|silver|caves
+dig|make|open|tunnel into|cut|burst into > a foundation|a passage|an underground passage|a den|a vault|a tomb|a sewer|
+  a subway|a gorge|a canyon|a pothole|a hatch in the ground|a coal mine|a gold mine|a grave|an underground shelter|
+  a deep cave|a ravine|a gully
+penetrate|pierce|dig through|go through|break through|lower yourself through|drop through > the ground|the earth|
+  the crust of the earth|the soil layer|the stone floor|the basement floor|the layers below
+dig|mine|make|open|enter|go into > a mining pit|an underground mine|the underground world|a cave system|a deep tunnel|
+  an underground railway|a hidden cellar|a coal pit|a rabbit hole|a mole hole|a wormhole|a trap door|a dungeon|
+  a crypt|an underground garage|a pipeline|a canal bed|a landfill|a metro tunnel|a prison escape tunnel|
+  an archaeological dig
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w008
-WORDINGS['sky'] = (
-    ('look at|watch|stare at|gaze at|see|view|admire|find|point at|face|check out',
-     'the stars|the heavens|the moon|the sun above|the sky above|clouds overhead|what is above you|'
-     'the ceiling of the world|the blue|the air above|the space above|the top of the world|outer space'),
-    ('look|gaze|stare|point your head|point the camera|aim|turn your face|raise your head|raise your eyes|'
-     'direct your eyes|lift your head|tilt the camera|keep your eyes',
-     'up|overhead|skyward|to the sky|towards the clouds|at the heavens|above|high up|to the stars|'
-     'straight up|at the sun|into the clouds'),
-    ('look to the sky and wait|see if it rains|see the clouds pass|watch clouds drift by|'
-     'daydream and look up|look where the sun is|what colour is the sky|how is the sky today|'
-     'view the sky all day|cloud watching',
-     ''),
-    ('look at|watch|see|stare at|admire|face|enjoy',
-     'rain|thunder|lightning|the storm|the wind|sunlight|daylight|outer space|the universe|'
-     'the solar system|mars|fog|the roof of the world|a balloon|a kite|an eagle|the angels|satellites|'
-     'a rocket|a telescope view|the milky way|jupiter|the blue heaven|a helicopter above|the dark sky|'
-     'the clear sky|cloudy weather|a spaceship'),
-    ('look|stare',
-     'at heaven|above your head|to the top|into space|into the sunlight|to the ceiling|at the roof'),
-)
+WORDINGS['dig'] += _read_grids('''
+remove|break|take away|erase|eliminate|destroy > the ground under you|what is under your feet|the block below you|
+  the floor below|the blocks beneath your feet|the stone below|whatever you walk on|the layer below
+dig until you reach|go down to|tunnel to|get to > the core|the deepest layer|lava|magma|hell|the center of the earth|
+  the lowest level|the caves|the mine below|the abyss|the underworld
+dig|mine|go|make|do some|start > mining work|a coal seam|mining far below|caving|potholing|a cave tour|an underpass|
+  a manmade cave|a deep hole like a wormhole|deep digging|tunnelling|a mine entrance|an elevator shaft|a burial pit|
+  an earth hole
+remove|take away|break|erase > everything under you|everything below|all that is under your feet|the support under you
+dig|make|open|start|burrow|drill|sink > a mineshaft|a crater|a cavity|a quarry|a borehole|a trench|a well|a hollow|
+  bedrock|a bunker|a manhole|caverns|under the floor|through the rock
+make a mineshaft|go spelunking|work your way into the caverns|remove what is under you|excavate a bunker|
+  bore into the bottom|open a manhole|burrow beneath your feet|drill towards bedrock|carve out a deep well|
+  delve through the rock|scrape out a crater|gouge a cavity in the floor|begin a quarry here|sink a borehole|
+  make a trench beneath yourself|hollow out the land below|descend by smashing what you stand on
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w009
-WORDINGS['sky'] += (
-    ('watch|see|look at|find|track|photograph|point at',
-     'a plane in the air|an aircraft|a flight|a cloud|the heavens above|the sunlight|the blue above|'
-     'a meteor|the orbit|saturn|venus|the northern lights|the hot sun|a parachute|a hot air balloon|a hawk|'
-     'a crow|the pigeons|a drone|the smoke above|a snowfall|the clouds forming|a thunderstorm|a hurricane|'
-     'a tornado|dusk|twilight|the evening light|the morning sun|the stars at midnight|fireworks|'
-     'the moonlight|the spacecraft|a space station|a cosmic ray|god above|the spirits above|'
-     'a blue background'),
-    ('see|watch|look for|look at|find|wait for',
-     'a bright arc of colours in the rain|sunlight after rain|clouds and rain|shooting stars|a full moon|'
-     'the sun going down|the sun coming up|the evening clouds|a colourful sky|the misty sky|a jet|'
-     'airliners|flying geese|seagulls|a blimp|a glider|a zeppelin'),
-)
+WORDINGS['dirt'] = _read_grids('''
+GET > mud|some mud|earth|some earth|ground blocks|brown blocks|soil blocks|pieces of soil|a pile of dirt|fertile soil|
+  garden soil|more dirt|ground|chunks of earth|a stack of dirt
+shovel|dig out|mine|break up|remove|chip away|turn over > mud|some earth|the brown ground|the soil|brown blocks|
+  the grassy ground|the dirt around you|a patch of soil
+fill your inventory with|fill your pockets with|pile up|store|keep|save up|bring home|carry home > dirt|mud|soil|
+  earth|brown blocks|ground blocks
+become a gardener with much soil|get your hands dirty|dig dirt blocks around you|get blocks of earth|
+  the agent needs dirt
+GAIN > dirt|mud|soil|earth|dust|manure|grass blocks|mire|wet earth|swamp mud|filth|grime|dirty blocks|bog soil|
+  ground from the field|dry soil|rich soil|fertilizer
+dig|remove|clean away|wash off|clear > mud|the mud|dust|the dirt|manure|the soil|the grime
+GAIN > ground|sludge|dung|earth for a garden|plain blocks|common blocks|mud bricks|loose earth|a bit of the ground|
+  topmost ground|the surface of the ground|cheap building blocks|the dirtiest block|soil samples|wet mud|
+  fertile earth|dusty earth|a lot of mud|soils|nutrient soil|backyard dirt|brown mud|the brown block
+get|collect|take|gather|harvest|pick up|bring me|pack > earth from the meadow|soil for plants|humid soil|
+  a chunk of mud|a lump of earth|a handful of earth|a handful of mud|the ground you stand by|mud from the swamp|
+  plain ground|fill dirt|plain brown ground
+get|obtain|acquire|collect|load up on|stock up on|scrape together|amass > muck|loam|turf|clods|topsoil|sod|compost|
+  mulch|clay soil|brown terrain|peat|farmland|sediment|earthy material|muddy cubes
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w010
-WORDINGS['leaves'] = (
-    (_get,
-     'leaf|leaves from a tree|green leaves|foliage|the greenery of a tree|branches with leaves|'
-     'a pile of leaves|leaves off the branches|many leaves'),
-    ('cut|destroy|clear away|hit|knock off|cut back|pull down|shake off|remove|break|punch',
-     'the branches|leafy branches|the treetop leaves|the crown of the tree|the green of the tree|'
-     'the greenery|the green blocks of a tree|leafy blocks|the top of the tree|the leaves above you|'
-     'all leaves|the leaf cover|leafy growth|the leaves overhead'),
-    ('leave the tree without leaves|take leaves from the branches|make the leaves fall|'
-     'cut a path through the leaves|break the leafy parts',
-     ''),
-    ('cut|break|remove|get|rip|pull|collect|clear|destroy|pluck',
-     'a leaf|foliage|branches|the treetop|evergreen leaves|lush leaves|the lush green|tropical leaves|moss|'
-     'ferns|the overgrown part of a tree|jungle leaves|the green shade|tea leaves|banana leaves|'
-     'leafy plants|the stems and leaves|dense foliage|tobacco leaves|ripe leaves|nests and leaves|'
-     'the blanket of leaves|willowy leaves|green growth'),
-    ('cut|break|remove|collect|get|pick|take|pull down|destroy|clear',
-     'some leaf litter|leaves of an apple tree|orange leaves|leaves in summer|fallen leaves|a leafy branch|'
-     'branches and leaves|the leafy top|laurel leaves|mint leaves|cabbage leaves|spinach|lettuce|'
-     'the stem leaves|the leaf cluster|the roof of leaves|the forest roof|the green crown|'
-     'the branches above|tree branches|tangled branches|the branches overhead|a leaf carpet|'
-     'a bunch of leaves|yellowing leaves|mulberry leaves|the outer branches|a branch'),
-)
+WORDINGS['dirt'] += _read_grids('''
+get some mulch|pocket a lump of clay soil|retrieve brown terrain|dislodge some peat|take bits of farmland|
+  gather potting soil|harvest sediment|obtain some muck|acquire loam|stock up on turf|amass clods of muck|
+  load up on topsoil|scrape together some sod|fetch potting compost|loosen the turf and keep it|
+  accumulate muddy cubes|procure earthy material|haul topsoil
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w011
-WORDINGS['leaves'] += (
-    ('lop off|pare|snap off|nip|cut off|cut back|sever|peel off|tug at|rake|mow down',
-     'leaves|branches|the branches|the leaves|tree leaves|the foliage|leafy branches|the greenery|'
-     'the tree branches|the brush|the brambles|creepers|the crown|ferns|the branch of a tree|'
-     'orchard branches|the leaves of an orchard tree|the leaves of the fruit tree|garden greenery|'
-     'brown leaves|the red leaves of a tree'),
-)
+WORDINGS['sky'] = _read_grids('''
+look at|watch|stare at|gaze at|see|view|admire|find|point at|face|check out > the stars|the heavens|the moon|
+  the sun above|the sky above|clouds overhead|what is above you|the ceiling of the world|the blue|the air above|
+  the space above|the top of the world|outer space
+look|gaze|stare|point your head|point the camera|aim|turn your face|raise your head|raise your eyes|direct your eyes|
+  lift your head|tilt the camera|keep your eyes > up|overhead|skyward|to the sky|towards the clouds|at the heavens|
+  above|high up|to the stars|straight up|at the sun|into the clouds
+look to the sky and wait|see if it rains|see the clouds pass|watch clouds drift by|daydream and look up|
+  look where the sun is|what colour is the sky|how is the sky today|view the sky all day|cloud watching
+look at|watch|see|stare at|admire|face|enjoy > rain|thunder|lightning|the storm|the wind|sunlight|daylight|
+  outer space|the universe|the solar system|mars|fog|the roof of the world|a balloon|a kite|an eagle|the angels|
+  satellites|a rocket|a telescope view|the milky way|jupiter|the blue heaven|a helicopter above|the dark sky|
+  the clear sky|cloudy weather|a spaceship
+look|stare > at heaven|above your head|to the top|into space|into the sunlight|to the ceiling|at the roof
+watch|see|look at|find|track|photograph|point at > a plane in the air|an aircraft|a flight|a cloud|the heavens above|
+  the sunlight|the blue above|a meteor|the orbit|saturn|venus|the northern lights|the hot sun|a parachute|
+  a hot air balloon|a hawk|a crow|the pigeons|a drone|the smoke above|a snowfall|the clouds forming|a thunderstorm|
+  a hurricane|a tornado|dusk|twilight|the evening light|the morning sun|the stars at midnight|fireworks|the moonlight|
+  the spacecraft|a space station|a cosmic ray|god above|the spirits above|a blue background
+see|watch|look for|look at|find|wait for > a bright arc of colours in the rain|sunlight after rain|clouds and rain|
+  shooting stars|a full moon|the sun going down|the sun coming up|the evening clouds|a colourful sky|the misty sky|
+  a jet|airliners|flying geese|seagulls|a blimp|a glider|a zeppelin
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w012
-WORDINGS['wood'] = (
-    (_get,
-     'lumber|firewood|sticks|wood for a fire|wood to build a house|a tree trunk|tree wood|wooden blocks|'
-     'wood blocks|logs from a tree|building wood|some timber|a stack of logs|log blocks|more wood|'
-     'a lot of wood'),
-    ('chop|cut|fell|take down|bring down|knock down|cut through|knock|strike|harvest|hit|split|punch|attack',
-     'a tree|the oak|an oak|the trunk of a tree|the stem of a tree|a log|tall trees|the forest trees|'
-     'a big tree|the woods|the birch|a birch trunk|wood with your hands'),
-    ('be a woodcutter|work as a logger|go logging|clear trees for a house|make firewood|split wood|'
-     'turn the forest into timber|cut wood for the stove',
-     ''),
-    ('cut|chop|get|collect|fell|split|carry|bring me|log|chop down|burn',
-     'walnut wood|mahogany|teak|a fir|a poplar|an elm|an ash tree|conifers|acacia|a redwood|a beech|'
-     'fuel for the stove|charcoal wood|wooden boards|wooden poles|fence wood|furniture wood|a forest|'
-     'the woods|birch logs|sawdust|a wooden stick|paper pulp|cork|the forest for timber|'
-     'trees with a chainsaw|rainforest trees|cherry trees|a tree log'),
-    ('work at|run|open',
-     'a sawmill|a wood shop|a lumber mill|a timber company'),
-)
+WORDINGS['sky'] += _read_grids('''
+contemplate|observe|study|enjoy|admire|glance at|search > the firmament|the constellations|the galaxy|
+  the starry night|the flying birds|the sunshine|the atmosphere|astronomy|a comet|an eclipse|an airplane|the weather|
+  the sunset|the planets|a rainbow|the sunrise|the horizon at dawn
+spot an airplane|check the weather overhead|admire the sunset|see the planets|search for a rainbow|
+  turn your eyes to the sunrise|study the horizon at dawn|contemplate the firmament|observe the constellations|
+  peer at the galaxy|lift your eyes to the starry night|glance at the birds flying over|crane your neck backwards|
+  enjoy the sunshine above you|study the atmosphere|do some astronomy|search for a comet|behold the eclipse
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w013
-WORDINGS['wood'] += (
-    ('cut|chop|get|collect|fell|harvest|knock down|take|bring me|hit|burn|haul away',
-     'a sequoia|an olive trunk|old trees|a dead tree|tree trunks|fallen trees|a hollow tree|a fruit tree|'
-     'an apple tree trunk|coniferous trees|oaks|firs|the forest|a cord of wood|a stack of firewood|timbers|'
-     'lumber for a house|wood for furniture|chairs and tables of wood|a wooden door|wood chips|'
-     'wood for the fireplace|fuel wood|rafters|wood for a boat|wood for a bow|a wooden sword|'
-     'a barrel of wood|chopped wood|trunks|the tree stem'),
-    ('get|gather|collect|find|chop|pile up|fetch|make',
-     'twig wood|dry wood|wood to light a fire|wood for a campfire|campfire logs|a log for the fire|'
-     'wood pieces|brushwood|tree remains|the rest of a felled tree|a wood pile|wood from an elm|'
-     'rotten wood|paneling|wood panels|a hatchet job on a tree'),
-)
+WORDINGS['leaves'] = _read_grids('''
+GET > leaf|leaves from a tree|green leaves|foliage|the greenery of a tree|branches with leaves|a pile of leaves|
+  leaves off the branches|many leaves
+cut|destroy|clear away|hit|knock off|cut back|pull down|shake off|remove|break|punch > the branches|leafy branches|
+  the treetop leaves|the crown of the tree|the green of the tree|the greenery|the green blocks of a tree|leafy blocks|
+  the top of the tree|the leaves above you|all leaves|the leaf cover|leafy growth|the leaves overhead
+leave the tree without leaves|take leaves from the branches|make the leaves fall|cut a path through the leaves|
+  break the leafy parts
+cut|break|remove|get|rip|pull|collect|clear|destroy|pluck > a leaf|foliage|branches|the treetop|evergreen leaves|
+  lush leaves|the lush green|tropical leaves|moss|ferns|the overgrown part of a tree|jungle leaves|the green shade|
+  tea leaves|banana leaves|leafy plants|the stems and leaves|dense foliage|tobacco leaves|ripe leaves|
+  nests and leaves|the blanket of leaves|willowy leaves|green growth
+cut|break|remove|collect|get|pick|take|pull down|destroy|clear > some leaf litter|leaves of an apple tree|
+  orange leaves|leaves in summer|fallen leaves|a leafy branch|branches and leaves|the leafy top|laurel leaves|
+  mint leaves|cabbage leaves|spinach|lettuce|the stem leaves|the leaf cluster|the roof of leaves|the forest roof|
+  the green crown|the branches above|tree branches|tangled branches|the branches overhead|a leaf carpet|
+  a bunch of leaves|yellowing leaves|mulberry leaves|the outer branches|a branch
+lop off|pare|snap off|nip|cut off|cut back|sever|peel off|tug at|rake|mow down > leaves|branches|the branches|
+  the leaves|tree leaves|the foliage|leafy branches|the greenery|the tree branches|the brush|the brambles|creepers|
+  the crown|ferns|the branch of a tree|orchard branches|the leaves of an orchard tree|the leaves of the fruit tree|
+  garden greenery|brown leaves|the red leaves of a tree
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w014
-WORDINGS['seeds'] = (
-    (_get,
-     'seed|wheat seeds from the grass|seeds to plant|seeds for wheat|plant seeds|seeds to grow wheat|'
-     'many seeds|things to plant|wheat'),
-    ('cut|mow|reap|clear|break|trample|hit|remove|destroy|harvest|pull up|pull out|shear|crush',
-     'grass|the grass|wild grass|the meadow|weeds|the tall weeds|high grass|the green grass|grass tufts|'
-     'the meadow grass|the wheat grass|the grass plants around you|tall plants|grass in the field'),
-    ('mow the meadow|weed the meadow|start agriculture|cut grass until seeds drop|'
-     'i would like to grow wheat|harvest the field',
-     ''),
-    (_gain,
-     'seeds|rye|millet|sorghum|beans|corn seeds|vegetable seeds|flour|bread wheat|chicken feed|straw|'
-     'fodder|herbs|carrots|tomatoes|cotton|sesame|wheat for bread|peas|mustard seeds|grass for the cows'),
-    ('mow|cut|clear|reap|harvest|remove|break',
-     'the steppe|the savanna|the field|brush|herbs|straw|fodder|grass and weeds|the wheat field|'
-     'the corn field|thorns|grassy fields|the wild growth|bamboo grass|the park grass|the garden weeds'),
-    (_gain,
-     'grass seed|seeds for planting|seeds for birds|bird food|hen food|flax|alfalfa|clover|pumpkin seeds|'
-     'melon seeds|hemp seeds|tomato seeds|flax seed|plant seed|a packet of seeds|seedlings|sprouts|lentils|'
-     'chickpeas|buckwheat'),
-)
+WORDINGS['leaves'] += _read_grids('''
+trim|prune|clip|snip|thin out|strip|shred|swipe at|knock down|wipe out|pull off > the canopy|twigs|shrubs|the hedge|
+  fronds|the thicket|the shrubbery|the boughs|the bushes|the vegetation|ivy|pine needles|the undergrowth|the vines|
+  autumn colours|the topiary|the oak leaves
+prune the apple tree|hack away the ivy|pull off pine needles|smash the undergrowth|cut the vines|
+  remove the autumn colours|clip the topiary|strip the canopy bare|snip some twigs|thin out the shrubs|trim the hedge|
+  pull fronds off the palm|shred the bushy thicket|tear apart the shrubbery|swipe at the boughs|tidy up the bushes|
+  knock down the canopy|wipe out the vegetation
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w015
-WORDINGS['seeds'] += (
-    ('cut|mow|clear|trample|break|remove|graze on|weed|burn|shred',
-     'grass|the grasses|wild grasses|tall grasses|thick grass|dry grass|thistles|nettles|wheat stems|'
-     'the green blades|grass blades|the meadow plants|weedy grass|the overgrown grass|the overgrown field|'
-     'a grassy meadow|the weedy garden|the yard'),
-    ('cut|harvest|mow|reap|gather|collect',
-     'a cornfield|a wheat field|a barn full of wheat|paddy|grassy land|the grassy hill|'
-     'the grass of the field|grass on the plain|pampas grass|grass with a sickle'),
-)
+WORDINGS['wood'] = _read_grids('''
+GET > lumber|firewood|sticks|wood for a fire|wood to build a house|a tree trunk|tree wood|wooden blocks|wood blocks|
+  logs from a tree|building wood|some timber|a stack of logs|log blocks|more wood|a lot of wood
+chop|cut|fell|take down|bring down|knock down|cut through|knock|strike|harvest|hit|split|punch|attack > a tree|
+  the oak|an oak|the trunk of a tree|the stem of a tree|a log|tall trees|the forest trees|a big tree|the woods|
+  the birch|a birch trunk|wood with your hands
+be a woodcutter|work as a logger|go logging|clear trees for a house|make firewood|split wood|
+  turn the forest into timber|cut wood for the stove
+cut|chop|get|collect|fell|split|carry|bring me|log|chop down|burn > walnut wood|mahogany|teak|a fir|a poplar|an elm|
+  an ash tree|conifers|acacia|a redwood|a beech|fuel for the stove|charcoal wood|wooden boards|wooden poles|
+  fence wood|furniture wood|a forest|the woods|birch logs|sawdust|a wooden stick|paper pulp|cork|
+  the forest for timber|trees with a chainsaw|rainforest trees|cherry trees|a tree log
+work at|run|open > a sawmill|a wood shop|a lumber mill|a timber company
+cut|chop|get|collect|fell|harvest|knock down|take|bring me|hit|burn|haul away > a sequoia|an olive trunk|old trees|
+  a dead tree|tree trunks|fallen trees|a hollow tree|a fruit tree|an apple tree trunk|coniferous trees|oaks|firs|
+  the forest|a cord of wood|a stack of firewood|timbers|lumber for a house|wood for furniture|
+  chairs and tables of wood|a wooden door|wood chips|wood for the fireplace|fuel wood|rafters|wood for a boat|
+  wood for a bow|a wooden sword|a barrel of wood|chopped wood|trunks|the tree stem
+get|gather|collect|find|chop|pile up|fetch|make > twig wood|dry wood|wood to light a fire|wood for a campfire|
+  campfire logs|a log for the fire|wood pieces|brushwood|tree remains|the rest of a felled tree|a wood pile|
+  wood from an elm|rotten wood|paneling|wood panels|a hatchet job on a tree
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w016
-WORDINGS['flower'] = (
-    (_get,
-     'a rose|a blossom|blossoms|blooms|a red bloom|a yellow bloom|wild flowers|pretty flowers|a red rose|'
-     'a colourful plant|garden flowers|a flowering plant|a bunch of flowers|a flower for mother|roses'),
-    ('pick|cut|pluck|break|take|remove|pull out|steal|harvest',
-     'a rose|the blossoms|the blooms|a bloom|wild flowers|the pretty plants|roses|the red plant|'
-     'the yellow plant|garden flowers|the colourful plants|the blossom from its stem'),
-    ('be a florist|make a bouquet|decorate with flowers|find something that blooms|'
-     'collect plants with colours|bring flowers to your love|get a present that smells good|'
-     'gather spring flowers',
-     ''),
-    ('pick|get|collect|cut|pluck|find|take|gather|bring me|i want|buy|smell',
-     'a peony|an iris|jasmine|magnolia|azaleas|begonias|a lotus|a camellia|a buttercup|a crocus|'
-     'cherry blossoms|a wreath|perfume flowers|something scented|wedding flowers|bridal flowers|'
-     'a valentine present|pretty decoration|colourful petunias|ornamental flowers|pink roses|a white rose|'
-     'geraniums|a flower pot|spring blossoms|lilacs|a beautiful bloom|hyacinths|flowering herbs'),
-    ('pick|get|collect|cut|pluck|find|take|gather|bring me|want|smell',
-     'a primrose|a snowdrop|a bluebell|a cornflower|a gardenia|a lupine|a hydrangea|an anemone|a dahlia|'
-     'a zinnia|a thistle flower|heather|honeysuckle|lilac|a cactus flower|an orange blossom|apple blossom|'
-     'flower buds|a bud|the buds|a flowerbed|a pink flower|a white flower|a blue flower|a purple flower|'
-     'coloured blossoms|meadow flowers|a love flower|a corsage|a wildflower|wildflowers|blooming plants|'
-     'a blooming rose|red roses|a bright plant|nectar|pollen'),
-)
+WORDINGS['wood'] += _read_grids('''
+hew|saw|hack|topple|slice|axe|obtain|acquire|knock over|hit > a maple|the pine|planks|the bark|a spruce|beams|
+  the cedar|hardwood|kindling|a willow|plywood|the sycamore|a stump|bamboo|the eucalyptus|with your axe|lumber
+collect kindling|hit a willow|harvest plywood|bring down the sycamore|get a stump|get bamboo|
+  attack the eucalyptus with an ax|hew a maple|saw through the pine|obtain planks|do the work of a lumberjack|
+  topple a pine|hack at the bark|swing your axe|knock over a spruce|fetch beams for carpentry|slice the cedar|
+  acquire hardwood
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w017
-WORDINGS['flower'] += (
-    ('pick|gather|find|collect|get|give me',
-     'a flower in bloom|flowers from the meadow|sweet smelling flowers|botanical beauty|a pansy|pansies|'
-     'foxglove|larkspur|clematis|wisteria|a rosebud|a blue iris|a snapdragon|a nosegay|plants in bloom'),
-)
+WORDINGS['seeds'] = _read_grids('''
+GET > seed|wheat seeds from the grass|seeds to plant|seeds for wheat|plant seeds|seeds to grow wheat|many seeds|
+  things to plant|wheat
+cut|mow|reap|clear|break|trample|hit|remove|destroy|harvest|pull up|pull out|shear|crush > grass|the grass|wild grass|
+  the meadow|weeds|the tall weeds|high grass|the green grass|grass tufts|the meadow grass|the wheat grass|
+  the grass plants around you|tall plants|grass in the field
+mow the meadow|weed the meadow|start agriculture|cut grass until seeds drop|i would like to grow wheat|
+  harvest the field
+GAIN > seeds|rye|millet|sorghum|beans|corn seeds|vegetable seeds|flour|bread wheat|chicken feed|straw|fodder|herbs|
+  carrots|tomatoes|cotton|sesame|wheat for bread|peas|mustard seeds|grass for the cows
+mow|cut|clear|reap|harvest|remove|break > the steppe|the savanna|the field|brush|herbs|straw|fodder|grass and weeds|
+  the wheat field|the corn field|thorns|grassy fields|the wild growth|bamboo grass|the park grass|the garden weeds
+GAIN > grass seed|seeds for planting|seeds for birds|bird food|hen food|flax|alfalfa|clover|pumpkin seeds|melon seeds|
+  hemp seeds|tomato seeds|flax seed|plant seed|a packet of seeds|seedlings|sprouts|lentils|chickpeas|buckwheat
+cut|mow|clear|trample|break|remove|graze on|weed|burn|shred > grass|the grasses|wild grasses|tall grasses|thick grass|
+  dry grass|thistles|nettles|wheat stems|the green blades|grass blades|the meadow plants|weedy grass|
+  the overgrown grass|the overgrown field|a grassy meadow|the weedy garden|the yard
+cut|harvest|mow|reap|gather|collect > a cornfield|a wheat field|a barn full of wheat|paddy|grassy land|
+  the grassy hill|the grass of the field|grass on the plain|pampas grass|grass with a sickle
+obtain|acquire|scythe|trim|slash|thin out|harvest|hack at|swipe at > barley|the pasture|the lawn|the prairie|
+  crops to sow|kernels|the hay|the reeds|the stalks|maize|oats|soybeans|rice|the sedge|cereal|the grasslands|
+  grain for the farm
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w018
-WORDINGS['explore'] = (
-    ('explore|wander|roam|travel|walk|run|go|move|leave|head|tour|cross|visit|see|search',
-     'distant places|a distant land|the wide world|unknown places|the horizon|new land|everywhere|'
-     'another area|far and wide|a long distance|through the land|the next valley|the hills and plains|'
-     'other lands|faraway places|away from here|ahead|forwards without a stop|the mountains'),
-    ('go for a walk|go on a trip|take a trip|take a long walk|go on a tour|be an explorer|go sightseeing|'
-     'keep walking|keep going|keep running|do not stop walking|walk the earth|get away from here|'
-     'leave this area|run fast|run away|find new places|find a village|search the land|move on|'
-     'see what is out there|discover what is beyond|travel like a tourist|get lost|cover a great distance|'
-     'go as far away as you can|sprint ahead',
-     ''),
-    ('go|walk|travel|run|move|head|wander|proceed|advance|migrate|escape|flee|navigate|depart|ride|cruise|'
-     'race',
-     'along the road|along the path|down the trail|to the border|to the frontier|to the valley|'
-     'to the hills|to the mountains|to an island|to a village|to the city|through the kingdom|'
-     'into new territory|to the east|to the west|to the south|for many kilometers|to somewhere else|'
-     'on a new route|to the next town|over the map|abroad|elsewhere|away|onto the highway|'
-     'across the desert|to other worlds|past the mountains'),
-    ('patrol|survey|see|visit|discover|look around',
-     'the territory|the area around|the islands|the kingdom|the cities|the frontier|the environment|'
-     'foreign places|the hills|the roads|historic places|the globe'),
-)
+WORDINGS['seeds'] += _read_grids('''
+harvest oats|look for soybeans|cut the fields|gather rice|remove the sedge|get cereal|clear the grasslands|
+  obtain barley|scythe the pasture|trim the lawn|slash the prairie|stock up for sowing crops|
+  acquire kernels to plant a farm|thin out the hay|hack away at the reeds|swipe at the stalks|fetch what farmers sow|
+  prepare for planting maize
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w019
-WORDINGS['explore'] += (
-    ('go|walk|travel|run|move|head|set out|sail|fly|drive|hurry|rush|sneak off|continue',
-     'on a quest|on a mission|on a holiday|on a tour|to discover land|like a tourist|like a traveler|'
-     'like an explorer|as a backpacker|to a distant place|to a far land|overland|on foot|around the globe|'
-     'around the island|across the fields|past the trees|through the woods|through valleys|'
-     'beyond the hills|over mountains|up the hill|to new horizons|out of here|somewhere new|somewhere far|'
-     'long and far|without stopping|in any direction|to the other end of the map|on and on|further|farther|'
-     'forth|eastward|westward|southward'),
-    ('go|travel|take|begin|make|start',
-     'a pilgrim route|sightseeing tours|a safari|an excursion|an outing|a crossing of the land|a road trip|'
-     'the long road|a walkabout|a long ride|a cruise|a vacation trip|the way to faraway lands|a crusade|'
-     'northward|upcountry|down the road|a nature walk|a long run'),
-    ('traverse|travel across|cross',
-     'the land|the plains|the hills|the map|the valley|the island|the desert'),
-)
+WORDINGS['flower'] = _read_grids('''
+GET > a rose|a blossom|blossoms|blooms|a red bloom|a yellow bloom|wild flowers|pretty flowers|a red rose|
+  a colourful plant|garden flowers|a flowering plant|a bunch of flowers|a flower for mother|roses
+pick|cut|pluck|break|take|remove|pull out|steal|harvest > a rose|the blossoms|the blooms|a bloom|wild flowers|
+  the pretty plants|roses|the red plant|the yellow plant|garden flowers|the colourful plants|the blossom from its stem
+be a florist|make a bouquet|decorate with flowers|find something that blooms|collect plants with colours|
+  bring flowers to your love|get a present that smells good|gather spring flowers
+pick|get|collect|cut|pluck|find|take|gather|bring me|i want|buy|smell > a peony|an iris|jasmine|magnolia|azaleas|
+  begonias|a lotus|a camellia|a buttercup|a crocus|cherry blossoms|a wreath|perfume flowers|something scented|
+  wedding flowers|bridal flowers|a valentine present|pretty decoration|colourful petunias|ornamental flowers|
+  pink roses|a white rose|geraniums|a flower pot|spring blossoms|lilacs|a beautiful bloom|hyacinths|flowering herbs
+pick|get|collect|cut|pluck|find|take|gather|bring me|want|smell > a primrose|a snowdrop|a bluebell|a cornflower|
+  a gardenia|a lupine|a hydrangea|an anemone|a dahlia|a zinnia|a thistle flower|heather|honeysuckle|lilac|
+  a cactus flower|an orange blossom|apple blossom|flower buds|a bud|the buds|a flowerbed|a pink flower|a white flower|
+  a blue flower|a purple flower|coloured blossoms|meadow flowers|a love flower|a corsage|a wildflower|wildflowers|
+  blooming plants|a blooming rose|red roses|a bright plant|nectar|pollen
+pick|gather|find|collect|get|give me > a flower in bloom|flowers from the meadow|sweet smelling flowers|
+  botanical beauty|a pansy|pansies|foxglove|larkspur|clematis|wisteria|a rosebud|a blue iris|a snapdragon|a nosegay|
+  plants in bloom
+obtain|snatch|acquire|snip|grab|uproot > a tulip|an orchid|a lily|petals|a daisy|a garland|something fragrant|
+  a vase of flowers|lavender|a violet|a sunflower|carnations|chrysanthemums|a floral gift|daffodils|marigolds|
+  a hibiscus
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w020
-WORDINGS['swim'] = (
-    ('swim|go for a swim|have a swim|float|drift|bathe|move',
-     'across the river|in the pool|in the sea|to the other shore|in the lake|through the lake|like a frog|'
-     'at the surface|on top of the water|with your head above water|on your back|in cool water|'
-     'along the shore|for a while|laps'),
-    ('get into|go into|jump into|enter|cross|step into|have fun in|play in|cool off in',
-     'the river|the pool|the lake|the pond|the water|the bath|the sea'),
-    ('swimming lesson|swim like a dog|take a bath|bathe|float like a boat|water sports|get wet|'
-     'keep swimming|stay on the surface of the water',
-     ''),
-    ('swim|go|float|row|sail|bathe|wash|drift|surf|relax',
-     'in the bay|in the harbour|in the rapids|in the bath|in the water polo team|like a swan|like a boat|'
-     'in a swimsuit|like a lifeguard|in the shallow water|to the island|across the bay|along the river|'
-     'in warm water|in the swimming pool'),
-    ('take|have|enjoy',
-     'a shower|a bath|a wash|a swim|a boat ride|a water slide|some surfing|a canoe trip|a rowing lesson|'
-     'a synchronized swimming class'),
-)
+WORDINGS['flower'] += _read_grids('''
+pick a sunflower|collect carnations|cut some chrysanthemums|get a floral gift|find daffodils|gather marigolds|
+  pick a hibiscus|obtain a tulip|snatch an orchid|take a lily home|acquire petals|snip a daisy|make a garland|
+  fetch something fragrant|fill a vase|uproot the lavender|bring your sweetheart orchids|grab a violet
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w021
-WORDINGS['swim'] += (
-    ('swim|go|float|bathe|play|relax|move|drift|do',
-     'in the lake water|in a pool|in waves|in the shallow lake|on a raft|with fins|a swimming lap|'
-     'water aerobics|swimming exercises|a swim practice|water games|in the spa|at the water park|'
-     'in a sauna pool|in salt water|in fresh water|up the river|down the river|'
-     'over to the other side of the water|over the lake|across the water|across the sea|like a ship|'
-     'like a goose|like a beaver|like an otter|at the beach pool'),
-    ('go for|take|have|do|try|start',
-     'a quick swim|a morning swim|a medley relay in the pool|a swim workout|a long bath|a cold bath|'
-     'water skiing|wakeboarding|diving board jumps and swimming|floating|a float|a swim across'),
-    ('cross|swim over|go over',
-     'the strait|the canal|the inlet|the bay|the lake|the brook|the river|the water to the island'),
-)
+WORDINGS['explore'] = _read_grids('''
+explore|wander|roam|travel|walk|run|go|move|leave|head|tour|cross|visit|see|search > distant places|a distant land|
+  the wide world|unknown places|the horizon|new land|everywhere|another area|far and wide|a long distance|
+  through the land|the next valley|the hills and plains|other lands|faraway places|away from here|ahead|
+  forwards without a stop|the mountains
+go for a walk|go on a trip|take a trip|take a long walk|go on a tour|be an explorer|go sightseeing|keep walking|
+  keep going|keep running|do not stop walking|walk the earth|get away from here|leave this area|run fast|run away|
+  find new places|find a village|search the land|move on|see what is out there|discover what is beyond|
+  travel like a tourist|get lost|cover a great distance|go as far away as you can|sprint ahead
+go|walk|travel|run|move|head|wander|proceed|advance|migrate|escape|flee|navigate|depart|ride|cruise|
+  race > along the road|along the path|down the trail|to the border|to the frontier|to the valley|to the hills|
+  to the mountains|to an island|to a village|to the city|through the kingdom|into new territory|to the east|
+  to the west|to the south|for many kilometers|to somewhere else|on a new route|to the next town|over the map|abroad|
+  elsewhere|away|onto the highway|across the desert|to other worlds|past the mountains
+patrol|survey|see|visit|discover|look around > the territory|the area around|the islands|the kingdom|the cities|
+  the frontier|the environment|foreign places|the hills|the roads|historic places|the globe
+go|walk|travel|run|move|head|set out|sail|fly|drive|hurry|rush|sneak off|continue > on a quest|on a mission|
+  on a holiday|on a tour|to discover land|like a tourist|like a traveler|like an explorer|as a backpacker|
+  to a distant place|to a far land|overland|on foot|around the globe|around the island|across the fields|
+  past the trees|through the woods|through valleys|beyond the hills|over mountains|up the hill|to new horizons|
+  out of here|somewhere new|somewhere far|long and far|without stopping|in any direction|to the other end of the map|
+  on and on|further|farther|forth|eastward|westward|southward
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w022
-WORDINGS['underwater'] = (
-    ('dive|sink|go|swim|drop|stay|hide|move|head|float|look',
-     'under the waves|below the waves|into the depths|down in the water|deep under water|'
-     'to the floor of the lake|beneath the water|underneath the water|under the sea|'
-     'to the bottom of the sea|deep in the lake|where the light is dim|with your head under water|'
-     'down to the lake floor|into deep water'),
-    ('be a diver|diving|go diving|deep diving|take a dive|put your head under water|sink like an anchor|'
-     'let yourself sink|explore the lake bed|see the bottom of the lake|live below the water|'
-     'do not come up for air|keep your head below water|submerge yourself|be submerged',
-     ''),
-    ('dive|go|swim|sink|look|live|be|search|stay|get',
-     'among dolphins|with the turtles|with the octopus|to the seaweed|undersea|into the aquarium|'
-     'to the marine life|to find pearls|with goggles and oxygen|among bubbles|with the crabs|'
-     'with the salmon|to the treasure|immersed in water|into the flooded cave|with an oxygen tank|'
-     'down the deep sea|to the sea floor|with an anchor'),
-    ('become',
-     'a diver|a deep sea diver|a dolphin|an octopus|immersed|submerged|flooded'),
-)
+WORDINGS['explore'] += _read_grids('''
+go|travel|take|begin|make|start > a pilgrim route|sightseeing tours|a safari|an excursion|an outing|
+  a crossing of the land|a road trip|the long road|a walkabout|a long ride|a cruise|a vacation trip|
+  the way to faraway lands|a crusade|northward|upcountry|down the road|a nature walk|a long run
+traverse|travel across|cross > the land|the plains|the hills|the map|the valley|the island|the desert
+go on|set off on|embark on|start|have > a journey|an adventure|a trek|a hike|a march|a ramble|an expedition|a jog|
+  a stroll|a voyage|a pilgrimage|sightseeing|a scouting trip|a tour of the countryside|a trip through the wilderness|
+  a sail
+go on a pilgrimage|sightsee|visit unknown lands|keep moving north|cross the continent|become a nomad|
+  sail ahead on foot|journey to another country|set off on an adventure|trek through the wilderness|
+  hike across the country|march onward|ramble about the region|scout the terrain|embark on an expedition|jog a mile|
+  take a stroll in the countryside|start a voyage
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w023
-WORDINGS['underwater'] += (
-    ('dive|go|swim|sink|get|live|search|hide|look|move|stay',
-     'below the lake|below sea level|under the surface of the sea|where the eels live|with the trout|'
-     'with the carp|among the squid|among the lobsters|to the oyster beds|to the pearls below|'
-     'with a diving mask|with a wetsuit|into the watery deep|into a watery grave|into the flood|'
-     'beneath the lake surface|under the pond|in the aquarium|on the lake floor|on the bed of the lake|'
-     'at the bottom of the pool|to the bottom of the pond|down with the anchor|into the deep end|'
-     'below the boat|without air|fully immersed'),
-    ('sink|go down|swim down|dive|drop|fall',
-     'like lead in water|like an anchor|in the lake|into the sea|into the pond|into the river|'
-     'to the lake floor|below the waves|to meet sea creatures|to the sea monsters|to see the eels|'
-     'to see turtles|to see the seals|to the pond floor|with the seals|to the penguins below'),
-)
+WORDINGS['swim'] = _read_grids('''
+swim|go for a swim|have a swim|float|drift|bathe|move > across the river|in the pool|in the sea|to the other shore|
+  in the lake|through the lake|like a frog|at the surface|on top of the water|with your head above water|on your back|
+  in cool water|along the shore|for a while|laps
+get into|go into|jump into|enter|cross|step into|have fun in|play in|cool off in > the river|the pool|the lake|
+  the pond|the water|the bath|the sea
+swimming lesson|swim like a dog|take a bath|bathe|float like a boat|water sports|get wet|keep swimming|
+  stay on the surface of the water
+swim|go|float|row|sail|bathe|wash|drift|surf|relax > in the bay|in the harbour|in the rapids|in the bath|
+  in the water polo team|like a swan|like a boat|in a swimsuit|like a lifeguard|in the shallow water|to the island|
+  across the bay|along the river|in warm water|in the swimming pool
+take|have|enjoy > a shower|a bath|a wash|a swim|a boat ride|a water slide|some surfing|a canoe trip|a rowing lesson|
+  a synchronized swimming class
+swim|go|float|bathe|play|relax|move|drift|do > in the lake water|in a pool|in waves|in the shallow lake|on a raft|
+  with fins|a swimming lap|water aerobics|swimming exercises|a swim practice|water games|in the spa|at the water park|
+  in a sauna pool|in salt water|in fresh water|up the river|down the river|over to the other side of the water|
+  over the lake|across the water|across the sea|like a ship|like a goose|like a beaver|like an otter|at the beach pool
+go for|take|have|do|try|start > a quick swim|a morning swim|a medley relay in the pool|a swim workout|a long bath|
+  a cold bath|water skiing|wakeboarding|diving board jumps and swimming|floating|a float|a swim across
+cross|swim over|go over > the strait|the canal|the inlet|the bay|the lake|the brook|the river|the water to the island
+paddle in|splash in|wade through|soak in|ford|dip into|stay afloat in|do freestyle in > the creek|the water|
+  the hot tub|the channel|the fountain|the lagoon|the stream|the river|the pool
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w024
-WORDINGS['inventory'] = (
-    ('open|check|show|look into|look in|see|view|inspect|search|go through|bring up|browse',
-     'your bag|the bag|your backpack|the backpack|your pockets|your items|all items|the items you carry|'
-     'your things|your tools|the item menu|what you have|what you carry|what is in your bag|'
-     'what you collected|the menu of items|the crafting screen|the crafting menu|the armour slots|'
-     'your blocks|your pack'),
-    ('what do you have|what items are there|which items do you have|how many items do you have|'
-     'count your items|take inventory|let me see your items|what is in your pockets|'
-     'which tools do you have|press the key of the inventory|open the crafting grid|open the menu|'
-     'show me the menu',
-     ''),
-    ('open|see|check|look at|look in|show|view|browse|count|inspect|bring up|organize',
-     'your chest|the box|the basket|your wallet|the catalogue|your stock|your collection|your resources|'
-     'the objects you have|your goods|your ammunition|your food|the item window|the interface|'
-     'the inventory tab|the panel|the slots|the hotbar items|the drawer|the cupboard|your kit|the toolbox|'
-     'your briefcase|the handbag|your clothes|the wardrobe|your swords|the status page|your wealth|'
-     'the character screen'),
-)
+WORDINGS['swim'] += _read_grids('''
+go for a dip|do freestyle|cross the channel|play in the fountain|practise the butterfly stroke|kayak over there|
+  join the triathlon|paddle in the creek|do the backstroke|splash about|wade to the opposite bank|
+  practise your crawl stroke|take a refreshing soak|stay afloat|ford the creek|copy a duck|
+  race like an olympic swimmer|enjoy the hot tub
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w025
-WORDINGS['inventory'] += (
-    ('open|see|check|look at|show|view|browse|count|inspect|bring up|organize|search|empty',
-     'your sack|your trunk|your locker|your closet|your shelf|the item overview|your crafting table|'
-     'the ingredients|your armour|the shield slot|your helmet|your materials|your wares|your merchandise|'
-     'your valuables|your treasures|your money|your keys|your coat pockets|your tool belt|your bags|'
-     'your baggage|the backpacks|your provisions|your rations|your holdings|your property|your assets|'
-     'the options menu|the screen with items|the settings of your character|the tray|a summary of items|'
-     'the things you picked up'),
-    ('see|check|look at|show|open|what is',
-     'in your bag|in your backpack|in your pockets|in the chest|your items|your haul|your freight|'
-     'your packages|your arsenal|your guns|your spoils|the items in your hands|your packed things|'
-     'the things in your bag|your wallet'),
-)
+WORDINGS['underwater'] = _read_grids('''
+dive|sink|go|swim|drop|stay|hide|move|head|float|look > under the waves|below the waves|into the depths|
+  down in the water|deep under water|to the floor of the lake|beneath the water|underneath the water|under the sea|
+  to the bottom of the sea|deep in the lake|where the light is dim|with your head under water|down to the lake floor|
+  into deep water
+be a diver|diving|go diving|deep diving|take a dive|put your head under water|sink like an anchor|let yourself sink|
+  explore the lake bed|see the bottom of the lake|live below the water|do not come up for air|
+  keep your head below water|submerge yourself|be submerged
+dive|go|swim|sink|look|live|be|search|stay|get > among dolphins|with the turtles|with the octopus|to the seaweed|
+  undersea|into the aquarium|to the marine life|to find pearls|with goggles and oxygen|among bubbles|with the crabs|
+  with the salmon|to the treasure|immersed in water|into the flooded cave|with an oxygen tank|down the deep sea|
+  to the sea floor|with an anchor
+become > a diver|a deep sea diver|a dolphin|an octopus|immersed|submerged|flooded
+dive|go|swim|sink|get|live|search|hide|look|move|stay > below the lake|below sea level|under the surface of the sea|
+  where the eels live|with the trout|with the carp|among the squid|among the lobsters|to the oyster beds|
+  to the pearls below|with a diving mask|with a wetsuit|into the watery deep|into a watery grave|into the flood|
+  beneath the lake surface|under the pond|in the aquarium|on the lake floor|on the bed of the lake|
+  at the bottom of the pool|to the bottom of the pond|down with the anchor|into the deep end|below the boat|
+  without air|fully immersed
+sink|go down|swim down|dive|drop|fall > like lead in water|like an anchor|in the lake|into the sea|into the pond|
+  into the river|to the lake floor|below the waves|to meet sea creatures|to the sea monsters|to see the eels|
+  to see turtles|to see the seals|to the pond floor|with the seals|to the penguins below
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w026
-WORDINGS['tower'] = (
-    ('build|make|raise|erect|construct|stack|pile|put up|form|create',
-     'a high tower|a column of blocks|a pole|a stack of blocks|a high pillar|a pillar of dirt|'
-     'a tall column|a tall building|a pile of blocks|a high wall|something high|something tall|'
-     'a castle tower|a tower to the sky'),
-    ('stack|place|put|pile|set',
-     'blocks up|blocks under your feet|blocks below yourself|one block on another|block upon block|'
-     'dirt under you|blocks in a column|blocks on top of each other|earth blocks under your feet'),
-    ('get higher|go higher|climb|raise yourself|lift yourself|go up|get up high',
-     'on blocks|with blocks|by placing blocks|on a tower|by jumping and placing blocks|with a pillar|'
-     'on dirt blocks'),
-    ('jump and place blocks|tower up|pillar jump|be a builder|build something|build upwards',
-     ''),
-    ('build|raise|construct|make|erect|pile up|design|create|put up',
-     'a staircase|a ladder of blocks|a tall wall|a castle|a house of blocks|a fort|a fortress|a totem|'
-     'a platform|a pedestal|a podium|a steeple|a dome|a mound|a watchtower|a barricade|a post|a support|'
-     'an apartment building|a high building|a big structure|a stone column|a pylon|a mansion|a palace|'
-     'a barn|a cathedral|a stack of stones|a tall structure|a concrete building|a hut|a model of the tower'),
-    ('put|place|lay|stack',
-     'stones|stone blocks|tiles|a block on top|wood blocks up|boxes on boxes'),
-)
+WORDINGS['underwater'] += _read_grids('''
+plunge|descend|dive|submerge|drown|sink|hold your breath and go > to the seabed|into the ocean|to the fish|
+  to the coral|to the shipwreck|among sharks|to the reef|like a mermaid|into the lagoon|like a submarine|
+  with scuba gear|with a snorkel|to the whales|like a stone|down in the lake
+sink like a stone|dive among the sharks|explore the reef|find a mermaid|submerge in the lagoon|meet the whales|
+  crouch at the pond's floor|plunge to the seabed|go scuba|snorkel|hold your breath and descend|visit the fish|
+  drown yourself|become a submarine|search for coral|reach a sunken shipwreck|descend into the ocean|
+  plunge your head in
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w027
-WORDINGS['tower'] += (
-    ('build|raise|construct|make|erect|pile up|design|create|put up|stack',
-     'a cairn|a bell tower|a clock tower|a silo|a windmill|a temple|a church|a shrine|a chapel|a citadel|'
-     'an arch|a column of stone|a rampart|a bastion|an upright pole|a signal tower|a radio tower|'
-     'an antenna|a totem pole|a stilt house|a ladder|a step|a staircase upwards|a roof high up|'
-     'a floor above|a hill of blocks|a pile of stones|a high structure|a skyline'),
-    ('go|get|lift yourself|climb|move',
-     'up by building|higher and higher with blocks|above the ground on blocks|up a pillar|onto a tower|'
-     'to the top of your tower|above the trees by building|up on stacked blocks'),
-    ('stack|pile|put|load',
-     'boxes on boxes|boxes high|containers on containers|barrels on barrels|stones on stones|'
-     'blocks to the sky|blocks above blocks|stone on stone|wooden boxes'),
-    ('build|make|raise|climb',
-     'a tower of stones|steps of stone|a tall monolith|a column of honour|a tall stand|a minster tower|'
-     'a mosque tower|a church tower|a temple tower'),
-)
+WORDINGS['inventory'] = _read_grids('''
+open|check|show|look into|look in|see|view|inspect|search|go through|bring up|browse > your bag|the bag|your backpack|
+  the backpack|your pockets|your items|all items|the items you carry|your things|your tools|the item menu|
+  what you have|what you carry|what is in your bag|what you collected|the menu of items|the crafting screen|
+  the crafting menu|the armour slots|your blocks|your pack
+what do you have|what items are there|which items do you have|how many items do you have|count your items|
+  take inventory|let me see your items|what is in your pockets|which tools do you have|press the key of the inventory|
+  open the crafting grid|open the menu|show me the menu
+open|see|check|look at|look in|show|view|browse|count|inspect|bring up|organize > your chest|the box|the basket|
+  your wallet|the catalogue|your stock|your collection|your resources|the objects you have|your goods|your ammunition|
+  your food|the item window|the interface|the inventory tab|the panel|the slots|the hotbar items|the drawer|
+  the cupboard|your kit|the toolbox|your briefcase|the handbag|your clothes|the wardrobe|your swords|the status page|
+  your wealth|the character screen
+open|see|check|look at|show|view|browse|count|inspect|bring up|organize|search|empty > your sack|your trunk|
+  your locker|your closet|your shelf|the item overview|your crafting table|the ingredients|your armour|
+  the shield slot|your helmet|your materials|your wares|your merchandise|your valuables|your treasures|your money|
+  your keys|your coat pockets|your tool belt|your bags|your baggage|the backpacks|your provisions|your rations|
+  your holdings|your property|your assets|the options menu|the screen with items|the settings of your character|
+  the tray|a summary of items|the things you picked up
+see|check|look at|show|open|what is > in your bag|in your backpack|in your pockets|in the chest|your items|your haul|
+  your freight|your packages|your arsenal|your guns|your spoils|the items in your hands|your packed things|
+  the things in your bag|your wallet
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w028
-WORDINGS['sand'] = (
-    (_get,
-     'sand from the beach|sand of the desert|desert sand|yellow blocks|yellow sand|sandy blocks|fine sand|'
-     'more sand|a pile of sand|sand from the shore|a stack of sand|beach blocks|white sand'),
-    ('dig|shovel|mine|break|take|dig out|remove|hit|carry off',
-     'the sandy ground|the shore|the beach sand|desert ground|the yellow ground|the desert|sandy blocks|'
-     'yellow blocks|sand by the water|sand near the lake|the sandy shore|the sandy beach'),
-    ('fill your pockets with|fill your inventory with|store|pile up|bring home|keep|save up',
-     'sand|beach sand|yellow sand'),
-    ('play in the sand|dig at the beach|dig in the desert|clear the beach|sand for a castle|'
-     'go to the beach and dig',
-     ''),
-    (_gain,
-     'sand|sand from the bank of the lake|desert dust|sandy soil|sand for cement|sand for concrete|'
-     'sand for a sandbox|oasis sand|sand from an island|dry sand|wet sand|sand from the bay'),
-    ('dig up|dig|clear|remove|mine|carry away',
-     'the sandpit|the sandy bank|the arid ground|the island beach|the sandy bay|the oasis|the waterfront|'
-     'the beach resort|the desert floor|the sandy soil|the surf beach|the sandbox'),
-    (_gain,
-     'sand of the lake|sand for bricks|sand for the kids|beach ground|lake sand|river sand|sea sand|'
-     'sand from the ground|hot sand|golden sand|white beach sand|shells and sand|a sand pile|'
-     'sand for plaster|mortar sand|a bag of sand|sands'),
-)
+WORDINGS['inventory'] += _read_grids('''
+rifle through|examine|list|display|sort out|peek inside|reveal|access|view|manage > your knapsack|your belongings|
+  your possessions|your gear|your equipment|your satchel|your stuff|your pouch|what you own|your storage|
+  your supplies|your loot|your luggage|your purse|the contents|your suitcase|your weapons|your cargo
+see your loot|view your luggage|open the purse|show the contents|look into the suitcase|browse your weapons|
+  check the cargo|rifle through your knapsack|examine your belongings|list your possessions|display all gear|
+  unzip the satchel|manage your equipment|sort out your stuff|peek inside the pouch|reveal what you own|
+  access your storage|examine the supplies
+''')
 
 # %% ../../nbs/world/wordings.ipynb #w029
-WORDINGS['sand'] += (
-    ('dig|shovel|mine|dig up|clear|take|remove|hit|break',
-     'the beaches|the sands|the bay sand|the lake beach|the desert sands|the arabian desert|'
-     'the sandy desert|the shores|the tropical beach|the sandy land|the arid sands'),
-    ('get|collect|gather|dig|harvest|mine|take|find',
-     'sand from the dry river|shingle|quartz sand|silica sand|sand and shells|beach shells and sand|'
-     'sand from a sand bank|sandbanks|the sand of egypt|sand of arabia|the sand on the bank of the river|'
-     'beach stones and sand|sand from the shoal'),
-)
+WORDINGS['tower'] = _read_grids('''
+build|make|raise|erect|construct|stack|pile|put up|form|create > a high tower|a column of blocks|a pole|
+  a stack of blocks|a high pillar|a pillar of dirt|a tall column|a tall building|a pile of blocks|a high wall|
+  something high|something tall|a castle tower|a tower to the sky
+stack|place|put|pile|set > blocks up|blocks under your feet|blocks below yourself|one block on another|
+  block upon block|dirt under you|blocks in a column|blocks on top of each other|earth blocks under your feet
+get higher|go higher|climb|raise yourself|lift yourself|go up|get up high > on blocks|with blocks|by placing blocks|
+  on a tower|by jumping and placing blocks|with a pillar|on dirt blocks
+jump and place blocks|tower up|pillar jump|be a builder|build something|build upwards
+build|raise|construct|make|erect|pile up|design|create|put up > a staircase|a ladder of blocks|a tall wall|a castle|
+  a house of blocks|a fort|a fortress|a totem|a platform|a pedestal|a podium|a steeple|a dome|a mound|a watchtower|
+  a barricade|a post|a support|an apartment building|a high building|a big structure|a stone column|a pylon|a mansion|
+  a palace|a barn|a cathedral|a stack of stones|a tall structure|a concrete building|a hut|a model of the tower
+put|place|lay|stack > stones|stone blocks|tiles|a block on top|wood blocks up|boxes on boxes
+build|raise|construct|make|erect|pile up|design|create|put up|stack > a cairn|a bell tower|a clock tower|a silo|
+  a windmill|a temple|a church|a shrine|a chapel|a citadel|an arch|a column of stone|a rampart|a bastion|
+  an upright pole|a signal tower|a radio tower|an antenna|a totem pole|a stilt house|a ladder|a step|
+  a staircase upwards|a roof high up|a floor above|a hill of blocks|a pile of stones|a high structure|a skyline
+go|get|lift yourself|climb|move > up by building|higher and higher with blocks|above the ground on blocks|up a pillar|
+  onto a tower|to the top of your tower|above the trees by building|up on stacked blocks
+stack|pile|put|load > boxes on boxes|boxes high|containers on containers|barrels on barrels|stones on stones|
+  blocks to the sky|blocks above blocks|stone on stone|wooden boxes
+''')
+
+# %% ../../nbs/world/wordings.ipynb #w030
+WORDINGS['tower'] += _read_grids('''
+build|make|raise|climb > a tower of stones|steps of stone|a tall monolith|a column of honour|a tall stand|
+  a minster tower|a mosque tower|a church tower|a temple tower
+assemble|set up|construct|fashion|install|erect|raise > a skyscraper|a monument|bricks beneath you|cubes on cubes|
+  a lighthouse|a lofty spire|a flagpole|a chimney|a turret|a pyramid|a minaret|scaffolding|stacked crates|a statue
+make a turret|construct a pyramid|climb higher with stones|build a minaret|make scaffolding|stack crates|
+  raise a statue|assemble a skyscraper|set up a monument|rise by laying bricks beneath you|elevate yourself on cubes|
+  set up a lighthouse|ascend by laying bricks|fashion a lofty spire|heap cubes onto one another|install a flagpole|
+  form a vertical chimney|gain height with cubes
+''')
+
+# %% ../../nbs/world/wordings.ipynb #w031
+WORDINGS['sand'] = _read_grids('''
+GET > sand from the beach|sand of the desert|desert sand|yellow blocks|yellow sand|sandy blocks|fine sand|more sand|
+  a pile of sand|sand from the shore|a stack of sand|beach blocks|white sand
+dig|shovel|mine|break|take|dig out|remove|hit|carry off > the sandy ground|the shore|the beach sand|desert ground|
+  the yellow ground|the desert|sandy blocks|yellow blocks|sand by the water|sand near the lake|the sandy shore|
+  the sandy beach
+fill your pockets with|fill your inventory with|store|pile up|bring home|keep|save up > sand|beach sand|yellow sand
+play in the sand|dig at the beach|dig in the desert|clear the beach|sand for a castle|go to the beach and dig
+GAIN > sand|sand from the bank of the lake|desert dust|sandy soil|sand for cement|sand for concrete|
+  sand for a sandbox|oasis sand|sand from an island|dry sand|wet sand|sand from the bay
+dig up|dig|clear|remove|mine|carry away > the sandpit|the sandy bank|the arid ground|the island beach|the sandy bay|
+  the oasis|the waterfront|the beach resort|the desert floor|the sandy soil|the surf beach|the sandbox
+GAIN > sand of the lake|sand for bricks|sand for the kids|beach ground|lake sand|river sand|sea sand|
+  sand from the ground|hot sand|golden sand|white beach sand|shells and sand|a sand pile|sand for plaster|mortar sand|
+  a bag of sand|sands
+dig|shovel|mine|dig up|clear|take|remove|hit|break > the beaches|the sands|the bay sand|the lake beach|
+  the desert sands|the arabian desert|the sandy desert|the shores|the tropical beach|the sandy land|the arid sands
+get|collect|gather|dig|harvest|mine|take|find > sand from the dry river|shingle|quartz sand|silica sand|
+  sand and shells|beach shells and sand|sand from a sand bank|sandbanks|the sand of egypt|sand of arabia|
+  the sand on the bank of the river|beach stones and sand|sand from the shoal
+''')
+
+# %% ../../nbs/world/wordings.ipynb #w032
+WORDINGS['sand'] += _read_grids('''
+obtain|scoop up|load up on|acquire|stock up on|haul|excavate|amass > grains from the seashore|the dune|grit|
+  material for glass|a bucket of coast sand|the dunes|silt|sandcastles|pale grains|the seaside|gritty grains|gravel|
+  the shoreline|powder|pebbles|the sahara|sandstone coast|a sandbar
+mine the sandstone coast|gather gravel from the riverbank|dig the shoreline|collect powder|gather pebbles|
+  harvest the sahara|get some sandbar|obtain grains from the seashore|scoop up the dune|load up on grit|
+  acquire material for glass|fill a bucket on the coast|excavate the dunes|stock up on silt|
+  fetch stuff for sandcastles|haul pale grains away|strip the seaside|amass some gritty grains
+''')
