@@ -132,7 +132,9 @@ def joint_actions(
     if len(ep.actions) != ep.n:
         raise EpisodeError(f"{ep.path}: {len(ep.actions)} actions but {ep.n} steps; "
             'remove the folder and make the episode again')
-    return _action_map.to_joint(ep.actions)
+    try: return _action_map.to_joint(ep.actions)
+    except ValueError as e:
+        raise EpisodeError(f"{ep.path}/actions.npy: {e}; remove the folder and make the episode again") from None
 
 # %% ../nbs/04_dataset.ipynb #s03
 def action_counts(

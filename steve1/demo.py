@@ -6,15 +6,14 @@
 __all__ = ['Demo', 'PromptLine', 'play_cli']
 
 # %% ../nbs/09_demo.ipynb #c002
-import asyncio, html, math, re, warnings
+import asyncio, contextlib, html, math, re, warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-import cv2
-import numpy as np
 from fastcore.basics import patch
-from .config import Config
+from .config import Config, get_device, get_dtype
 from .base.commands import command
+from .base.live import LivePicture
 from .world.blocks import ARENAS
 from .world.tasks import METRICS
 from .world.play import jpeg, play_human
@@ -407,37 +406,35 @@ def talk(self:PromptLine,
     if last: write('\n'+last)
     return self.saved
 
-# %% ../nbs/09_demo.ipynb #c028
-def _half_blocks(frame, cols=80):
-    "A picture uint8 (h,w,3) for a terminal: lines of `cols` times ▀ with colour codes"
-    h,w,_ = frame.shape
-    rows = max(1, round(cols*h/w/2))
-    x = cv2.resize(np.ascontiguousarray(frame), (cols, 2*rows), interpolation=cv2.INTER_AREA).reshape(rows, 2, cols, 3)
-    dot = lambda a,b: '\x1b[38;2;{};{};{};48;2;{};{};{}m▀'.format(*a, *b)
-    return '\n'.join(''.join(map(dot, up, low))+'\x1b[0m' for up,low in x)
-
 # %% ../nbs/09_demo.ipynb #c031
 @dataclass(frozen=True)
 class _PlayConfig(Config):
     "Give the agent prompts line by line, or play BlockWorld yourself"
-    human: bool = False           # Play it yourself, in a window
+    human: bool = False           # Play BlockWorld yourself, in a window (needs pygame)
     seed: int = 1_000_000         # Seed of the world
-    arena: str|None = None        # plains, forest, meadow, lake or beach; default: forest, with --human plains
-    n_steps: int|None = None      # Steps of 1/20 s that a line is played (default 100); with --human: of the game
-    cond_scale: float = 1.5       # Guidance of the agent, from 0
-    show: bool = False            # Show the picture in the terminal
-    folder: str|None = None       # Folder of the films; default: data/runs/play
-    weights: str|None = None      # Folder of mineclip, prior and policy .safetensors; default: data/weights
-    scale: int = 2                # With --human: screen pixels a picture pixel
+    arena: str|None = None        # plains, forest, meadow, lake or beach; none: forest, with --human plains
+    n_steps: int|None = None      # Steps that a line is played, 20 a second; none: 100. With --human: steps of the game
+    cond_scale: float|None = None # Guidance of the agent, from 0; none: what suits its weights
+    show: bool = False            # Show the picture while a line is played, in a window (with pygame) or the terminal
+    folder: str|None = None       # Folder of the films; none: data/runs/play
+    env: str = 'blockworld'       # World that the agent plays in: blockworld, luanti, minerl or minestudio
+    weights: str|None = None      # Folder of mineclip, prior and policy .safetensors; none: data/weights, or what ships
+    policy: str = ''              # Policy that plays instead of the folder's, such as runs/finetune/best.safetensors
+    device: str = 'cpu'           # Where networks compute: cpu, cuda or mps; auto: the best there is
+    scale: int = 2                # With --human: screen pixels a picture pixel, 1 to 16
     also_called = dict(steps='n_steps', guidance='cond_scale', out='folder')
+    example = '--seed 5 --arena lake'
 
 # %% ../nbs/09_demo.ipynb #d131
 @command('steve1_play')
 def play_cli(cfg:_PlayConfig):
     "Tell the agent what to do, line by line; or play BlockWorld yourself"
     if cfg.human: return play_human(cfg.seed, cfg.arena or 'plains', cfg.scale, cfg.n_steps)
-    session = Session(System.load(cfg.weights), seed=cfg.seed, arena=cfg.arena or 'forest', cond_scale=cfg.cond_scale)
-    def watch(frame): print('\x1b[H\x1b[2J'+_half_blocks(frame), flush=True)
-    line = PromptLine(session, 100 if cfg.n_steps is None else cfg.n_steps, cfg.folder, watch if cfg.show else None)
-    print('Type what the agent is to do; `help` lists the commands.')
-    line.talk()
+    n_steps = 100 if cfg.n_steps is None else cfg.n_steps
+    with LivePicture('steve1_play') if cfg.show else contextlib.nullcontext() as live:
+        system = System.load(cfg.weights, cfg.device, cfg.policy)
+        session = Session(system, seed=cfg.seed, arena=cfg.arena or 'forest', cond_scale=cfg.cond_scale, env=cfg.env,
+            dtype=get_dtype(get_device(cfg.device)))
+        line = PromptLine(session, n_steps, cfg.folder, live and live.show)
+        print('Type what the agent is to do; `help` lists the commands.')
+        line.talk()

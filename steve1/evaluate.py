@@ -6,7 +6,7 @@
 __all__ = ['BASELINES', 'read_seeds', 'EvalConfig', 'random_goal', 'goal_for', 'ClipScorer', 'evaluate']
 
 # %% ../nbs/08_evaluate.ipynb #c002
-import hashlib, json, subprocess
+import hashlib, json, re, subprocess
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
@@ -49,7 +49,10 @@ def read_seeds(
 ) -> tuple: # Seeds of evaluation worlds
     "The published list of evaluation seeds"
     path = _find('seeds.txt')
-    seeds = tuple(int(l) for l in path.read_text().split())
+    words = path.read_text(errors='replace').split()
+    if bad := [w for w in words if not re.fullmatch(r'[0-9]{1,18}', w)]:
+        raise ValueError(f'{path}: {bad[0][:40]!r} is no seed, which is a whole number from 0 to 10^18; repair the file')
+    seeds = tuple(map(int, words))
     if n is not None and not 1<=n<=len(seeds):
         raise ValueError(f'{path.name} has {len(seeds)} seeds, so n_seeds may be 1 to {len(seeds)}, not {n}')
     return seeds[:n]

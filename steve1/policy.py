@@ -32,9 +32,9 @@ from .models.vpt_names import VPTNames
 @dataclass(frozen=True)
 class PolicyConfig(Config):
     "Size of a policy; the defaults are the published 2x network"
-    image_size:tuple = (128, 128)    # Height and width of a frame, pixels
+    image_size:tuple[int,int] = (128, 128)    # Height and width of a frame, pixels
     trunk:Literal['impala', 'patch'] = 'impala' # Image trunk: the published one, or a cheap one for CPUs
-    channels:tuple = (128, 256, 256) # Channels of the trunk's stages
+    channels:tuple[int,...] = (128, 256, 256) # Channels of the trunk's stages
     n_res:int = 2                    # Residual blocks in each stage of the trunk
     d_image:int = 256                # Width of the trunk's output
     hidsize:int = 2048               # Width of the transformer
@@ -56,14 +56,15 @@ class PolicyConfig(Config):
 @patch
 def check(self:PolicyConfig):
     "Refuse sizes that do not fit together; called for every new config"
+    for k in ('memory', 'timesteps', 'n_layers', 'd_goal', 'n_heads', 'hidsize'):
+        if getattr(self, k) < 1: raise ValueError(f"{k} must be at least 1, got {getattr(self, k)}")
+    if min(*self.image_size, *self.channels) < 1:
+        raise ValueError(f"image_size {self.image_size} and channels {self.channels} must be at least 1")
     if self.hidsize % self.n_heads:
         raise ValueError(f"hidsize {self.hidsize} is not a multiple of n_heads {self.n_heads}")
-    if len(self.image_size) != 2: raise ValueError(f"image_size must be (height, width), got {self.image_size}")
     n, step = len(self.channels), PATCH * 2 ** (len(self.channels) - 1)
     if self.trunk == 'patch' and any(s % step for s in self.image_size):
         raise ValueError(f"image_size {self.image_size} must be a multiple of {step} for trunk 'patch' with {n} stages")
-    for k in ('memory', 'timesteps', 'n_layers', 'd_goal'):
-        if getattr(self, k) < 1: raise ValueError(f"{k} must be at least 1, got {getattr(self, k)}")
     if self.temperature <= 0: raise ValueError(f"temperature must be positive, got {self.temperature}")
 
 # %% ../nbs/02_policy.ipynb #c011

@@ -403,8 +403,9 @@ def fit(self:Trainer,
             self._steps(callback, stop)
     except (OSError, SafetensorError) as e:
         if not disk_full(e): raise
-        raise OSError(f'run {self.cfg.name!r} could not write at {self.frames:,} frames: {e}. Make room; '
-            'the same command then goes on from the last saved state, which is whole') from e
+        then = 'Make room; the same command then goes on from the last saved state, which is whole'
+        if self.frames == 0: then = 'Nothing is lost'
+        raise OSError(f'run {self.cfg.name!r} could not write at {self.frames:,} frames: {e}. {then}') from e
     finally:
         if self.log: self.log.close()
     return self.result()

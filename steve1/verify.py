@@ -157,7 +157,7 @@ def _sample_events(clip):
 
 def _sample_folders():
     lists = [find_data('samplings', f'sample_{part}.txt') for part in ('train', 'val')]
-    return [find_data(l) for p in lists if p.exists() for l in p.read_text().splitlines() if l.strip()]
+    return [find_data(l) for p in lists if p.exists() for l in p.read_text(errors='replace').splitlines() if l.strip()]
 
 # %% ../nbs/10_verify.ipynb #v107
 def _check_goals(weights=None):

@@ -308,6 +308,73 @@ def test_settings_of_a_wrong_kind(settings):
     with pytest.raises((TypeError, ValueError), match='EvalConfig'): EvalConfig.from_dict(settings)
     with pytest.raises(ValueError, match='EvalConfig has no preset'): EvalConfig.preset({})
 
+def test_lists_and_notes_that_are_damaged(tmp_path, monkeypatch):
+    "Every small text file that is read names itself, whatever stands in it"
+    from steve1.acting.statistics import read_rows
+    from steve1.base.commands import parse_config
+    from steve1.data.collect import CollectConfig, IndexEntry, Ledger, _check_conversion
+    from steve1.data.importing import _check_same, _known
+    from steve1.data.recordings import RecordingConfig
+    from steve1.data.sampling import read_sampling
+    from steve1.evaluate import read_seeds
+    from steve1.training.recipe import TrainConfig
+    from steve1.training.runs import RunFolder
+    monkeypatch.setenv('STEVE1_DATA', str(tmp_path))
+    (run := tmp_path/'runs'/'r').mkdir(parents=True); (made := tmp_path/'datasets'/'d'/'e0').mkdir(parents=True); (tmp_path/'samplings').mkdir()
+    (tmp_path/'samplings'/'s_val.txt').write_text('')
+    cfg, entry = TrainConfig.preset('tiny'), IndexEntry('e0', 'http://x/e0', '')
+    readers = {'seeds.txt':read_seeds, 'rows.csv':lambda: read_rows(tmp_path/'rows.csv'), 'samplings/s_train.txt':lambda: read_sampling('s'),
+        'datasets/d/recordings.jsonl':lambda: _known(tmp_path/'datasets'/'d'/'recordings.jsonl'), 'runs/r/config.yaml':lambda: RunFolder('r').check_unused(cfg),
+        'datasets/d/e0/metadata.json':lambda: [f() for f in (lambda: _check_same(made.parent, RecordingConfig()), lambda: _check_conversion(made.parent, CollectConfig()),
+            lambda: Ledger.of('d').report([entry]))], 'cfg.yaml':lambda: parse_config(TrainConfig, ['--config', str(tmp_path/'cfg.yaml')])}
+    for content in (b'\xff\xfe\x00', b'{"lrx": 1}', b'['*3000, b'[1, 2]', b'"x', b'a\0b\n', b'x'*70_000, b'memory://nowhere/x\n'):
+        for name,read in readers.items():
+            (tmp_path/name).write_bytes(content)
+            with pytest.raises((ValueError, OSError), match=Path(name).name) as e: read()
+            assert not isinstance(e.value, UnicodeError)
+            if name.endswith('json'): made.joinpath('metadata.json').unlink()
+        for name in ('metrics.jsonl', 'state/manifest.json'):   # rows that are none are left out; a state that is none is passed over
+            (run/name).parent.mkdir(exist_ok=True); (run/name).write_bytes(content)
+        assert RunFolder('r').metrics() == []
+        with pytest.warns(UserWarning), pytest.raises(ValueError, match='no saved state of run'): RunFolder('r').find_state()
+        (tmp_path/'ledger.jsonl').write_bytes(content+b'\n{"name": "a", "what": "done", "reason": ""}\n{"name": ["a"], "what": "done", "reason": ""}\n{"name": "b", "what": "?", "reason": ""}\n')
+        assert Ledger(tmp_path/'ledger.jsonl').last == {'a':('done', '')}
+
+def test_a_manifest_names_its_own_files_only(tmp_path, monkeypatch):
+    from steve1.base.files import sha256
+    from steve1.training.runs import RunFolder
+    monkeypatch.setenv('STEVE1_DATA', str(tmp_path))
+    (state := tmp_path/'runs'/'r'/'state').mkdir(parents=True)
+    torch.save({}, state/'main.pt'); (tmp_path/'far').write_text('x')
+    for files,whole in (({'main.pt':sha256(state/'main.pt')}, True), ({'main.pt':sha256(state/'main.pt'), '../../../far':sha256(tmp_path/'far')}, False), ({}, False), ([1], False), ({'main.pt':1}, False)):
+        (state/'manifest.json').write_text(json.dumps(files))
+        if whole: assert RunFolder('r').find_state() == state; continue
+        with pytest.warns(UserWarning), pytest.raises(ValueError): RunFolder('r').find_state()
+
+@pytest.mark.parametrize('changes', [dict(n_heads=0), dict(image_size=(128,)), dict(image_size=(0,64)), dict(channels=(8,-1)), dict(channels=('8',)), dict(hidsize=-4)])
+def test_sizes_of_networks(changes):
+    "A size that cannot be is refused by its name, in every config that has it"
+    from steve1.mineclip import MineCLIPConfig
+    from steve1.models.idm import IDMConfig
+    from steve1.policy import PolicyConfig
+    key, = changes
+    for cls in (PolicyConfig, IDMConfig):
+        with pytest.raises((ValueError, TypeError), match=key): cls(**changes)
+    for bad in (dict(heads=0), dict(image_size=(64,)), dict(patch=0), dict(mean=(1.,)), dict(stem=([],)), dict(t_heads=-1), dict(std=json.loads('['*900+']'*900))):
+        with pytest.raises((ValueError, TypeError), match=next(iter(bad))): MineCLIPConfig(**bad)
+
+@pytest.mark.parametrize('name,rows', [('embeds.npy', np.zeros((40,4), 'U2')), ('embeds.npy', np.zeros((40,4), 'V2')), ('actions.npy', None)])
+def test_tables_of_something_else(tmp_path, name, rows):
+    "Training names the file whose numbers are none"
+    from steve1.dataset import ChunkStream, DataConfig
+    from steve1.episodes import EpisodeWriter
+    with EpisodeWriter(tmp_path/'ep', (16,16)) as w:
+        w.add_many(np.zeros((40,16,16,3), np.uint8), dict(jump=np.zeros(40, int)))
+        w.add_embeds(np.ones((40,4)), 'x')
+    if rows is None: rows = np.load(tmp_path/'ep'/name); rows['jump'] = 64
+    np.save(tmp_path/'ep'/name, rows)
+    with pytest.raises(ValueError, match=name): ChunkStream([tmp_path/'ep'], DataConfig(T=16, max_gap=20), batch=1).batch(0)
+
 @pytest.mark.skipif(not importlib.util.find_spec('open_clip'), reason="no list of merges: pip install --no-deps open_clip_torch")
 def test_clip_tokenizer_without_the_hub(monkeypatch, tmp_path):
     "The merges that open_clip_torch ships give the ids of openai/clip-vit-base-patch16"

@@ -5,10 +5,13 @@ import gymnasium, numpy as np, pytest
 import steve1.world.envs # noqa: F401 (registers the environments)
 from steve1.base.actions import ACTION_DTYPE
 from steve1.luanti.install import LUANTI_INSTALL, luanti_parts
+from steve1.world.mirror import Mirror, WATCH
+from steve1.world.blocks import Kind
+from steve1.world.vector import one_world
 from steve1.world.worker import process_family
 
 pytestmark = pytest.mark.skipif(not all(luanti_parts().values()), reason=f'no Luanti here: `{LUANTI_INSTALL}`')
-SMALL = dict(size=(64,64), screen=(180,320), view=24, arena='meadow', items=dict(dirt=12))
+SMALL = dict(size=(64,64), screen=(180,320), view=24, arena='meadow', items=dict(dirt=12), watch=WATCH)
 N = 45 # steps
 
 def rows(t):
@@ -73,6 +76,22 @@ def test_the_world_answers(played):
     assert max(o['location_stats']['pitch'][0] for o in seen)>60
     moved = [np.hypot(o['location_stats']['xpos'][0]-seen[0]['location_stats']['xpos'][0], o['location_stats']['zpos'][0]-seen[0]['location_stats']['zpos'][0]) for o in seen]
     assert 1<max(moved)<N*.3, moved
+
+def test_scripted_players_see_its_blocks(played):
+    _, seen, infos = played
+    mirror = Mirror()
+    mirror.start(one_world(seen[0], 0))
+    feet = lambda: [int(np.floor(v)) for v in (mirror.p.x, mirror.p.y-.3, mirror.p.z)]
+    kinds, broke = [], []
+    for t,(obs,info) in enumerate(zip(seen[1:], infos)):
+        before = mirror.blocks.copy()
+        mirror.update(one_world(obs, 0), one_world(info, 0), rows(t)[0])
+        x, y, z = feet()
+        kinds.append(Kind(mirror.blocks[x&127,y,z&127]))
+        if info['broken'][0]: broke.append((before>mirror.blocks).sum())
+    assert kinds[0] in (Kind.GRASS, Kind.DIRT, Kind.SAND), 'the player stands on what the mirror has under its feet'
+    assert broke[0]>=1 and mirror.slots[0].tolist()[1]==1
+    assert (mirror.blocks==Kind.TALL_GRASS).sum()>5 and np.isin((Kind.POPPY, Kind.DANDELION), mirror.blocks).any()
 
 def test_window_of_the_inventory(played):
     envs, _, _ = played

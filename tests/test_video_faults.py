@@ -159,6 +159,41 @@ def test_missing_frames_are_named(tmp_path):
     with VideoReader(path) as v:
         with pytest.raises(EpisodeError, match='a.mp4: frame [0-9]+ of 0..39 cannot be decoded .frames are missing'): v.read(0, 40)
 
+@pytest.mark.parametrize('read', ['count', 'times', 'frames'])
+def test_frames_lost_in_a_matroska_file_are_noticed(tmp_path, read):
+    "FFmpeg skips damaged parts of such a file with a line in its log and no error"
+    path = write(tmp_path/'a.mkv', 100)
+    data = path.read_bytes()
+    path.write_bytes(data[:len(data)//2]+bytes(400)+data[len(data)//2+400:])
+    for _ in range(2): # FFmpeg logs a repeated line once
+        with pytest.raises(VideoError, match='a.mkv(: frame|.*frames are lost)'): READERS[read](path)
+
+@pytest.mark.parametrize('hidden', [0, 3])
+def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path, hidden):
+    "A trimmed video is as long as players show it; the same index with less in the file is cut short"
+    path = write(tmp_path/'a.mov', 40, 'mjpeg', 'yuvj444p')
+    data = bytearray(path.read_bytes())
+    at, _ = find_box(data, [b'moov', b'trak', b'edts', b'elst'])
+    ticks = find_box(data, [b'moov', b'trak', b'mdia', b'mdhd'])[0]
+    struct.pack_into('>i', data, at+20, hidden*struct.unpack_from('>I', data, ticks+20)[0]//20)
+    path.write_bytes(data)
+    assert numbers(read_all(path)) == list(range(hidden, 40)) and VideoReader.count_frames(path) == VideoReader.frame_times(path).n == 40-hidden
+    if not hidden: return
+    struct.pack_into('>I', data, find_box(data, [b'moov', b'trak', b'mdia', b'minf', b'stbl', b'stsz'])[0]+20+4*30, 10**7) # picture 30 goes on past the end
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match='a.mov'): read_all(path)
+
+def test_a_day_between_two_frames_is_no_play(tmp_path):
+    "Timestamps with a gap are refused, or counted by a rate that the user gives"
+    from steve1.data.contractor import RecordingError
+    from steve1.data.tracks import Recording
+    (folder := tmp_path/'rec').mkdir()
+    write(folder/'video.mp4', times=[i+20*86400*(i >= 20) for i in range(40)])
+    with pytest.raises(RecordingError, match='video.mp4: frame 20 comes 86,400 s after frame 19.*give fps'): Recording(folder)
+    assert Recording(folder, fps=20).times.n_steps == 40
+    write(folder/'video.mp4', times=[i+20*50*(i >= 20) for i in range(40)])
+    assert Recording(folder).times.n_steps == 1040
+
 @pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='needs Linux to count open files')
 def test_readers_are_closed(tmp_path):
     "No file stays open after a pass, whether it succeeds or not"

@@ -52,7 +52,7 @@ def page(path, out):
     module = next((m for m in [re.search(r'#\| default_exp ([\w.]+)', path.read_text(encoding='utf-8'))] if m), None)
     if module:
         up = '../'*len(out.relative_to(out_root(out)).parts[:-1])
-        text = re.sub(r'\A(# .+\n)', rf'\1\n*Exported as `steve1.{module[1]}`: [reference]({up}api/{module[1]}.md)*\n', text)
+        text = re.sub(r'\A(# .+\n\n*(?:> .+\n)?)', rf'\1\n*Exported as `steve1.{module[1]}`: [reference]({up}api/{module[1]}.md)*\n', text)
     out.write_text(text, encoding='utf-8')
 
 def out_root(path): return next(p for p in path.parents if (p/'.pages').exists())
@@ -105,10 +105,14 @@ def navigation(modules):
     story = [{title(p):f'{p.stem}.md'} for p in rows() if p.parent == NBS]
     folders = dict.fromkeys(p.parent.name for p in rows() if p.parent != NBS)
     rooms = [{f:[{title(p):f'{f}/{p.stem}.md'} for p in rows() if p.parent.name == f]} for f in folders]
-    def of(folder): return [{title(p):p.relative_to(NBS).with_suffix('.md').as_posix()} for p in sorted((NBS/folder).glob('*.ipynb'))]
+    def place(p): return FIRST.index(p.stem) if p.stem in FIRST else len(FIRST)
+    def of(folder): return [{title(p):p.relative_to(NBS).with_suffix('.md').as_posix()} for p in sorted((NBS/folder).glob('*.ipynb'), key=lambda p: (place(p), p))]
+    packages = {f'steve1.{k}' if k else 'steve1':[m for m in modules if m.rpartition('.')[0] == k] for k in dict.fromkeys(['', *(m.rpartition('.')[0] for m in modules)])}
     nav = [{'Home':'index.md'}, {'Story':story}, {'Rooms':rooms}, {'Experiments':of('experiments')}, {'Guides':of('guides')}]
     if (NBS/'guides'/'zh').is_dir(): nav.append({'中文':[{'简介':'zh.md'}, *of('guides/zh')]})
-    return nav + [{'Reference':[{m:f'api/{m}.md'} for m in modules]}]
+    return nav + [{'Reference':[{k:[{m.rpartition('.')[2]:f'api/{m}.md'} for m in ms]} for k,ms in packages.items()]}]
+
+FIRST = ['quickstart', 'how_it_works', 'finetune', 'old_commands', 'commands'] # guides in the order in which they are read
 
 STYLE = """.md-grid { max-width: 72rem }
 .md-typeset pre > code { font-size: .6rem }
@@ -117,13 +121,15 @@ STYLE = """.md-grid { max-width: 72rem }
 .md-typeset img { background: #fff }
 """
 
+SEPARATOR = r'[\s\u200b\-,:!=\[\]()"/.]+' # Chinese words are divided by U+200B
+
 def config(out, source, nav):
     return dict(site_name='steve1', site_description='STEVE-1 as notebooks: text to keyboard and mouse in Minecraft', docs_dir=str(source), site_dir=str(out), nav=nav,
         use_directory_urls=False, extra_css=['style.css'],
         theme=dict(name='material', font=False, features=['navigation.tabs', 'navigation.indexes', 'navigation.top', 'toc.follow', 'search.highlight', 'content.code.copy'],
             palette=[dict(scheme='default', media='(prefers-color-scheme: light)', primary='teal', toggle=dict(icon='material/weather-night', name='dark')),
                      dict(scheme='slate', media='(prefers-color-scheme: dark)', primary='teal', toggle=dict(icon='material/weather-sunny', name='light'))]),
-        plugins=[dict(search=dict(lang=['en', 'zh']))], markdown_extensions=['tables', 'attr_list', 'md_in_html', dict(toc=dict(permalink=True)), 'pymdownx.highlight', 'pymdownx.superfences'],
+        plugins=[dict(search=dict(lang=['en', 'zh'], separator=SEPARATOR))], markdown_extensions=['tables', 'attr_list', 'md_in_html', dict(toc=dict(permalink=True)), 'pymdownx.highlight', 'pymdownx.superfences'],
         validation=dict(links=dict(not_found='warn', anchors='info', unrecognized_links='info')))
 
 def sources(folder):

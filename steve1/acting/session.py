@@ -43,7 +43,7 @@ class Session:
         prompt:str=UNCONDITIONAL,  # The first prompt
         seed:int=1_000_000,        # Seed of the world, of the agent's draws, and of draws from the prior
         arena:str='forest',        # Where to start
-        cond_scale:float=1.5,      # Guidance, from 0
+        cond_scale:float=None,     # Guidance, from 0; None: what suits the policy
         size:tuple=(360,640),      # (height, width) of the picture
         score_every:int=1,         # Steps from one similarity to the next
         **kw,                      # To `Rollout`: `env`, `items`, `dtype`
@@ -53,7 +53,9 @@ class Session:
         self.game, self.film, self.keys, self.playing = None, None, True, False
         self.pace = deque(maxlen=2*FPS)
         self.seed, self.arena = seed, arena
-        self.say(prompt); self.guide(cond_scale); self.new_world()
+        self.say(prompt)
+        self.guide(self.system.guidance() if cond_scale is None else cond_scale)
+        self.new_world()
 
 # %% ../../nbs/acting/session.ipynb #v101
 @patch(as_prop=True)

@@ -34,6 +34,11 @@ def task_table() -> pd.DataFrame: # One row a task: prompt, arena, metric, what 
                     counts=METRICS[t.metric], rule=_RULES[t.name], source=source)
     return pd.DataFrame(map(row, TASKS.values())).set_index('task')
 
+# %% ../../nbs/acting/statistics.ipynb #c009-1
+_ROW = 'task', 'condition', 'arena', 'seed', 'metric', 'value', 'failed' # columns that are read
+_AGAIN = 'remove it and evaluate again'
+
+
 # %% ../../nbs/acting/statistics.ipynb #c009
 def read_rows(
     name:str, # Name of an evaluation below data/runs, or the path of a rows.csv
@@ -42,7 +47,13 @@ def read_rows(
     path = Path(name) if str(name).endswith('.csv') else data_dir('runs', name, 'rows.csv')
     if not path.is_file(): raise FileNotFoundError(f'no evaluation at {path}: 08_evaluate with name={name!r} makes it')
     text = dict.fromkeys(('task','failed','config','commit','weights'), str)
-    return pd.read_csv(path, keep_default_na=False, na_values=dict(value=['']), dtype=text)
+    try: rows = pd.read_csv(path, keep_default_na=False, na_values=dict(value=['']), dtype=text)
+    except ValueError as e: raise ValueError(f"{path} is no table of an evaluation ({e}); {_AGAIN}") from None
+    lost, number = [k for k in _ROW if k not in rows], pd.api.types.is_numeric_dtype
+    wrong = [k for k in ('seed','value') if k in rows and len(rows) and not number(rows[k])]
+    if not lost and not wrong: return rows
+    fault = f"no column {', '.join(lost)}" if lost else f"no numbers in column {', '.join(wrong)}"
+    raise ValueError(f"{path} is no table of an evaluation ({fault}); {_AGAIN}")
 
 # %% ../../nbs/acting/statistics.ipynb #c016
 def simulated_rows(

@@ -35,8 +35,14 @@ def _sweep(folder):
         if owner and not _is_alive(int(owner[1])): _remove(p)
 
 # %% ../../nbs/base/files.ipynb #n021
-_FAILED = re.compile(r'enforce fail|iostream error|No space left|StorageFull|os error 28|write failed|requested and \d+ written')
+_FAILED = re.compile(r'enforce fail|iostream error|No space left|StorageFull|File too large|quota exceeded'
+    r'|os error (?:5|27|28|122)\b|write failed|requested and \d+ written')
 _ERRNOS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
+_FREE = 'are free on its disk'
+
+def _free(path):
+    "Bytes that are free on the disk of a file, whose folder may not be there yet"
+    return shutil.disk_usage(next(p for p in Path(path).absolute().parents if p.exists())).free
 
 # %% ../../nbs/base/files.ipynb #n021-1
 @contextmanager
@@ -47,10 +53,19 @@ def explained_writes(
     try: yield
     except Exception as e:
         number, text = getattr(e, 'errno', None), ' '.join((getattr(e, 'strerror', None) or str(e)).split())
-        if number not in _ERRNOS and not _FAILED.search(text): raise
-        free = shutil.disk_usage(Path(path).parent).free
-        raise OSError(number or errno.ENOSPC, f'{path} could not be written: {text[:200]}; '
-            f'{free/1e6:,.0f} MB are free on its disk: free some space, or set STEVE1_DATA to a larger disk') from e
+        if number not in _ERRNOS and not _FAILED.search(text) or _FREE in text: raise
+        too_large = number == errno.EFBIG or 'File too large' in text
+        fix = 'allow larger files (ulimit -f)' if too_large else 'free some space, or set STEVE1_DATA to a larger disk'
+        raise OSError(number or (errno.EFBIG if too_large else errno.ENOSPC),
+            f'{path} could not be written: {text[:200]}; {_free(path)/1e6:,.0f} MB {_FREE}: {fix}') from e
+
+# %% ../../nbs/base/files.ipynb #k003
+def _publish(tmp, path):
+    "Rename what is finished; a folder that another process made meanwhile stays"
+    try: os.replace(tmp, path)
+    except OSError as e:
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST): raise
+        raise FileExistsError(f'{path} exists already: another process made it meanwhile') from None
 
 # %% ../../nbs/base/files.ipynb #c005
 _swept = set()  # folders that this process has looked through
@@ -62,7 +77,7 @@ def atomic_path(
 ): # Yields a path in the same folder, same suffix, to write to
     "Write to the yielded path; it is renamed to `path` on success and removed on any error"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained_writes(path): path.parent.mkdir(parents=True, exist_ok=True)
     if path.parent not in _swept: _sweep(path.parent)
     _swept.add(path.parent)
     tmp = path.with_name(f'.tmp-{_MACHINE}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}')
@@ -70,7 +85,7 @@ def atomic_path(
         with explained_writes(path):
             yield tmp
             if not tmp.exists(): raise OSError(errno.EIO, 'the writer left no file')
-            os.replace(tmp, path)
+            _publish(tmp, path)
     finally: _remove(tmp)
 
 # %% ../../nbs/base/files.ipynb #c005-2
@@ -150,9 +165,10 @@ def sole_writer(
     folder:Path, # Of a dataset or run; it is made
 ): # Yields nothing
     "Hold a folder's lock, `.lock` in it; RuntimeError if another process holds it"
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder/'.lock', timeout=0)
-    open_plain(folder/'.lock', 'a').close() # refuses a link
+    with explained_writes(folder/'.lock'):
+        folder.mkdir(parents=True, exist_ok=True)
+        open_plain(folder/'.lock', 'a').close() # refuses a link
     try: lock.acquire()
     except Timeout:
         raise RuntimeError(f"another process is writing to {folder}; wait for it or choose another name") from None

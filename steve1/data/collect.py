@@ -11,6 +11,7 @@ from collections import Counter, namedtuple
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
+from operator import index
 from pathlib import Path
 
 # %% ../../nbs/data/collect.ipynb #c002-1
@@ -25,8 +26,10 @@ from fastcore.basics import patch
 from ..config import Config, data_dir
 from ..base.commands import command
 from ..base.downloads import DownloadError, download
-from ..base.files import open_plain, sole_writer
+from ..base.files import explained_writes, open_plain, sole_writer
 from ..base.jobs import run_jobs
+from ..base.remote import EpisodeFolder
+from ..base.video import EpisodeError
 from ..episodes import dataset_dir
 
 # %% ../../nbs/data/collect.ipynb #c002-3
@@ -130,13 +133,15 @@ def _fetch_index(url):
 class Ledger:
     "What became of each recording of a dataset, for as long as it is not there"
     FINAL = ('missing', 'broken') # not worth another try
+    EVENTS = (*FINAL, 'network', 'crashed', 'done')
     def __init__(self,
         path:str|Path, # The .jsonl file; made when first needed
     ):
         self.path, self.last = Path(path), {} # name -> (what, reason)
         for line in self.path.read_bytes().splitlines() if self.path.is_file() else ():
-            try: e = json.loads(line); self.last[e['name']] = (e['what'], e['reason'])
-            except (ValueError, TypeError, KeyError): pass # an incomplete line
+            try: name, *event = (json.loads(line)[k] for k in ('name','what','reason'))
+            except (ValueError, TypeError, KeyError, RecursionError): continue # an incomplete line
+            if event[0] in self.EVENTS and all(isinstance(t, str) for t in (name, *event)): self.last[name] = tuple(event)
 
     @classmethod
     def of(cls,
@@ -157,10 +162,10 @@ def add(self:Ledger,
     line = json.dumps(dict(name=name, what=what, reason=reason)).encode()
     lock = self.path.with_name(f'.{self.path.name}.lock')
     open_plain(lock, 'a').close() # refuses a link
-    with FileLock(lock), open_plain(self.path, 'ab+') as f:
+    with FileLock(lock), explained_writes(self.path), open_plain(self.path, 'ab+') as f:
         f.seek(-min(1, f.tell()), os.SEEK_END)
         start = b'' if f.read(1) in (b'', b'\n') else b'\n'
-        os.write(f.fileno(), start+line+b'\n')
+        f.write(start+line+b'\n')
     self.last[name] = (what, reason)
 
 # %% ../../nbs/data/collect.ipynb #c013
@@ -224,7 +229,7 @@ def plan(self:Ledger,
 # %% ../../nbs/data/collect.ipynb #e005
 def _check_conversion(folder, cfg):
     "All episodes of a dataset are converted in one way"
-    metas = (json.loads(p.read_text()) for p in folder.glob('[!.]*/metadata.json'))
+    metas = (EpisodeFolder(p.parent).facts() for p in folder.glob('[!.]*/metadata.json'))
     had, want = next((m.get('conversion') for m in metas), None), cfg.facts()
     if had and had != want:
         raise ValueError(f"{folder.name} was converted with {had}, not with {want}; choose another name")
@@ -293,6 +298,15 @@ def faults(self:Ledger,
     failed = [r.name for r in recordings if last.get(r.name, ('done',))[0] != 'done']
     return {n:last[n] for n in failed if not (self.path.parent/n/'metadata.json').is_file()}
 
+# %% ../../nbs/data/collect.ipynb #e007-1
+def _lengths(path):
+    "Steps recorded and kept, as metadata.json states them"
+    meta = EpisodeFolder(path.parent).facts()
+    try: return dict(recorded=index(meta['recording']['steps']), kept=index(meta['n']))
+    except (KeyError, TypeError) as e:
+        raise EpisodeError(f"{path} is not of a contractor's recording ({type(e).__name__}: {e}); {EpisodeFolder.REMAKE}") from None
+
+
 # %% ../../nbs/data/collect.ipynb #e007
 @patch
 def report(self:Ledger,
@@ -303,8 +317,7 @@ def report(self:Ledger,
     wrong = self.faults(recordings)
     for r in recordings:
         if (p := folder/r.name/'metadata.json').is_file():
-            meta = json.loads(p.read_text())
-            counts['done'] += Counter(recordings=1, recorded=meta['recording']['steps'], kept=meta['n'])
+            counts['done'] += Counter(recordings=1, **_lengths(p))
         else: counts[wrong.get(r.name, ('later',))[0]]['recordings'] += 1
     counts['all'] = sum(counts.values(), Counter())
     rows = [[c['recordings'], c['recorded'], c['kept'], c['kept']/20/3600] for c in counts.values()]

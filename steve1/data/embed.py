@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 # %% ../../nbs/data/embed.ipynb #c002-1
 from tyro.conf import Positional
-from ..config import Config, find_data
+from ..config import Config, typed_path
 from ..base.commands import command
 from ..base.files import atomic_path, sha256
 from ..base.jobs import run_jobs
@@ -134,7 +134,7 @@ class _EmbedConfig(Config):
 def embed_cli(cfg:_EmbedConfig):
     "Write the MineCLIP embeddings of episodes that have none, or another MineCLIP's"
     paths = find_episodes(cfg.dataset, damaged=False)
-    clip = cfg.clip or str(find_data('weights', 'mineclip.safetensors'))
+    clip = str(typed_path(cfg.clip or 'weights/mineclip.safetensors'))
     if cfg.dry_run:
         id = clip_id(load_clip(clip))
         todo = sum(not is_embedded(p, id) for p in paths)

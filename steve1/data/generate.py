@@ -168,7 +168,8 @@ class _GenerateCommand(GenerateConfig):
     @property
     def player(self):
         "The play function that the options name"
-        if not self.agents: return self.play
+        in_luanti = self.env=='luanti' and self.play==EXPERTS
+        if not self.agents: return f'{EXPERTS}_luanti' if in_luanti else self.play
         return Mix(tuple(self.agents.split(',')), _chances(self.switch), p_spin=self.spin, cond_scale=self.scale,
                    env=self.env, arena=self.arena, min_steps=self.min_steps, drop_null=self.drop_null, device=self.device)
 

@@ -15,14 +15,16 @@ import tyro
 
 # %% ../../nbs/data/importing.ipynb #c002-1
 from tqdm import tqdm
-from ..config import Config
+from ..config import Config, typed_path
 from ..base.commands import command
 from ..base.files import atomic_path, sha256, sole_writer
 from ..base.jobs import run_jobs
+from ..base.remote import EpisodeFolder
 from ..episodes import Episode, dataset_dir
 
 # %% ../../nbs/data/importing.ipynb #c002-2
 from .embed import load_clip
+from .contractor import RecordingError, json_lines
 from .tracks import ActionLines, Recording
 from .recordings import RecordingConfig, convert_recording, plan_recording
 
@@ -90,7 +92,7 @@ def _check_model(name, by, idm):
 def _check_same(folder, cfg, idm=None):
     "Raise ValueError if a dataset was converted in another way, or labelled by another model"
     now = json.loads(json.dumps(cfg.to_dict()))
-    for meta in (json.loads(p.read_text()) for p in folder.glob('[!.]*/metadata.json')):
+    for meta in (EpisodeFolder(p.parent).facts() for p in folder.glob('[!.]*/metadata.json')):
         had, by = meta.get('conversion'), meta.get('labelled_by')
         if idm and by: _check_model(folder.name, by, idm)
         if had and had != now:
@@ -114,10 +116,18 @@ def _states(jobs, workers, engine):
     return [found[j.out.name] for j in jobs]
 
 # %% ../../nbs/data/importing.ipynb #e003
-def _merged(folder, facts):
-    "What the dataset knew of other recordings, and what is known of these"
-    path, now = folder/'recordings.jsonl', {f['name'] for f in facts}
-    before = [json.loads(l) for l in path.read_text().splitlines()] if path.is_file() else []
+def _known(path):
+    "The rows of an earlier report, or RecordingError"
+    try: rows = [r for _,r in json_lines(path)] if path.is_file() else []
+    except RecordingError as e: raise RecordingError(f"{path} is damaged ({e}); {_NO_REPORT}") from None
+    if all(isinstance(r, dict) and isinstance(r.get('name'), str) for r in rows): return rows
+    raise RecordingError(f"{path} is damaged: a line names no recording; {_NO_REPORT}")
+
+_NO_REPORT = 'remove it, and the next conversion writes a report of the recordings that it is given'
+
+def _merged(before, facts):
+    "What was known of other recordings, and what is known of these"
+    now = {f['name'] for f in facts}
     return sorted([f for f in before if f['name'] not in now] + facts, key=lambda f: f['name'])
 
 # %% ../../nbs/data/importing.ipynb #d006
@@ -158,9 +168,9 @@ def convert_recordings(
     jobs = [_Job(p, folder/Recording.name_of(p), cfg, clip, idm, dry_run) for p in paths]
     if dry_run: return _report(_states(jobs, workers, engine))
     with sole_writer(folder):
-        facts = _states(jobs, workers, engine)
-        with atomic_path(folder/'recordings.jsonl') as p:
-            p.write_text(''.join(json.dumps(f)+'\n' for f in _merged(folder, facts)))
+        report = folder/'recordings.jsonl'
+        before, facts = _known(report), _states(jobs, workers, engine)
+        with atomic_path(report) as p: p.write_text(''.join(json.dumps(f)+'\n' for f in _merged(before, facts)))
     return _report(facts)
 
 # %% ../../nbs/data/importing.ipynb #c022
@@ -184,7 +194,8 @@ class _RecordingsOptions(Config):
 @command('steve1_recordings')
 def recordings_cli(cfg:_RecordingsOptions):
     "Make episodes of your own recordings; one that is broken is set aside with its reason"
-    table = convert_recordings(cfg.inputs, cfg.out, cfg.conversion, cfg.clip, cfg.idm,
+    clip, idm = (p and str(typed_path(p)) for p in (cfg.clip, cfg.idm))
+    table = convert_recordings(cfg.inputs, cfg.out, cfg.conversion, clip, idm,
         workers=cfg.workers, engine=cfg.engine, dry_run=cfg.dry_run)
     reasons = table.pop('reason').dropna() if 'reason' in table else {}
     print(table.to_string(na_rep=''))

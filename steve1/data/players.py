@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 # %% ../../nbs/data/players.ipynb #c002-1
 import numpy as np
 from fastcore.basics import patch
-from ..config import Config, find_data
+from ..config import Config, find_data, typed_path
 from ..base.actions import is_null, noop
 from ..base.files import sha256
 from ..base.video import resize_frames
@@ -117,7 +117,7 @@ def _parse_player(
     if not head:
         raise ValueError(f"{word!r} names no player; give 'expert', 'foundation', 'policy' or the path of a checkpoint")
     is_name = Path(head).name == head and not Path(head).suffix
-    path = find_data('weights', f'{head}.safetensors') if is_name else Path(head)
+    path = find_data('weights', f'{head}.safetensors') if is_name else typed_path(head)
     if path.is_file(): return _Player(path.stem, path, goal or None, None)
     raise FileNotFoundError(f"{word!r}: no checkpoint at {path}; "
         "give 'expert', a name in data/weights, or the path of a .safetensors or .weights file")

@@ -177,6 +177,17 @@ def make_sampling(
     if not dry_run: _write_lists(paths, lists)
     return tuple(paths)
 
+# %% ../../nbs/data/sampling.ipynb #c019-1
+def _listed_folder(file, line):
+    "The folder that a line of a list names; None where none is there"
+    if '..' in Path(line).parts:
+        raise ValueError(f"{file} names {line[:80]!r}, which leaves the data root; make the sampling again")
+    try: folder = EpisodeFolder.at(line).path if is_address(line) else find_data(line)
+    except (OSError, ValueError) as e:
+        raise type(e)(f"{file} names {line[:80]!r}: {e}; make the sampling again") from None
+    return folder if os.path.isdir(folder) else None
+
+
 # %% ../../nbs/data/sampling.ipynb #c019
 def _read_list(path, name):
     "The episode folders that a file names"
@@ -184,11 +195,10 @@ def _read_list(path, name):
         known = sorted(p.name[:-10] for p in path.parent.glob('*_train.txt'))
         raise FileNotFoundError(f"no sampling {name!r} ({path}); known: {', '.join(known) or 'none'}; "
             f"`make_sampling({name!r}, datasets)` makes it")
-    lines = [l.strip() for l in path.read_text().splitlines() if l.strip()]
-    if bad := next((l for l in lines if '..' in Path(l).parts), None):
-        raise ValueError(f"{path.name} names {bad!r}, which leaves the data root; make the sampling again")
-    found = {l:EpisodeFolder.at(l).path if is_address(l) else find_data(l) for l in dict.fromkeys(lines)}
-    missing = [p for p in found.values() if not p.is_dir()]
+    text = path.read_text(encoding='utf-8', errors='surrogateescape')
+    lines = [l.strip() for l in text.split('\n') if l.strip()]
+    found = {l:_listed_folder(path.name, l) for l in dict.fromkeys(lines)}
+    missing = [l for l,p in found.items() if p is None]
     if missing:
         raise FileNotFoundError(f"{path.name} names {len(missing)} episodes that are not there, such as {missing[0]}; "
             "make the dataset or the sampling again")

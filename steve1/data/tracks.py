@@ -186,6 +186,7 @@ class Recording:
         else: self.times, self.size = None, _read_picture(self.pictures[0]).shape[:2]
         self.n = len(self.times.start) if self.video else len(self.pictures)
         if fps or not self.video: self.times = Times.even(self.n, fps or 20)
+        else: self._check_gaps()
     @property
     def name(self): return self.name_of(self.path)
     @property
@@ -194,6 +195,19 @@ class Recording:
     def fps(self): return self.n*20*self.times.tick/int(self.times.end)      # on average
     def __repr__(self):
         return f"Recording({self.name!r}, {self.n} frames of {self.size[0]}×{self.size[1]}, {self.fps:.4g} a second)"
+
+# %% ../../nbs/data/tracks.ipynb #d104
+_LONGEST_GAP = 60 # seconds from one frame to the next; a longer one is a fault of the timestamps, or two recordings
+
+@patch
+def _check_gaps(self:Recording):
+    "Raise RecordingError if a frame would be shown for longer than play stands still"
+    gaps = np.diff(self.times.start)/(20*self.times.tick)
+    if not len(gaps) or gaps.max() <= _LONGEST_GAP: return
+    i = int(gaps.argmax())
+    raise RecordingError(f"{self.video.name}: frame {i+1} comes {gaps[i]:,.0f} s after frame {i}, and at most {_LONGEST_GAP} s "
+        "are allowed; cut the recording in two there, or give fps if its timestamps are wrong")
+
 
 # %% ../../nbs/data/tracks.ipynb #c018
 @patch(cls_method=True)

@@ -6,7 +6,7 @@
 __all__ = ['minerl_name', 'Luanti']
 
 # %% ../../nbs/luanti/env.ipynb #c002
-import os, shutil, tempfile
+import json, shutil, tempfile
 import numpy as np
 from fastcore.basics import patch
 from ..base.actions import HOTBAR, KEYS, check_action
@@ -74,7 +74,6 @@ class Luanti:
         self.folder = tempfile.mkdtemp(prefix='luanti-')
         try:
             self.game = Game(self.folder, self.size, view, map_seed, lockstep)
-            if watch: self.game.ask('watch', **watch)
         except BaseException: shutil.rmtree(self.folder, ignore_errors=True); raise
 
 # %% ../../nbs/luanti/env.ipynb #c010
@@ -149,14 +148,15 @@ def obs(self:Luanti) -> dict: # `pov`, `inventory`, `isGuiOpen`, `location_stats
 
 # %% ../../nbs/luanti/env.ipynb #c018
 @patch
-def info(self:Luanti) -> dict: # `broken`, `placed`, `in_water`, `eye_in_water`; with `watch` also `near`
+def info(self:Luanti) -> dict: # `broken`, `placed`, `in_water`, `eye_in_water`; with `watch` also `near`, JSON
     "What happened in the last step"
     r, events = self.game.report, self.game.report['events'] or []
     first = lambda kind: next((minerl_name(name) for k,name,*_ in events if k==kind), '')
     out = dict(broken=first('dug'), placed=first('placed'), in_water=bool(r['water']), eye_in_water=bool(r['under']))
     if self.watching:
-        out['near'] = dict(blocks=r.get('blocks'), bar=[minerl_name(n) for n in r['bar']], slot=int(r['slot']))
-        out['near']['events'] = [e for e in events if e[0] in ('dug','placed')]
+        boxes, self.game.boxes = self.game.boxes, []
+        near = dict(boxes=boxes, bar=[minerl_name(n) for n in r['bar']], slot=int(r['slot']))
+        out['near'] = json.dumps(near | dict(events=[e for e in events if e[0] in ('dug','placed')]))
     return out
 
 # %% ../../nbs/luanti/env.ipynb #c019
@@ -186,6 +186,8 @@ def reset(self:Luanti,
     self._press('1')
     self._await_still()
     self.game.ask('teleport', pos=at['pos'], yaw=at['yaw'], pitch=0)
+    self.game.boxes.clear()
+    if self.watching: self.game.ask('watch', **self.watching)
     for _ in range(5): self.game.tick()
     return self.obs()
 

@@ -78,6 +78,7 @@ class Game:
     ):
         self.folder, self.world, parts = Path(folder), Path(folder)/'world', find_luanti()
         self.report, self._reports, self._calls, self._next = None, None, 0, 0.
+        self.boxes = []   # blocks around the player that the mod has sent
         self.proc = self.screen = self.clock = None
         try:
             self._prepare(parts['minetest_game'], _settings(size, view, map_seed))
@@ -173,6 +174,7 @@ def tick(self:Game):
         time.sleep(max(0., self._next-time.monotonic()))
     self._check_alive()
     self.report = self._read()
+    if self.report.get('blocks'): self.boxes.append(self.report['blocks'])
 
 # %% ../../nbs/luanti/game.ipynb #c019
 @patch

@@ -30,12 +30,12 @@ from ..policy import MemoryAttention, PolicyBlock, PolicyConfig
 @dataclass(frozen=True)
 class IDMConfig(Config):
     "Size of an inverse dynamics model; the defaults are the published 4x one"
-    image_size:tuple = (128, 128)    # Height and width of a frame, pixels
+    image_size:tuple[int,int] = (128, 128)    # Height and width of a frame, pixels
     motion:int = 128                 # Channels of the convolution over time
     taps:int = 5                     # Frames that the convolution over time reads, an odd number
     shifts:tuple = ()                # Block matching: ((scale, largest shift up or down, left or right), ...)
     trunk:Literal['impala', 'patch'] = 'impala' # Image trunk, as in the policy
-    channels:tuple = (256, 512, 512) # Channels of the trunk's stages
+    channels:tuple[int,...] = (256, 512, 512) # Channels of the trunk's stages
     n_res:int = 2                    # Residual blocks in each stage of the trunk
     d_image:int = 256                # Width of the trunk's output
     hidsize:int = 4096               # Width of the transformer

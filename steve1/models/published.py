@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 # %% ../../nbs/models/published.ipynb #c002-1
 from tyro.conf import Positional
-from ..config import Config, data_dir, find_data
+from ..config import Config, data_dir, find_data, typed_path
 from ..base.commands import command
 from ..base.files import atomic_path, locked, sha256, write_text
 from ..base.untrusted import safe_pickle_load, safe_torch_load
@@ -414,9 +414,8 @@ class _ConvertConfig(Config):
     example = 'steve1.weights --model 2x.model'
 
 def _find_source(name): # as typed
-    "A path in the working folder, below the data root, or a file in `data/weights/published`"
-    if not name or Path(name).exists(): return Path(name)
-    return next((p for p in (find_data(name), find_data('weights', 'published', name)) if p.exists()), Path(name))
+    "A path as typed, or a file in `data/weights/published`"
+    return next((p for p in (typed_path(name), find_data('weights', 'published', name)) if p.is_file()), Path(name))
 
 
 # %% ../../nbs/models/published.ipynb #i006

@@ -7,7 +7,7 @@ __all__ = ['SavingConfig', 'StepMeter', 'RunFolder', 'RunLog', 'RngState', 'Trai
            'n_cores', 'provenance', 'plot_metrics', 'LivePlot']
 
 # %% ../../nbs/training/runs.ipynb #c002
-import contextlib, errno, importlib, json, math, os, platform, shutil, signal, threading, time, warnings
+import errno, importlib, json, math, os, platform, shutil, signal, threading, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 import yaml
 from fastcore.basics import patch
 from ..config import Config, data_dir
+from ..base.commands import read_settings
 from ..base.files import atomic_path, explained_writes, sha256, write_text
 from ..base.untrusted import safe_torch_load
 
@@ -73,6 +74,14 @@ def row(self:StepMeter,
         'accuracy/buttons':hb/m, 'accuracy/camera':hc/m, 'grad_l2_norm':s['norm']/k, 'clipped':s['clipped']/k,
         'speed/frames_per_s':k*frames_per_step/s['took'], 'speed/data_wait':s['wait']/s['took']}
 
+# %% ../../nbs/training/runs.ipynb #n310
+def _row(line):
+    "A row of metrics.jsonl; None for a line that is none, such as one cut short by a crash"
+    try: row = json.loads(line)
+    except (ValueError, RecursionError): return None
+    return row if isinstance(row, dict) and type(row.get('step')) is int else None
+
+
 # %% ../../nbs/training/runs.ipynb #n065
 class RunFolder:
     "A run's folder: metrics.jsonl, train.log, logs/, checkpoints, and the state that a run continues from"
@@ -88,10 +97,8 @@ class RunFolder:
     def metrics(self) -> list: # Rows of metrics.jsonl; a last line cut short by a crash is left out
         "What the run has logged so far"
         p = self.path/'metrics.jsonl'
-        rows = []
-        for line in p.read_text().splitlines() if p.exists() else []:
-            with contextlib.suppress(json.JSONDecodeError): rows.append(json.loads(line))
-        return rows
+        rows = map(_row, p.read_text(errors='replace').splitlines() if p.exists() else [])
+        return [r for r in rows if r]
 
 # %% ../../nbs/training/runs.ipynb #s01
 def _start_wandb(project, folder, config):
@@ -205,9 +212,9 @@ def swap_in(self:RunFolder):
 # %% ../../nbs/training/runs.ipynb #s04
 def _is_whole(state):
     "Do the files agree with the manifest?"
-    try: files = json.loads((state/'manifest.json').read_text())
-    except (OSError, ValueError): return False
-    return bool(files) and all((state/f).exists() and sha256(state/f) == h for f,h in files.items())
+    try: stated = json.loads((state/'manifest.json').read_text())
+    except (OSError, ValueError, RecursionError): return False
+    return bool(stated) and stated == {p.name:sha256(p) for p in state.glob('*.pt')}
 
 # %% ../../nbs/training/runs.ipynb #s05
 @patch
@@ -263,7 +270,10 @@ def check_unused(self:RunFolder,
     "Raise ValueError if the folder holds a run with other settings; nothing is overwritten unasked"
     settings = self.path/'config.yaml'
     if settings.exists():
-        then = type(cfg).from_dict(yaml.safe_load(settings.read_text()))
+        try: then = type(cfg).from_dict(read_settings(settings))
+        except (ValueError, TypeError) as e:
+            raise ValueError(f"{settings} is damaged ({' '.join(str(e).split())}); "
+                'choose another name, or resume=False to start over') from None
         self.check_same(json.loads(json.dumps(then.flat())), json.loads(json.dumps(cfg.flat())))
     elif weights := next(self.path.glob('*.safetensors'), None):
         raise ValueError(f'run {self.name!r} has {weights.name} but no config.yaml '
@@ -344,7 +354,7 @@ def plot_metrics(
     for run in runs:
         rows = RunFolder(run).metrics()
         for ax,k in ((ax, k) for ax,(_,keys) in zip(axs, _PANELS) for k in keys):
-            points = [(r['frames']/1e3, r[k]) for r in rows if k in r]
+            points = [(r['frames']/1e3, r[k]) for r in rows if all(isinstance(r.get(i), (int, float)) for i in ('frames', k))]
             label = k.split('/')[-1].removeprefix('val_') + (f' {run}' if len(runs) > 1 else '')
             if points: ax.plot(*zip(*points), marker='.' if 'val' in k else None, lw=1, label=label)
     for ax,(title,_) in zip(axs, _PANELS):

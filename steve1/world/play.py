@@ -6,9 +6,10 @@
 __all__ = ['BINDINGS', 'HumanPlayer', 'Game', 'Window', 'play_human', 'jpeg', 'NotebookView']
 
 # %% ../../nbs/world/play.ipynb #c002
-import asyncio, os, time
+import asyncio, time
 import numpy as np
 from fastcore.basics import patch
+from ..base.live import open_pygame
 from ..base.actions import HOTBAR, KEYS, noop, to_row
 from .blockworld import check_size
 from .envs import make_env
@@ -125,21 +126,13 @@ class Game:
         return self.frame
 
 # %% ../../nbs/world/play.ipynb #c016
-_NO_PYGAME = "a window needs pygame: pip install -e '.[play]'; or play in the notebook world/play"
-_NO_DISPLAY = 'no display to open a window on{}; play in the notebook world/play, or set DISPLAY'
+_IN_NOTEBOOK = '; or play in the notebook world/play'
 
 # %% ../../nbs/world/play.ipynb #c016-1
 def _pygame():
     "pygame with a display, or an error that says what is missing"
-    os.environ.setdefault('PYGAME_HIDE_SUPPORT_PROMPT', '1')
-    try: import pygame
-    except ImportError: raise RuntimeError(_NO_PYGAME) from None
-    try:
-        pygame.display.init()
-        pygame.font.init()
-    except pygame.error as e: raise RuntimeError(_NO_DISPLAY.format(f' ({e})')) from None
-    if pygame.display.get_driver()=='offscreen': raise RuntimeError(_NO_DISPLAY.format(''))
-    return pygame
+    try: return open_pygame()
+    except RuntimeError as e: raise RuntimeError(f'{e}{_IN_NOTEBOOK}') from None
 
 # %% ../../nbs/world/play.ipynb #c016-2
 def _key_name(pygame, key):

@@ -253,7 +253,10 @@ def settings(f):
     from steve1.training.recipe import TrainConfig
     for cls in (TrainConfig, RolloutConfig, EvalConfig, RecordingConfig, DataConfig, PolicyConfig, PriorConfig, MineCLIPConfig, IDMConfig):
         (f.folder(f'par_{cls.__name__}')/'params.json').write_text(json.dumps(cls().to_dict()))
-        def read(d, cls=cls): return cls.from_dict(json.loads((d/'params.json').read_text())).to_dict()
+        def read(d, cls=cls):
+            try: values = json.loads((d/'params.json').read_text())
+            except (ValueError, RecursionError) as e: raise ValueError(f'params.json: {e}') from None   # no JSON reaches a config
+            return cls.from_dict(values).to_dict()
         f.add(f'parameters of {cls.__name__}', 'json', f'par_{cls.__name__}', 'params.json', read, set(cls().to_dict()))
 
 def remote(f):

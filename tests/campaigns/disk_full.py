@@ -4,7 +4,7 @@ import numpy as np, torch, torch.utils.tensorboard
 import harness
 from steve1.episodes import Episode, EpisodeWriter, list_episodes, validate_episode
 
-LIMIT = 300.
+LIMIT = 600.
 
 # --- writers: each is given the folder of materials and the folder to write
 
@@ -57,9 +57,9 @@ def rollouts(src, out):
     run_rollouts(RolloutConfig(('chop a tree',), 'r', (5,), 20, height=90, weights=str(src/'system')))
 
 def session(src, out):
-    from steve1.acting.goals import load_system
+    from steve1.acting.goals import System
     from steve1.acting.session import Session
-    s = Session(load_system(src/'system'), size=(90,160), arena='plains')
+    s = Session(System.load(src/'system'), size=(90,160), arena='plains')
     s.record(out/'film.mp4')
     for _ in range(20): s.step()
     s.save(); s.close()
@@ -106,9 +106,9 @@ def ledger(src, out):
         if f'name{i}' not in book.last: book.add(f'name{i}', 'broken', 'x'*200)
 
 def index(src, out):
-    from steve1.data.foreign import index_folder
+    from steve1.data.foreign import EpisodeIndex
     harness.set_data(out)
-    index_folder(src/'toy'/'datasets'/'tiny')
+    EpisodeIndex.of(src/'toy'/'datasets'/'tiny')
 
 def recordings(src, out):
     from steve1.data.importing import RecordingConfig, convert_recordings
@@ -145,14 +145,14 @@ def write(name, src, out):
 
 @functools.cache
 def materials():
-    from steve1.acting.goals import random_system
+    from steve1.acting.goals import System
     from steve1.base.actions import KEYS
     from steve1.data.contractor import write_contractor
     from steve1.base.video import VideoWriter
     src = harness.campaign_folder()/'src'
     if (src/'ready').exists(): return src
     shutil.rmtree(src, ignore_errors=True)
-    harness.toy_data(src/'toy'); random_system(src/'system')
+    harness.toy_data(src/'toy'); System.random(src/'system')
     ep = Episode(list_episodes(harness.SAMPLE)[0])
     with EpisodeWriter(src/'short', ep.size, source='toy') as w: w.add_many(ep.frames(0, 60), ep.actions[:60])
     write_contractor(ep, src/'con'/'rec', size=(90,160), stop=40)
@@ -163,8 +163,12 @@ def materials():
     (src/'ready').touch()
     return src
 
-VARIES = ('events.out', 'metrics.jsonl', '.lock', 'main.pt', 'rank0.pt', 'manifest.json', '.safetensors', 'README.md', 'index/', 'train.log', 'summary', 'metrics.csv', '.tmp-', '.pt')
-def files(out): return harness.tree(out, lambda rel: any(v in rel.as_posix() for v in VARIES))
+VARIES = ('ledger.jsonl', 'events.out', 'metrics.jsonl', '.lock', 'main.pt', 'rank0.pt', 'manifest.json', '.safetensors', 'README.md', 'index/', 'train.log', 'summary', 'metrics.csv', '.tmp-', '.pt')
+def files(out):
+    "What must be there: files by content, a ledger by its lines that are whole"
+    from steve1.data.collect import Ledger
+    ledger = {'in the ledger':sorted(Ledger(p).last)} if (p := out/'ledger.jsonl').exists() else {}
+    return harness.tree(out, lambda rel: any(v in rel.as_posix() for v in VARIES)) | ledger
 
 @functools.cache
 def whole(name):
@@ -172,7 +176,7 @@ def whole(name):
     room = harness.campaign_folder()/'room'
     harness.retry(room); room.mkdir()
     child = harness.fork(write, name, materials(), room)
-    assert child.wait() == 0, (name, child.text()[-2000:])
+    assert child.wait(400) == 0, (name, child.text()[-2000:])
     sizes = [p.stat().st_size for p in room.rglob('*') if p.is_file() and not p.is_symlink()]
     return files(room), sum(sizes), max(sizes, default=0)
 

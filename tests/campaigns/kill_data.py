@@ -5,31 +5,47 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import numpy as np, torch
 import harness
-import steve1.data.foreign, steve1.data.importing, steve1.data.generate, steve1.data.legacy, steve1.data.embed
+import steve1.data.embed, steve1.data.importing, steve1.data.generate, steve1.data.legacy, steve1.data.foreign # noqa: F401 - a child has them
 from steve1.episodes import Episode, EpisodeError, clip_id, list_episodes, validate_episode
 
-LIMIT = 400.
+LIMIT = 600.
 N = 48       # steps of a recording
 
 # --- what the commands do; each is given the folder to write
 
-def generate(root, out, case): steve1.data.generate.generate(out, 10, n_steps=100, size=(32,32), play='_toyplay:play', workers=case['workers'])
+def generate(root, out, case):
+    from steve1.data.generate import generate
+    generate(out, 10, n_steps=100, size=(32,32), play='_toyplay:play', workers=case['workers'])
+
 def recordings(root, out, case):
-    cfg = steve1.data.importing.RecordingConfig(size=(64,64))
-    steve1.data.importing.convert_recordings([root/'mine'], out, cfg, root/'clip0/mineclip.safetensors', workers=case['workers'])
+    from steve1.data.importing import RecordingConfig, convert_recordings
+    convert_recordings([root/'mine'], out, RecordingConfig(size=(64,64)), root/'clip0/mineclip.safetensors', workers=case['workers'])
+
 def silent(root, out, case):
-    cfg = steve1.data.importing.RecordingConfig(size=(64,64))
-    steve1.data.importing.convert_recordings([root/'silent'], out, cfg, idm=root/'idm.safetensors', workers=case['workers'])
+    from steve1.data.importing import RecordingConfig, convert_recordings
+    convert_recordings([root/'silent'], out, RecordingConfig(size=(64,64)), idm=root/'idm.safetensors', workers=case['workers'])
+
 def embed(root, out, case):
-    clip = root/f"clip{case.get('clip', 0)}/mineclip.safetensors"
-    steve1.data.embed.embed_episodes(list_episodes(out), clip, case['workers'])
+    from steve1.data.embed import embed_episodes
+    embed_episodes(list_episodes(out), root/f"clip{case.get('clip', 0)}/mineclip.safetensors", case['workers'])
+
 def contractor(root, out, case):
     from steve1.data.collect import CollectConfig, RecordingIndex, collect
     cfg = CollectConfig(raw=str(out)+'-raw', workers=case['workers'], threads=2, size=(64,64), clip=str(root/'clip0/mineclip.safetensors'))
     collect(RecordingIndex.read(root/'site'/'index.json').recordings, out, cfg)
-def legacy(root, out, case): steve1.data.legacy.convert_all([(p, Path(out)/p.name) for p in sorted((root/'published').iterdir())], case['workers'])
-def lerobot(root, out, case): steve1.data.foreign.export_lerobot(root/'emb', out, limit=3)
-def foreign(root, out, case): steve1.data.foreign.link_episodes(steve1.data.foreign.index_folder(root/'emb'), out)
+
+def legacy(root, out, case):
+    from steve1.data.legacy import convert_all
+    convert_all([(p, Path(out)/p.name) for p in sorted((root/'published').iterdir())], case['workers'])
+
+def lerobot(root, out, case):
+    from steve1.data.lerobot import export_lerobot
+    export_lerobot(root/'emb', out, limit=3)
+
+def foreign(root, out, case):
+    from steve1.data.foreign import EpisodeIndex, link_episodes
+    link_episodes(EpisodeIndex.of(root/'emb'), out)
+
 def sampling(root, out, case):
     from steve1.data.sampling import make_sampling
     make_sampling('drawn', [root/'emb'] if case.get('clip') else [root/'bare'], .25)
@@ -57,11 +73,10 @@ def serve(folder, port_file):
 
 def strip(path):
     "An episode without embeddings"
-    from steve1.episodes import write_meta
     meta = json.loads((path/'metadata.json').read_text())
     meta['files'].pop('embeds.npy', None)
     (path/'embeds.npy').unlink(missing_ok=True)
-    write_meta(path, meta | dict(mineclip=None))
+    Episode(path).folder.write_facts(meta | dict(mineclip=None))
 
 def make_recordings(root, sample):
     from steve1.base.actions import KEYS
@@ -79,13 +94,13 @@ def make_recordings(root, sample):
 @functools.cache
 def materials():
     "What is converted: recordings, videos, contractor files, published folders, episodes, two MineCLIPs, an IDM"
-    from steve1.acting.goals import random_system
+    from steve1.acting.goals import System
     from steve1.models.idm import IDM, IDMConfig
     root = harness.campaign_folder()/'materials'
     if (root/'ready').exists(): return harness.set_data(root/'data')and root
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True); harness.set_data(root/'data')
-    for i in (0, 1): random_system(root/f'clip{i}', i)
+    for i in (0, 1): System.random(root/f'clip{i}', i)
     torch.manual_seed(0); IDM(IDMConfig.preset('tiny')).save(root/'idm.safetensors')
     sample = [Episode(p) for p in list_episodes(harness.SAMPLE)][:4]
     make_recordings(root, sample)
@@ -174,7 +189,7 @@ def undisturbed(what, workers=0):
     out, t0 = root/'out'/f'{what}-whole', time.monotonic()
     prepare(what, root, out)
     child = harness.fork(do, what, root, out, dict(workers=workers))
-    assert child.wait() == 0, (what, child.text()[-2000:])
+    assert child.wait(400) == 0, (what, child.text()[-2000:])
     took = time.monotonic()-t0
     return result(what, root, out), took
 

@@ -4,7 +4,7 @@ import torch, torch.utils.tensorboard
 import harness
 from steve1.training.recipe import TrainConfig
 
-LIMIT = 400.
+LIMIT = 600.
 BASE = dict(log_every=3, val_every=7*64, save_every=2*64, n_frames=40*64, val_batches=1)
 VARIANTS = dict(
     plain=dict(ema=.9, augment=True, snapshot_every=20*64),
@@ -48,7 +48,7 @@ def root():
     shutil.rmtree(folder, ignore_errors=True)
     harness.toy_data(folder)
     child = harness.fork(train, TrainConfig.preset('tiny', n_frames=4*64).replace(name='start'))
-    assert child.wait() == 0, child.text()[-2000:]
+    assert child.wait(400) == 0, child.text()[-2000:]
     (folder/'ready').touch()
     return folder
 
@@ -57,7 +57,7 @@ def undisturbed(variant):
     "(what a whole run leaves, its seconds)"
     data, name, t0 = root(), f'{variant}-whole', time.monotonic()
     shutil.rmtree(data/'runs'/name, ignore_errors=True)
-    ended = [c.wait() for c in start(variant, name)]
+    ended = [c.wait(400) for c in start(variant, name)]
     assert not any(ended), (variant, ended, [p.read_text()[-1500:] for p in harness.campaign_folder().glob('said*')])
     took = time.monotonic()-t0
     shutil.rmtree(data/'cache', ignore_errors=True)      # features are computed under fire, too

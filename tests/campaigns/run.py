@@ -14,6 +14,7 @@ import harness
 
 LIMIT = 180.       # seconds for one case, unless its campaign says otherwise
 KEPT = 30_000_000  # bytes of a failure's files that are kept
+ENOUGH = 25        # failures after which a campaign is ended: they are most likely of one kind
 SETUP = 600.       # seconds until a campaign's first case ends, its preparation included
 
 def campaigns():
@@ -57,21 +58,37 @@ def worker(name, seed, folder):
 
 # --- the runner
 
+def snapshot(out):
+    "A copy of the repository, which does not change while campaigns run; the repository itself where git does not know it"
+    listed = subprocess.run(['git', '-C', str(ROOT), 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], capture_output=True, text=True)
+    names = [n for n in listed.stdout.split('\0') if n and (ROOT/n).is_file()]
+    if listed.returncode or not names: return ROOT
+    copy, names = out.resolve()/'repo', set(names)
+    for p in [q for q in copy.rglob('*') if q.is_file() or q.is_symlink()] if copy.exists() else ():
+        if p.relative_to(copy).as_posix() not in names: p.unlink()
+    for n in names:
+        a, b = ROOT/n, copy/n
+        if b.exists() and (a.stat().st_mtime_ns, a.stat().st_size) == (b.stat().st_mtime_ns, b.stat().st_size): continue
+        b.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(a, b)
+    return copy
+
 class Campaign:
     "A campaign's worker and what its cases came to"
-    def __init__(self, name, seed, work, out):
-        self.name, self.seed, self.folder, self.out = name, seed, work/name, out
+    def __init__(self, name, seed, work, out, repo=ROOT):
+        self.name, self.seed, self.folder, self.out, self.repo = name, seed, work/name, out, repo
         self.counts, self.failures, self.seconds, self.finished = collections.Counter(), [], 0., False
         self.p, self.starts = None, 0
 
     def start(self):
         (self.folder/'tmp').mkdir(parents=True, exist_ok=True)
         one = {f'{k}_NUM_THREADS':'1' for k in ('OMP', 'MKL', 'OPENBLAS')}
-        env = dict(os.environ, **one, TMPDIR=str(self.folder/'tmp'), PYTHONPATH=str(ROOT), MPLBACKEND='agg', PYTHONUNBUFFERED='1',
+        env = dict(os.environ, **one, TMPDIR=str(self.folder/'tmp'), PYTHONPATH=str(self.repo), MPLBACKEND='agg', PYTHONUNBUFFERED='1',
             STEVE1_DATA=str(self.folder/'data'), NUMBA_CACHE_DIR=os.environ.get('NUMBA_CACHE_DIR', str(ROOT/'data'/'cache'/'numba')))
         env.pop('STEVE1_TRACEBACK', None)
         seed = f'{self.seed}+{self.starts}' if self.starts else self.seed   # a campaign that was ended goes on with other cases
-        cmd = [sys.executable, __file__, '--worker', self.name, str(seed), str(self.folder)]
+        script = self.repo/HERE.relative_to(ROOT)/'run.py'
+        cmd = [sys.executable, str(script), '--worker', self.name, str(seed), str(self.folder)]
         self.log = open(self.folder/'log.txt', 'ab')
         self.p = subprocess.Popen(cmd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, cwd=self.folder, start_new_session=True)
         self.starts, self.rest, self.limit, self.begun = self.starts+1, b'', LIMIT, None
@@ -123,13 +140,15 @@ class Campaign:
             elif 'outcome' in got:
                 self.note(got['case'], got['outcome'], got['trace']); first = False
                 if got['outcome'] != 'ok': self.tell('noted')
-            else: self.finished = got['done']; break
+                if self.finished: self.end(); break
+            else: self.finished |= got['done']; break
         self.seconds += time.monotonic()-t0
 
     def note(self, case, outcome, trace):
         kind = outcome.partition(':')[0]
         self.counts[kind] += 1
         if kind == 'ok': return
+        if len(self.failures) == ENOUGH-1: self.finished = True; print(f'{self.name} ends: {ENOUGH} failures', flush=True)
         kept = self.out/'failures'/f'{self.name}-{len(self.failures)+1}'
         kept.mkdir(parents=True)
         self.failures.append(dict(case=case, outcome=outcome, kept=kept.name))
@@ -168,8 +187,9 @@ def torture(names, minutes, seed, jobs, out, slice_s=60.):
     facts = dict(date=time.strftime('%Y-%m-%d'), commit=commit(), seed=seed, minutes=minutes, cores=len(os.sched_getaffinity(0)))
     print(f'seed {seed}: {", ".join(names)}', flush=True)
     shutil.rmtree(out/'failures', ignore_errors=True)
+    repo = snapshot(out)
     with tempfile.TemporaryDirectory(prefix='steve1-torture-', ignore_cleanup_errors=True) as work:
-        runs = [Campaign(n, seed, Path(work), out) for n in names]
+        runs = [Campaign(n, seed, Path(work), out, repo) for n in names]
         until = start+60*minutes
         left = lambda: until-time.monotonic()
         def one(c): # in turn; at least one case each

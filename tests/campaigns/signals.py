@@ -4,7 +4,7 @@ from pathlib import Path
 import torch, torch.utils.tensorboard
 import harness, kill_data
 
-LIMIT = 240.
+LIMIT = 600.
 CLIS = dict(generate='data.generate:generate_cli', embed='data.embed:embed_cli', recordings='data.importing:recordings_cli', contractor='data.collect:contractor_cli',
     episode='data.inspect:episode_cli', train='train:train_cli', rollout='rollout:rollout_cli', play='demo:play_cli', foreign='data.foreign:foreign_cli',
     sampling='data.sampling:sampling_cli', convert='models.published:convert_cli', download='models.published:download_cli', verify='verify:verify_cli')
@@ -39,10 +39,10 @@ WORST = dict(SIGINT=(130, -2), SIGTERM=(143, -15), SIGHUP=(129, -1))
 
 @functools.cache
 def materials():
-    from steve1.acting.goals import random_system
+    from steve1.acting.goals import System
     root = kill_data.materials()
     kill_data.server()
-    if not (root/'system').exists(): random_system(root/'system')
+    if not (root/'system').exists(): System.random(root/'system')
     if not (root/'data'/'samplings'/'tiny_val.txt').exists(): harness.toy_data(root/'data')
     for name in CLIS.values():                # a child has everything imported
         module, _, f = name.partition(':')
@@ -81,7 +81,7 @@ def seconds(name):
     t0 = time.monotonic()
     child = harness.fork(call, lines(root)[name], None, into[0])
     for fd in into: fd is not None and os.close(fd)
-    status = child.wait()
+    status = child.wait(400)
     assert status == 0 or name in ('download', 'verify', 'play'), (name, status, child.text()[-2000:])
     return time.monotonic()-t0
 

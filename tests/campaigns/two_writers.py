@@ -4,7 +4,7 @@ from pathlib import Path
 import torch, torch.utils.tensorboard
 import harness, kill_data, kill_train
 
-LIMIT = 300.
+LIMIT = 600.
 REFUSED = 'another process is writing', 'exists already', 'is locked'
 
 def train(root, out, case): kill_train.train(kill_train.recipe(case['variant'], Path(out).name))
@@ -32,10 +32,10 @@ def do(what, root, out, case, start):
 
 @functools.cache
 def materials():
-    from steve1.acting.goals import random_system
+    from steve1.acting.goals import System
     root = kill_data.materials()
     kill_data.server()
-    if not (root/'system').exists(): random_system(root/'system')
+    if not (root/'system').exists(): System.random(root/'system')
     if not (root/'data'/'samplings'/'tiny_val.txt').exists(): harness.toy_data(root/'data')
     harness.set_data(root/'data')
     return root
@@ -72,7 +72,7 @@ def undisturbed(what):
     out = place(what, root, f'{what}-whole')
     prepare(what, root, out)
     child = harness.fork(do, what, root, out, settings(what), 0)
-    assert child.wait() == 0, (what, child.text()[-2000:])
+    assert child.wait(400) == 0, (what, child.text()[-2000:])
     return result(what, root, out), time.monotonic()-t0
 
 def cases(rng):

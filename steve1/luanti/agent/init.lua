@@ -5,7 +5,8 @@
 --   agent.command  one JSON object, put there by renaming; read at the next step, then removed. Its `do` is one of:
 --     reset     a new start: seed, arena, items, radius (blocks that must exist around it)
 --     teleport  pos, yaw, pitch (each may be missing)
---     watch     send the blocks around the player with the reports: every (steps), reach, down, up, codes (name -> byte)
+--     watch     send the blocks around the player with the reports: every (steps), reach (first: of the first time), down,
+--               up, codes (name -> byte)
 --     stop      end the game
 -- The report's `done` is the id of the last order that is finished, `reply` its answer (`error`: why it failed).
 -- Angles are in degrees and positions in nodes, as the game has them.
@@ -21,9 +22,11 @@ for i = 1, 5 do
 	minetest.override_item("default:grass_" .. i, {drop = {max_items = 1, items = {{items = {"farming:seed_wheat"}, rarity = 2}}}})
 end
 
--- A log takes 1.5 s by hand (the game: 3.5 s, Minecraft: 3 s), so that an episode of 20 s can hold several.
+-- A log takes 1.5 s by hand (the game: 3.5 s, Minecraft: 3 s), so that an episode of 20 s can hold several. Stone takes
+-- 1.5 s, as in BlockWorld (the game: never, Minecraft: 7.5 s), since holes begin with one or two blocks of dirt.
 local hand = table.copy(minetest.registered_items[""].tool_capabilities)
 hand.groupcaps.oddly_breakable_by_hand.times[1] = 1.5
+hand.groupcaps.cracky = {times = {[3] = 1.5}, uses = 0, maxlevel = 1}
 minetest.override_item("", {tool_capabilities = hand})
 
 -- Leaves drop themselves and never a sapling; they do not decay (a felled tree keeps its crown).
@@ -33,6 +36,10 @@ for _, kind in ipairs{"leaves", "jungleleaves", "pine_needles", "acacia_leaves",
 	groups.leafdecay = nil
 	minetest.override_item(name, {drop = name, groups = groups, after_dig_node = function() end})
 end
+
+-- All flowers are roses and yellow dandelions (Minecraft's poppies and dandelions): in their places grow no others.
+local flowers = {"flowers:rose", "flowers:dandelion_yellow"}
+local others = {tulip = 1, dandelion_white = 2, geranium = 1, viola = 2, chrysanthemum_green = 1, tulip_black = 2}
 
 -- The same map whenever it is generated. The game turns trees and leaves out leaves by a generator of random numbers that
 -- all its threads draw from. Here every kind of tree looks the same each time; butterflies and fireflies are left out.
@@ -62,6 +69,8 @@ minetest.register_on_mods_loaded(function()
 				n = n + 1
 				def.schematic, def.rotation = fixed(def.schematic), ({"0", "90", "180", "270"})[n % 4 + 1]
 			end
+			local other = type(def.decoration) == "string" and others[def.decoration:match("^flowers:(.*)") or ""]
+			if other then def.decoration = flowers[other] end
 			minetest.register_decoration(def)
 		end
 	end
@@ -97,8 +106,9 @@ local function hotbar(player)
 end
 
 local function blocks(at)   -- the kinds of block around the player as bytes, x slowest
-	local lo = {x = math.floor(at.x + .5) - watching.reach, y = math.floor(at.y + .5) - watching.down, z = math.floor(at.z + .5) - watching.reach}
-	local hi = {x = lo.x + 2*watching.reach, y = lo.y + watching.down + watching.up, z = lo.z + 2*watching.reach}
+	local r = watching.next == 0 and watching.first or watching.reach
+	local lo = {x = math.floor(at.x + .5) - r, y = math.floor(at.y + .5) - watching.down, z = math.floor(at.z + .5) - r}
+	local hi = {x = lo.x + 2*r, y = lo.y + watching.down + watching.up, z = lo.z + 2*r}
 	local vm = VoxelManip(lo, hi)
 	local emin, emax = vm:get_emerged_area()
 	local area, data, out = VoxelArea:new{MinEdge = emin, MaxEdge = emax}, vm:get_data(), {}
@@ -116,7 +126,7 @@ local function describe(player, dtime)
 	}
 	if watching then
 		report.bar, report.slot, report.velocity = hotbar(player), player:get_wield_index(), player:get_velocity()
-		if step >= watching.next then watching.next, report.blocks = step + watching.every, blocks(p) end
+		if step >= watching.next then report.blocks, watching.next = blocks(p), step + watching.every end
 	end
 	return report
 end
@@ -128,7 +138,7 @@ end
 local ARENAS = {
 	plains = {biomes = {grassland = 1}, near = {"default:dirt_with_grass", 4, 20}},
 	forest = {biomes = {deciduous_forest = 1}, near = {"default:tree", 9, 4}},
-	meadow = {biomes = {grassland = 1, deciduous_forest = 1}, near = {"group:flora", 9, 12}, flowers = {"group:flower", 12, 3}},
+	meadow = {biomes = {grassland = 1, deciduous_forest = 1}, near = {"group:flora", 9, 12}, flowers = {flowers, 12, 4}},
 	lake   = {biomes = {grassland = 1, deciduous_forest = 1, grassland_dunes = 1}, near = {"default:water_source", 9, 150}, low = true, deep = true, water = {8, 16}},
 	beach  = {biomes = {grassland_dunes = 1, coniferous_forest_dunes = 1}, near = {"default:sand", 6, 30}, low = true, water = {10, 18}},
 }
@@ -176,7 +186,8 @@ local function ground(p)   -- standing room on the highest solid node here, if t
 end
 
 local function count(p, r, lo, hi, name)
-	return #minetest.find_nodes_in_area({x = p.x - r, y = lo, z = p.z - r}, {x = p.x + r, y = hi, z = p.z + r}, {name})
+	local names = type(name) == "table" and name or {name}
+	return #minetest.find_nodes_in_area({x = p.x - r, y = lo, z = p.z - r}, {x = p.x + r, y = hi, z = p.z + r}, names)
 end
 
 local function good(p, arena)
@@ -249,7 +260,7 @@ end
 -- Orders --------------------------------------------------------------------------------------------------------------
 
 local function watch(_, c)
-	watching = {every = c.every, reach = c.reach, down = c.down, up = c.up, next = 0, bytes = {}}
+	watching = {every = c.every, reach = c.reach, first = c.first, down = c.down, up = c.up, next = 0, bytes = {}}
 	setmetatable(watching.bytes, {__index = function(bytes, id)   -- what has no code is stone or air
 		local name = minetest.get_name_from_content_id(id)
 		local def = minetest.registered_nodes[name]
@@ -297,6 +308,7 @@ minetest.register_globalstep(function(dtime)
 end)
 
 minetest.register_on_joinplayer(function(player)
+	player:set_properties{eye_height = 1.62}   -- as in Minecraft; the game: 1.47
 	player:hud_set_hotbar_itemcount(9)   -- as many as in Minecraft; the game's own picture of them has eight cells
 	player:hud_set_hotbar_image(""); player:hud_set_hotbar_selected_image("")
 end)
