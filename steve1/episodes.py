@@ -238,6 +238,7 @@ def _check_actions(rows, path, n):
 
 def _check_shape(embeds, path, n):
     _check(embeds.ndim == 2 and len(embeds) == n, path, f"shape {embeds.shape} for {n} steps", _EMBED_HINT)
+    _check(embeds.dtype.kind == 'f', path, f"{embeds.dtype} in place of numbers", _EMBED_HINT)
 
 # %% ../nbs/03_episodes.ipynb #e4r2
 def _open_frames(ep):
@@ -411,7 +412,9 @@ def dataset_dir(
     if is_address(dataset):
         raise ValueError(f"{dataset} is an address, from which episodes are only read; name a folder")
     p = Path(str(dataset).removeprefix('file://'))
-    if p.is_absolute() or len(p.parts) > 1: return Path(os.path.abspath(p))
+    if p.is_absolute() or len(p.parts) > 1:                 # here, or below the data root, as pages write it
+        here, below = Path(os.path.abspath(p)), find_data(p)
+        return below if below.is_dir() and not here.exists() else here
     check_name(str(dataset), 'dataset', 'datasets')
     made, ships = data_dir('datasets', p.name), find_data('episodes', p.name)
     return ships if ships.is_dir() and not made.is_dir() else made
@@ -425,7 +428,8 @@ def list_episodes(
     d = dataset_dir(dataset)
     eps = sorted(p.parent for p in d.glob('*/metadata.json') if not p.parent.name.startswith('.'))
     if eps: return eps
-    raise FileNotFoundError(f"no episodes in {d}; `steve1.data.generate.generate({str(dataset)!r}, 100)` makes some")
+    fix = f'`./{dataset}` is the folder here' if Path(dataset).is_dir() and not d.is_dir() else f'`steve1_generate {dataset} 100` makes some'
+    raise FileNotFoundError(f'no episodes in {d}; {fix}')
 
 # %% ../nbs/03_episodes.ipynb #e4find
 def find_episodes(

@@ -26,9 +26,9 @@ from .models.word_vectors import WordVectors
 @dataclass(frozen=True)
 class MineCLIPConfig(Config):
     "Size of a MineCLIP; the defaults are the published one"
-    image_size: tuple = (160, 256)  # Height and width of a frame, pixels
+    image_size: tuple[int,int] = (160, 256)  # Height and width of a frame, pixels
     patch: int = 16                 # Side of the square that one image token covers, pixels
-    stem: tuple = ()                # Channels of the convolutional stem's stages; empty: a ViT's patch projection
+    stem: tuple[int,...] = ()                # Channels of the convolutional stem's stages; empty: a ViT's patch projection
     width: int = 768                # Width of a token in the image tower
     depth: int = 12                 # Layers of the image tower
     heads: int = 12                 # Attention heads of the image tower
@@ -47,8 +47,8 @@ class MineCLIPConfig(Config):
     tokenizer: Literal['clip','words'] = 'clip' # CLIP's sub-words, or whole words that the checkpoint lists
     word_vectors: int = 0           # Width of pretrained word vectors, which stay as they are; 0: tokens are learned
     adapter: bool = True            # Apply a residual MLP to the video embedding before the score?
-    mean: tuple = (.3331, .3245, .3051) # Mean of the red, green and blue channel, in 0..1
-    std: tuple = (.2439, .2493, .2873)  # Standard deviation of the three channels, in 0..1
+    mean: tuple[float,float,float] = (.3331, .3245, .3051) # Mean of the red, green and blue channel, in 0..1
+    std: tuple[float,float,float] = (.2439, .2493, .2873)  # Standard deviation of the three channels, in 0..1
     presets: ClassVar[dict] = {'2x': {},
         'mini': dict(image_size=(64,64), stem=(32,64), width=128, depth=1, heads=4, pool='grid', d=128,
             positions=16, t_depth=1, t_heads=4, t_mult=2, text_width=128, text_depth=2, text_heads=4,
@@ -61,8 +61,10 @@ class MineCLIPConfig(Config):
 @patch
 def check(self:MineCLIPConfig):
     "Refuse sizes that do not divide and windows longer than the learned positions; called for every new config"
-    h,w = self.image_size
-    if h % self.patch or w % self.patch:
+    (h,w),sizes = self.image_size,('patch','width','heads','d','t_heads','text_width','text_heads','window','vocab','context')
+    for k in sizes:
+        if getattr(self, k) < 1: raise ValueError(f'{k} must be at least 1, got {getattr(self, k)}')
+    if min(h, w) < 1 or h % self.patch or w % self.patch:
         raise ValueError(f'image_size {self.image_size} is not a multiple of patch {self.patch}')
     if self.patch % 2**len(self.stem):
         raise ValueError(f'patch {self.patch} cannot be halved {len(self.stem)} times, '
@@ -476,7 +478,6 @@ def _check_md5(path, attn=ATTN_MD5, avg=AVG_MD5):
     if wrong: warnings.warn(f'{name} {wrong}, that of the released attn.pth: '
         'correct for weights that were trained further, otherwise a damaged or different file', stacklevel=3)
 
-# %% ../nbs/01_mineclip.ipynb #c069-1
 def _without_prefix(state):
     "Names without the `model.` that the trainer put before them; its own tensors are dropped"
     if not any(k.startswith('model.') for k in state): return state

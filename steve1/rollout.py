@@ -9,7 +9,7 @@ __all__ = ['Rollout', 'Played', 'rollout', 'overlay', 'film_rollout', 'RolloutCo
 # %% ../nbs/07_rollout.ipynb #c002
 import json, math, os, re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 import cv2
@@ -24,7 +24,8 @@ from .config import Config, data_dir, get_device, get_dtype
 # %% ../nbs/07_rollout.ipynb #c002-2
 from .base.commands import command
 from .base.files import atomic_path, check_name, sole_writer, write_text
-from .base.video import VideoSettings, VideoWriter, save_image
+from .base.video import VideoReader, VideoSettings, VideoWriter, save_image
+from .base.live import LivePicture
 from .base.overlay import DARK, LIT, PALE, draw_box, draw_keys, put_text, video_sheet
 from .base.actions import ACTION_DTYPE
 from .world.envs import ENVS, make_vec
@@ -197,9 +198,10 @@ def _n_cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaff
 def film_rollout(
     policy:Policy,        # The network that plays
     cases:list,           # A `Case` a world
-    paths:list,           # An .mp4 a world; appears when it is whole
+    paths:list,           # An .mp4 a world; appears when it is whole. []: no films
     n_steps:int,          # Steps of 1/20 s
     size:tuple=(360,640), # (height, width) of the videos
+    show=None,            # Called as show(*pictures) after every step, with one picture a world
     **kw,                 # To `Rollout`
 ) -> Played:
     "Play, and film every world; a world that never started gives one black frame"
@@ -209,32 +211,43 @@ def film_rollout(
             for p,c in zip(paths, cases)]
         pool = enter(ThreadPoolExecutor(_n_cores()))
         def watch(r, rows):
-            def shoot(i): films[i].add(overlay(r.envs.picture(i, size), r.now(i), r.t, rows[i], r.values[i]))
-            list(pool.map(shoot, r.alive))
+            def shoot(i):
+                picture = overlay(r.envs.picture(i, size), r.now(i), r.t, rows[i], r.values[i])
+                if films: films[i].add(picture)
+                return picture
+            pictures = list(pool.map(shoot, sorted(r.alive)))
+            if show: show(*pictures)
         played = rollout(policy, cases, n_steps, watch, **kw)
         for film in films:
             if not film.n: film.add(np.zeros((*size,3), np.uint8))
         return played
 
 # %% ../nbs/07_rollout.ipynb #c033
+_Prompts = tyro.conf.Positional[tuple[str,...]]
+_Seeds = tuple[int|str,...]
+
 @dataclass(frozen=True)
 class RolloutConfig(Config):
     "Everything that defines a run"
-    prompts: tyro.conf.Positional[tuple[str,...]] = ('chop a tree',) # Texts, 'folder@step', 'video.mp4@frame', 'unconditional', schedules 'a for 99 steps, then b'
-    name: str = 'rollout'          # Folder below data/runs
-    seeds: tuple[int|str,...] = (1_000_000,) # Worlds in which each prompt is played, with spaces or commas between
-    n_steps: int = 300             # Steps of 1/20 s
-    cond_scale: float = 1.5        # Guidance
-    arena: str = 'auto'            # plains, forest, meadow, lake or beach; 'auto': where the prompt's task is judged, else plains
-    draw: bool = False             # Draw the goal from the prior with the world's seed; False: z=0
-    video: bool = True             # Films and contact sheet?
+    prompts: _Prompts = ('chop a tree',) # Sentences, moments (walk.mp4@9), schedules, unconditional; paper: the paper's
+    name: str = 'rollout'          # Folder of the run, below data/runs
+    seeds: _Seeds = (1_000_000,)   # Seeds of the worlds in which each prompt is played, with spaces or commas between
+    n_steps: int = 300             # Steps to play, 20 a second
+    cond_scale: float|None = None  # Guidance, from 0; none: 1.5 for mini weights, 6 (moments 7) for 2x, as in the paper
+    arena: str = 'auto'            # plains, forest, meadow, lake or beach; auto: where the prompt's task is judged
+    draw: bool = False             # Draw goals from the prior with the world's seed, as published, not its middle (z=0)
+    video: bool = True             # Write films and a contact sheet
+    show: bool = False             # Show the worlds while they are played, in a window (with pygame) or in the terminal
     height: int = 360              # Height of the films in pixels; they are 16:9
-    env: str = 'blockworld'        # blockworld, luanti, minerl or minestudio
-    weights: str = ''              # Folder of mineclip, prior and policy .safetensors; '': data/weights
-    device: str = 'cpu'            # 'auto' takes the best there is
+    env: str = 'blockworld'        # World to play in: blockworld, luanti, minerl or minestudio
+    weights: str = ''              # Folder of mineclip, prior and policy .safetensors; '': data/weights, or what ships
+    policy: str = ''               # Policy that plays instead of the folder's, such as runs/finetune/best.safetensors
+    against: str = ''              # Second policy that plays the same worlds: films of both side by side, and a table
+    device: str = 'cpu'            # Where networks compute: cpu, cuda or mps; auto: the best there is
     presets: ClassVar[dict] = dict(demo=dict(name='demo', prompts=(
         'chop a tree', 'dig a hole', 'collect seeds', 'go swimming', 'build a tower')))
     also_called: ClassVar[dict] = dict(seed='seeds', steps='n_steps', scale='cond_scale', out='name')
+    example: ClassVar[str] = '"chop a tree, dig a hole" --n_steps 200'
 
     def __post_init__(self):
         object.__setattr__(self, 'seeds', _parse_seeds(self.seeds))
@@ -260,7 +273,7 @@ def check(self:RolloutConfig):
         if not isinstance(p, str) or not p.strip(): raise ValueError(f'prompts must be texts, not {p!r}')
     for k in ('n_steps','height'):
         if getattr(self, k)<1: raise ValueError(f'{k}={getattr(self, k)} must be positive')
-    if math.isinf(self.cond_scale): raise ValueError(f'cond_scale={self.cond_scale} must be a finite number')
+    if math.isinf(self.cond_scale or 0): raise ValueError(f'cond_scale={self.cond_scale} must be a finite number')
     check_name(self.name)
 
 # %% ../nbs/07_rollout.ipynb #c035
@@ -268,15 +281,17 @@ def _case_of(system, prompt, seed, cfg):
     "What a run's prompt asks for in one of its worlds"
     plan = parse_schedule(system, prompt, seed if cfg.draw else None)
     goal, scale, is_file = plan[0].goal, plan[0].cond_scale, bool(parse_moment(prompt))
-    if len(plan)>1: return make_case(plan, seed, cfg.cond_scale, cfg.arena, name=prompt.strip())
-    if scale is None: scale = cfg.cond_scale
+    usual = system.guidance(is_file) if cfg.cond_scale is None else cfg.cond_scale
+    if len(plan)>1: return make_case(plan, seed, usual, cfg.arena, name=prompt.strip())
+    if scale is None: scale = usual
     return make_case(goal, seed, scale, cfg.arena, name=prompt.strip() if is_file else '')
 
 def _facts(system, cfg, case):
     "What a finished case must agree with, ready for JSON"
     goals = [[round(float(x), 4) for x in s.goal.embed[:4]] for s in case.stages]
     return dict(prompt=case.name or case.goal.name, goals=goals, seed=case.seed, arena=case.arena,
-                cond_scale=case.cond_scale, n_steps=cfg.n_steps, env=cfg.env, size=list(cfg.size) if cfg.video else None, weights=system.weights)
+                cond_scale=case.cond_scale, n_steps=cfg.n_steps, env=cfg.env,
+                size=list(cfg.size) if cfg.video else None, weights=system.weights)
 
 # %% ../nbs/07_rollout.ipynb #c035b
 def _is_finished(folder, cfg, case, facts):
@@ -285,7 +300,7 @@ def _is_finished(folder, cfg, case, facts):
     if not all((folder/f'{case.stem}.{e}').is_file() for e in endings): return False
     try: old = json.loads((folder/f'{case.stem}.json').read_text())
     except ValueError: return False
-    return old.get('failed')=='' and all(old.get(k)==v for k,v in facts.items())
+    return isinstance(old, dict) and old.get('failed')=='' and all(old.get(k)==v for k,v in facts.items())
 
 # %% ../nbs/07_rollout.ipynb #c037
 def _write_case(folder, case, values, actions, stages, facts):
@@ -319,27 +334,65 @@ def run_rollouts(
     cfg:RolloutConfig, # What to play
 ) -> 'pd.DataFrame': # One row a case: prompt, seed, arena, cond_scale, metrics at the end, why it failed ('': it did not)
     "Play what is not there yet; write films, tables and the contact sheet"
-    system = System.load(cfg.weights or None, cfg.device)
-    cases = [_case_of(system, p, s, cfg) for p in cfg.prompts for s in cfg.seeds]
+    system = System.load(cfg.weights or None, cfg.device, cfg.policy)
+    prompts = [p for word in cfg.prompts for p in (system.paper_prompts() if word.strip().lower()=='paper' else [word])]
+    cases = [_case_of(system, p, s, cfg) for p in prompts for s in cfg.seeds]
+    if not cases: raise ValueError('nothing to play: the weights have no prior, which sentences need, and none of the '
+        "paper's visual prompts is there; `steve1_download visual_prompt_embeds.zip` fetches them")
     twice = [c for i,c in enumerate(cases) if c.stem in [d.stem for d in cases[:i]]]
     for c in twice:
         raise ValueError(f'{c.name or c.goal.name!r} is there twice for world {c.seed}: name each prompt and seed once')
     with sole_writer(folder := data_dir('runs', cfg.name)):
-        facts = {c.stem:_facts(system, cfg, c) for c in cases}
-        _play_missing(system, cfg, folder, [c for c in cases if not _is_finished(folder, cfg, c, facts[c.stem])], facts)
-        return _gather(folder, cfg, cases)
+        table = _run(system, cfg, folder, cases)
+        return _compare(cfg, folder, cases, table) if cfg.against else table
+
+def _run(system, cfg, folder, cases):
+    "The cases played by one policy, in a folder"
+    facts = {c.stem:_facts(system, cfg, c) for c in cases}
+    _play_missing(system, cfg, folder, [c for c in cases if not _is_finished(folder, cfg, c, facts[c.stem])], facts)
+    return _gather(folder, cfg, cases)
 
 # %% ../nbs/07_rollout.ipynb #c036b
 def _play_missing(system, cfg, folder, cases, facts):
     "Play these cases and write their files"
     if not cases: return
+    folder.mkdir(exist_ok=True)
     for c in cases: (folder/f'{c.stem}.json').unlink(missing_ok=True)
     kw = dict(env=cfg.env, dtype=get_dtype(get_device(cfg.device)))
-    paths = [folder/f'{c.stem}.mp4' for c in cases]
-    if cfg.video: played = film_rollout(system.policy, cases, paths, cfg.n_steps, cfg.size, **kw)
-    else: played = rollout(system.policy, cases, cfg.n_steps, **kw)
+    paths = [folder/f'{c.stem}.mp4' for c in cases] if cfg.video else []
+    with LivePicture(f'steve1: {cfg.name}') if cfg.show else nullcontext() as live:
+        if not (paths or live): played = rollout(system.policy, cases, cfg.n_steps, **kw)
+        else: played = film_rollout(system.policy, cases, paths, cfg.n_steps, cfg.size, live and live.show, **kw)
     for i,(c,*what) in enumerate(zip(cases, *played[:3])):
         _write_case(folder, c, *what, facts[c.stem] | dict(failed=played.failed.get(i, '')))
+
+# %% ../nbs/07_rollout.ipynb #w002
+def _film_both(left, right, out, names):
+    "Two films next to each other, under a line with their names; the shorter one ends in black"
+    with VideoReader(left) as a, VideoReader(right) as b, atomic_path(out) as tmp:
+        (h,w), films, bar = a.size, (a, b), 2*round(a.size[0]*.04)
+        lengths = [f.stream.frames for f in films]
+        with VideoWriter(tmp, (h+bar,2*w), settings=VideoSettings.FILM) as both:
+            for t in range(max(lengths)):
+                img = np.zeros((h+bar,2*w,3), np.uint8)
+                for k,(film,name,n) in enumerate(zip(films, names, lengths)):
+                    put_text(img, name, round(bar*.75), k*w+bar//2, round(bar*.7), LIT)
+                    if t<n: img[bar:,k*w:(k+1)*w] = film.read(t, t+1)[0]
+                both.add(img)
+
+# %% ../nbs/07_rollout.ipynb #w003
+def _compare(cfg, folder, cases, table):
+    "Play the cases with the second policy; films of both, and both in one table"
+    import pandas as pd
+    other = _run(System.load(cfg.weights or None, cfg.device, cfg.against), cfg, folder/'against', cases)
+    names = cfg.policy or 'weights/policy.safetensors', cfg.against
+    metric = [c.goal.task.metric if c.goal.task else 'distance' for c in cases]
+    both = table[['prompt','seed','arena']].assign(metric=metric)
+    for name,t in zip(names, (table, other)): both[name] = [t[m][i] for i,m in enumerate(metric)]
+    with atomic_path(folder/'against.csv') as p: both.to_csv(p, index=False)
+    for c in cases if cfg.video else ():
+        _film_both(folder/f'{c.stem}.mp4', folder/'against'/f'{c.stem}.mp4', folder/f'{c.stem}_both.mp4', names)
+    return pd.concat([t.assign(policy=name) for name,t in zip(names, (table, other))], ignore_index=True)
 
 # %% ../nbs/07_rollout.ipynb #c044
 def split_prompts(
@@ -352,10 +405,13 @@ def split_prompts(
 # %% ../nbs/07_rollout.ipynb #c044b
 @command('steve1_rollout')
 def rollout_cli(cfg:RolloutConfig):
-    "Play prompts, and write videos and tables"
+    "Play prompts; write films and tables"
+    import pandas as pd
     table = run_rollouts(cfg.replace(prompts=[p for line in cfg.prompts for p in split_prompts(line)]))
-    for _,r in table.iterrows():
+    for _,r in table.iterrows() if not cfg.against else ():
         what = r['failed'] or ', '.join(f'{m} {r[m]:.0f}' for m in METRICS if r[m]>=1)
         print(f"{r['prompt']} (world {r['seed']}, {r['arena']}): {what}")
-    print(f"videos and tables: {data_dir('runs', cfg.name)}")
+    folder = data_dir('runs', cfg.name)
+    if cfg.against: print(pd.read_csv(folder/'against.csv').to_string(index=False))
+    print(f"videos and tables: {folder}")
     return int((table.failed!='').any())

@@ -6,6 +6,7 @@
 __all__ = ['UNCONDITIONAL', 'PAPER_PROMPTS', 'System', 'Goal']
 
 # %% ../../nbs/acting/goals.ipynb #c002
+import contextlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from fastcore.basics import patch
 
 # %% ../../nbs/acting/goals.ipynb #c002-1
-from ..config import data_dir, find_data, get_device, restore_hint
+from ..config import data_dir, find_data, get_device, restore_hint, typed_path
 from ..base.files import atomic_path, sha256
 from ..world.tasks import TASKS
 from ..models.tokenizers import WordTokenizer
@@ -31,39 +32,52 @@ _NETWORKS = dict(mineclip=MineCLIP, prior=Prior, policy=Policy)   # file name ->
 @dataclass(frozen=True, eq=False)
 class System:
     "The networks that turn a sentence into play"
-    clip:MineCLIP   # Embeds sentences and frames
-    prior:Prior     # Text embedding to goal
-    policy:Policy   # Plays towards a goal
-    weights:dict    # Network -> first 16 digits of its file's SHA-256
+    clip:MineCLIP    # Embeds sentences and frames
+    prior:Prior|None # Text embedding to goal; None: there is none, and only moments can be goals
+    policy:Policy    # Plays towards a goal
+    weights:dict     # Network -> first 16 digits of its file's SHA-256
+
+    def guidance(self,
+        visual:bool=False, # For the goal of a moment, not of a sentence
+    ) -> float: # A `cond_scale`
+        "The guidance that suits the policy: the paper's for the published size, else that of the mini agent"
+        if self.policy.cfg.hidsize<2048: return 1.5
+        return 7. if visual else 6.
 
 # %% ../../nbs/acting/goals.ipynb #a001
 @patch(cls_method=True)
 def load(cls:System,
     weights_dir=None, # Folder of mineclip, prior and policy .safetensors; None or '': data/weights, or what ships
     device='cpu',     # Where the networks compute; 'auto' takes the best there is
-    policy:str='',    # Policy file that replaces the folder's, below data/ or a whole path; '': none
+    policy:str='',    # Policy file that replaces the folder's: a path, or one below data/; '': none
 ) -> System:
-    "Load the three networks, and check that they fit each other"
-    device, paths = get_device(device), _find_networks(weights_dir)
-    if policy: paths['policy'] = find_data(policy)
-    nets = {k:net.load(paths[k], device).eval() for k,net in _NETWORKS.items()}
-    widths = dict(mineclip=nets['mineclip'].d, prior=nets['prior'].d, policy=nets['policy'].cfg.d_goal)
+    "Load the three networks, and check that they fit each other; the prior may be missing"
+    device, paths = get_device(device), _find_networks(weights_dir, policy)
+    nets = {k:_load(_NETWORKS[k], p, device) for k,p in paths.items()}
+    widths = {k:net.cfg.d_goal if k=='policy' else net.d for k,net in nets.items()}
     if len(set(widths.values()))>1:
         files = ', '.join(map(str, paths.values()))
         raise ValueError(f'the networks {files} use goals of different width: {widths}; '
-                         'take all three from one training')
-    return cls(nets['mineclip'], nets['prior'], nets['policy'], {k:sha256(p)[:16] for k,p in paths.items()})
+                         f'take all {len(paths)} from one training')
+    return cls(nets['mineclip'], nets.get('prior'), nets['policy'], {k:sha256(p)[:16] for k,p in paths.items()})
 
 # %% ../../nbs/acting/goals.ipynb #a101
-def _find_networks(weights_dir):
-    "Network -> its file; all are there"
-    folder, files = Path(weights_dir or data_dir('weights')), [f'{k}.safetensors' for k in _NETWORKS]
+def _find_networks(weights_dir, policy=''):
+    "Network -> its file; only the prior may be missing"
+    folder, files = typed_path(weights_dir) if weights_dir else data_dir('weights'), [f'{k}.safetensors' for k in _NETWORKS]
     paths = {k:folder/f if weights_dir else find_data('weights', f) for k,f in zip(_NETWORKS, files)}
-    if missing := [p.name for p in paths.values() if not p.is_file()]:
+    if policy: paths['policy'] = typed_path(policy)
+    if policy and not paths['policy'].is_file(): raise FileNotFoundError(f"no policy file {paths['policy']}")
+    missing = [k for k,p in paths.items() if not p.is_file()]
+    if set(missing)-{'prior'}:
         hint = restore_hint('weights')
         if weights_dir: hint = f"a folder of weights holds {', '.join(files)}, as `make mini` makes them"
-        raise FileNotFoundError(f"no {', '.join(missing)} in {folder}: {hint}")
-    return paths
+        raise FileNotFoundError(f"no {', '.join(paths[k].name for k in missing)} in {folder}: {hint}")
+    return {k:p for k,p in paths.items() if k not in missing}
+
+def _load(cls, path, device):
+    "A network in evaluation mode, from one of our files or a published one"
+    return (cls.load if path.suffix=='.safetensors' else cls.from_official)(path, device=device).eval()
 
 # %% ../../nbs/acting/goals.ipynb #c007
 @patch(cls_method=True)
@@ -152,6 +166,9 @@ def text_goal(self:System,
 ) -> Goal:
     "The goal of a sentence"
     text, task = _prompt_text(prompt)
+    if not self.prior:
+        raise ValueError(f"{text!r} is a sentence, which needs the prior, and the weights have no prior.safetensors: "
+                         f"`make mini` makes one, `steve1_prior` trains one; a moment (walk.mp4@30) needs none")
     self.clip.warn_unknown(text)
     draw = seed is not None
     gen = torch.Generator().manual_seed(seed) if draw else None
@@ -161,7 +178,7 @@ def text_goal(self:System,
 # %% ../../nbs/acting/goals.ipynb #c016
 @patch
 def visual_goal(self:System,
-    moment:str,    # 'EPISODE@STEP', 'VIDEO@FRAME' or a .npy file
+    moment:str,    # 'EPISODE@STEP', 'VIDEO@FRAME', a .npy or .pkl file, or 'visual:dig'
     name:str=None, # What a video shows as the prompt; None: folder@step, file@frame, or the file's name
 ) -> Goal:
     "The goal of a recorded moment, which this MineCLIP embeds, or has embedded"
@@ -180,10 +197,19 @@ def save(self:Goal,
 # %% ../../nbs/acting/goals.ipynb #c018
 @patch
 def goal(self:System,
-    prompt:str,    # A sentence; 'EPISODE@STEP', 'VIDEO@FRAME' or a .npy file; 'unconditional'
+    prompt:str,    # A sentence; a moment, as for `visual_goal`; 'unconditional'
     seed:int=None, # For `text_goal`
 ) -> Goal:
     "The goal that a prompt asks for"
     if prompt.strip().lower()==UNCONDITIONAL: return self.no_goal()
     if parse_moment(prompt): return self.visual_goal(prompt.strip())
     return self.text_goal(prompt, seed)
+
+# %% ../../nbs/acting/goals.ipynb #p004
+@patch
+def paper_prompts(self:System) -> list: # 'paper:dig', ..., 'visual:dig', ...
+    "The paper's prompts that this system can play"
+    found = [f'paper:{k}' for k in PAPER_PROMPTS] if self.prior else []
+    for k in PAPER_PROMPTS if self.clip.d==512 else (): # the published MineCLIP's width
+        with contextlib.suppress(FileNotFoundError): found.append(load_moment(f'visual:{k}', 512).name)
+    return found

@@ -262,6 +262,7 @@ def short_error(
     e:Exception, # Of FFmpeg, NumPy or json
 ) -> str:
     "The first line of an error's message, without the file's name at its end"
+    if isinstance(e, MemoryError): return 'it asks for more memory than there is'
     return str(e).partition('\n')[0].partition(": '")[0]
 
 def _raise_video_error(path, what, e):
@@ -270,9 +271,9 @@ def _raise_video_error(path, what, e):
     raise VideoError(f"{path}{what} ({short_error(e)})") from None
 
 # %% ../../nbs/base/video.ipynb #e0open3b
-def _open_container(path, is_mp4):
+def _open_container(path, is_mp4, **options):
     "FFmpeg's container, if it is one of those that are allowed"
-    options = dict(format_whitelist=_CONTAINERS, protocol_whitelist='file')
+    options |= dict(format_whitelist=_CONTAINERS, protocol_whitelist='file')
     try: return av.open(os.path.abspath(path), options=options, metadata_errors='replace')
     except av.error.ArgumentError:
         raise VideoError(f"{path} is no readable video (none of mp4, mov, mkv, webm, avi)") from None
@@ -405,6 +406,28 @@ def _said_duration(file, stream):
         return int(h)*3600 + int(m)*60 + float(s)
     return file.duration/1e6 if file.duration and len(file.streams) == 1 else None
 
+# %% ../../nbs/base/video.ipynb #s0c1
+def _indexed(path, stream):
+    "Frames of an mp4 that states a number of them; those that its edit list leaves out do not count"
+    left = len(stream.index_entries)
+    if left >= stream.frames: return stream.frames
+    with _open_container(path, True, advanced_editlist='0') as whole:
+        return left if len(whole.streams[stream.index].index_entries) == stream.frames else stream.frames
+
+def _check_matroska(path, file):
+    "Raise VideoError if FFmpeg skips parts of a Matroska file: it does so with no more than a line in its log"
+    if 'matroska' not in file.format.name: return
+    before = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR); av.logging.set_skip_repeated(False)
+    try:
+        with av.logging.Capture(True) as log, _open_container(path, False) as f:
+            for _ in f.demux(): pass
+    except av.error.FFmpegError: return # the pass that follows says where
+    finally: av.logging.set_level(before[0]); av.logging.set_skip_repeated(before[1])
+    faults = [text.strip() for _,name,text in log if name.startswith('matroska')]
+    if faults: raise VideoError(f"{path} is cut short or damaged, and frames are lost ({faults[0]})")
+
+
 # %% ../../nbs/base/video.ipynb #s0c
 def _packets(path, file, stream):
     "The packets of a stream; VideoError at the end if the container states more"
@@ -417,7 +440,8 @@ def _packets(path, file, stream):
                 if p.pts is not None: end = max(end, float((p.pts+(p.duration or 0))*p.time_base))
             yield p
     except av.error.FFmpegError as e: _raise_video_error(path, f' cannot be read after frame {n}', e)
-    if n < stream.frames: raise VideoError(f"{path} is cut short: {n} of {stream.frames} frames")
+    if n < stream.frames and n < (stated := _indexed(path, stream)):
+        raise VideoError(f"{path} is cut short: {n} of {stated} frames")
     said = 0 if stream.frames else _said_duration(file, stream)
     if said and end < said-1: raise VideoError(f"{path} is cut short: {end:.1f} of {said:.1f} seconds")
     if not n: raise VideoError(f"{path} is a video of 0 frames")
@@ -439,6 +463,7 @@ def frame_times(cls:VideoReader,
     "The times of all frames, from the index; VideoError if the file is cut short"
     file, stream = open_video(path)
     with file:
+        _check_matroska(path, file)
         times = [p.pts for p in _packets(path, file, stream) if p.size and not p.is_discard]
         n, ctx = len(times), stream.codec_context
         if not n: raise VideoError(f"{path} is a video of 0 frames")
@@ -454,6 +479,7 @@ def all_frames(cls:VideoReader,
     (file, stream), i = open_video(path), 0
     size = stream.codec_context.height, stream.codec_context.width
     with file:
+        _check_matroska(path, file)
         for p in _packets(path, file, stream):
             try: frames = p.decode()
             except av.error.FFmpegError as e: _raise_video_error(path, f': frame {i} cannot be decoded', e)
@@ -471,6 +497,7 @@ def count_frames(cls:VideoReader,
     file, stream = open_video(path)
     with file:
         if not stream.frames or stream.frames != len(stream.index_entries): # no mp4
+            _check_matroska(path, file)
             return sum(p.size > 0 for p in _packets(path, file, stream))
         last = max(e.pos+e.size for e in stream.index_entries)
         if last > file.size: raise VideoError(f"{path} is cut short: {file.size:,} bytes of at least {last:,}")

@@ -6,29 +6,31 @@
 __all__ = ['parse_moment', 'load_moment', 'best_steps', 'find_moments']
 
 # %% ../../nbs/data/moments.ipynb #m002
-import re
+import re, zipfile
 from itertools import islice
 from pathlib import Path
 from tokenize import TokenError
 from typing import NamedTuple
 import av
 import numpy as np
-from ..config import find_data
+from ..config import data_dir, find_data
+from ..base.files import atomic_path
+from ..base.untrusted import safe_pickle_load
 from ..base.video import EpisodeError, GOP, VideoError, VideoReader, open_video
 from ..episodes import Episode, clip_id
 
 # %% ../../nbs/data/moments.ipynb #m005
 _MOMENT_FORMS = ("'EPISODE@STEP' such as 'episodes/sample/500000@180', "
-                "'VIDEO@FRAME' such as 'walk.mp4@30', or a .npy file")
+                "'VIDEO@FRAME' such as 'walk.mp4@30', a .npy or .pkl file, or 'visual:NAME' such as 'visual:dig'")
 _FILE_END = r'\.(?:mp4|m4v|mkv|avi|mov|webm|gif|npy|npz|pkl|pt)'
 
 # %% ../../nbs/data/moments.ipynb #m005-1
 def parse_moment(
     text:str, # A prompt
-) -> tuple|None: # (file or folder, step; None for a .npy file); None: this is a sentence
+) -> tuple|None: # (file or folder, step; None for a file of one embedding); None: this is a sentence
     "The moment that a prompt names, if it names one"
     text = text.strip()
-    if re.search(r'\.npy$', text): return text, None
+    if re.fullmatch(r'visual:\w+|.*\.(?:npy|pkl)', text, re.S): return text, None
     source, at, step = text.rpartition('@')
     if source and re.fullmatch(r'[0-9]+', step): return source, int(step)
     if _nearly_moment(text, source, at, step):
@@ -77,13 +79,15 @@ def _of_video(path, frame, clip):
 
 # %% ../../nbs/data/moments.ipynb #m210
 def _uneven_frames(path, frame):
-    "The frames shown every 1/20 s up to one of a video whose frame rate varies; None where they cannot be read"
+    "The frames shown every 1/20 s up to one of a video whose frame rate varies or is not stated; None: they cannot be read"
     try:
         found = VideoReader.frame_times(path)
-        if found.times is None or frame >= found.n or not _varies(found.times): return None
-        seconds = (found.times - found.times[0])*float(found.base)
-        want = seconds[frame] - np.arange(GOP-1, -1, -1)/20 + 1e-6
-        shown = np.searchsorted(seconds, want, side='right') - 1
+        if frame >= found.n: return None
+        shown = np.arange(frame-GOP+1, frame+1) # where an avi states no times
+        if found.times is not None:
+            if not _varies(found.times): return None
+            seconds = (found.times - found.times[0])*float(found.base)
+            shown = np.searchsorted(seconds, seconds[frame] - np.arange(GOP-1, -1, -1)/20 + 1e-6, side='right') - 1
         if shown[0] < 0: return None
         first = {i:f.to_ndarray(format='rgb24') for i,f in enumerate(islice(VideoReader.all_frames(path), frame+1)) if i in shown}
         return np.stack([first[i] for i in shown])
@@ -111,18 +115,43 @@ def _video_fault(path, frame):
     return f'{path} is damaged near frame {frame}: give an earlier frame or a sound copy of the video'
 
 # %% ../../nbs/data/moments.ipynb #m011
-def _of_file(path, d):
-    try: x = np.load(path, mmap_mode='r', allow_pickle=False) # mapped: a header may state any size
+def _of_file(path):
+    "The embedding in a file; the published code's files hold it as a row, (1,d)"
+    file = path if path.is_file() else find_data(path)
+    try: # a file is mapped: its header may state any size
+        x = safe_pickle_load(file) if file.suffix=='.pkl' else np.load(file, mmap_mode='r', allow_pickle=False)
     except FileNotFoundError: raise FileNotFoundError(f'no goal file {path}: `Goal.save` writes one') from None
     except (OSError, ValueError, EOFError, SyntaxError, TokenError) as e:
         raise ValueError(f'{path} cannot be read as a goal: {e}; `Goal.save` writes one') from None
     if not isinstance(x, np.ndarray):
-        raise ValueError(f'{path} holds several arrays, not one goal; `Goal.save` writes one')
-    return _Moment(np.asarray(x), Path(path).stem)
+        raise ValueError(f'{path} holds {type(x).__name__}, not one goal as an array; `Goal.save` writes one')
+    return _Moment(np.asarray(x).reshape(x.shape[next((i for i,n in enumerate(x.shape) if n>1), 0):]), path.stem)
+
+# %% ../../nbs/data/moments.ipynb #m113
+_VISUAL = 'visual_prompt_embeds'
+_FETCH = f'`steve1_download {_VISUAL}.zip` fetches the published ones'
+
+def _unpack(archive, folder):
+    "Write the embeddings in an archive to a folder; only small files, by their own names"
+    with zipfile.ZipFile(archive) as z:
+        for info in z.infolist():
+            name = info.filename.rpartition('/')[2]
+            if not re.fullmatch(r'\w+\.(?:pkl|npy)', name) or info.file_size>1<<20: continue
+            with atomic_path(folder/name) as tmp: tmp.write_bytes(z.read(info))
+
+def _published(name):
+    "The visual prompt of that name which was published with the paper"
+    folders = data_dir('weights', 'published', _VISUAL), data_dir(_VISUAL)
+    if (archive := folders[0].with_suffix('.zip')).is_file() and not folders[0].is_dir():
+        try: _unpack(archive, folders[0])
+        except zipfile.BadZipFile as e: raise ValueError(f'{archive} is damaged ({e}): {_FETCH}') from None
+    found = next((p for f in folders for p in (f/f'{name}.pkl', f/f'{name}.npy') if p.is_file()), None)
+    if not found: raise FileNotFoundError(f'no visual prompt {name!r} in {folders[0]}: {_FETCH}')
+    return _of_file(found)._replace(name=f'visual:{name}', task=name)
 
 # %% ../../nbs/data/moments.ipynb #m111
 def load_moment(
-    text:str,  # 'EPISODE@STEP', the episode below data/ or a whole path; 'VIDEO@FRAME'; a .npy file
+    text:str,  # 'EPISODE@STEP', the episode below data/ or a path; 'VIDEO@FRAME'; a .npy or .pkl file; 'visual:dig'
     d:int,     # Width of a goal
     clip=None, # The MineCLIP in use, to check an episode and to embed a video; None: neither
 ) -> _Moment:
@@ -134,7 +163,7 @@ def load_moment(
         raise ValueError(f'{text!r} names no moment: a moment is {_MOMENT_FORMS}; '
                          '`system.text_goal(text).save(path)` makes such a file of a sentence')
     source, step = found
-    if step is None: moment = _of_file(source, d)
+    if step is None: moment = _published(source[7:]) if source.startswith('visual:') else _of_file(Path(source))
     else: moment = (_of_video if Path(source).is_file() else _of_episode)(source, step, clip)
     x = moment.embed
     if x.shape!=(d,) or x.dtype.kind!='f' or not np.isfinite(x).all():

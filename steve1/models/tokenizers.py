@@ -143,7 +143,10 @@ def _clip_files(name, files, cache, command):
 def _read_clip_tokenizer(folder, command):
     "CLIP's tokenizer from its files"
     from transformers import CLIPTokenizer
-    try: return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tok = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tok(['a'], add_special_tokens=False, return_offsets_mapping=True) # odd settings fail here, and not in the middle of a run
+        return tok
     except Exception as e:
         again = command.replace('download', 'download --force-download')
         raise ValueError(f"CLIP's tokenizer in {folder} cannot be read ({e}); `{again}` downloads it again") from e
