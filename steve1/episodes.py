@@ -80,7 +80,9 @@ def _read_meta(folder):
     if meta['format'] != _FORMAT:
         raise EpisodeError(f"{path} has format {meta['format']}, this version reads {_FORMAT}")
     for k,fits in _KINDS.items():
-        if k in meta and not fits(meta[k]): raise EpisodeError(f"{path}: {k} is {meta[k]!r}; {remake}")
+        if k in meta and not fits(meta[k]): raise EpisodeError(f"{path}: {k} is {repr(meta[k])[:200]}; {remake}")
+    if stray := [f for f in meta['files'] if f != os.path.basename(f) or f in ('', '.', '..') or '\0' in f]:
+        raise EpisodeError(f"{path} names {stray[0][:200]!r}, which is no file in the episode's folder; {remake}")
     return meta
 
 # %% ../nbs/03_episodes.ipynb #c010

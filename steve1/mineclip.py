@@ -88,14 +88,16 @@ class ClipAttention(nn.Module):
         self.heads,self.causal = heads,causal
         self.qkv,self.out = nn.Linear(width, 3*width, bias=bias),nn.Linear(width, width, bias=bias)
 
-    def forward(self, x): # x:(b,n,width) -> (b,n,width)
+    def forward(self, x, asks=None): # x:(b,n,width) -> (b,asks,width): the first tokens alone ask; None: all
         b,n,w = x.shape
         q,k,v = self.qkv(x).view(b, n, 3, self.heads, w//self.heads).permute(2,0,3,1,4) # (b,heads,n,d_h) each
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out(y.transpose(1,2).reshape(b, n, w))
+        y = F.scaled_dot_product_attention(q[:,:,:asks], k, v, is_causal=self.causal)
+        return self.out(y.transpose(1,2).flatten(2))
 
 # %% ../nbs/01_mineclip.ipynb #c026-1
-def _quick_gelu(x): return x*torch.sigmoid(1.702*x)
+def _quick_gelu(x):
+    y = (1.702*x).sigmoid_()
+    return x*y if torch.is_grad_enabled() else y.mul_(x)
 
 class ClipBlock(nn.Module):
     "CLIP's transformer block"
@@ -108,8 +110,8 @@ class ClipBlock(nn.Module):
         self.norm1,self.attn = nn.LayerNorm(width),ClipAttention(width, heads, causal=causal)
         self.norm2,self.up,self.down = nn.LayerNorm(width),nn.Linear(width, 4*width),nn.Linear(4*width, width)
 
-    def forward(self, x): # x:(b,n,width) -> (b,n,width)
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x, asks=None): # x:(b,n,width) -> (b,asks,width): what becomes of the first tokens; None: all
+        x = x[:,:asks] + self.attn(self.norm1(x), asks)
         return x + self.down(_quick_gelu(self.up(self.norm2(x))))
 
 # %% ../nbs/01_mineclip.ipynb #c031
@@ -120,7 +122,6 @@ class _StemResidual(nn.Module):
         self.conv1,self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
     def forward(self, x): return x + self.conv2(F.relu(self.conv1(F.relu(x)))) # (b,width,h,w) -> the same
 
-# %% ../nbs/01_mineclip.ipynb #c031-1
 def _make_stem(cfg): # (b,3,h,w) -> (b,width,h//patch,w//patch)
     "Image to a grid of tokens: one projection of each patch, or a small pyramid of convolutions"
     if not cfg.stem: return nn.Conv2d(3, cfg.width, cfg.patch, cfg.patch, bias=False)
@@ -147,8 +148,10 @@ class ImageTower(nn.Module):
     def forward(self, x): # x:(b,3,h,w) normalised -> (b,d)
         x = self.stem(x).flatten(2).transpose(1,2)                                             # (b,n,width)
         if self.cls is not None: x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], 1)
-        x = self.blocks(self.norm_in(x + self.pos))
-        return self.proj(self.norm_out(x[:,0] if self.cls is not None else x).flatten(1))
+        x = self.norm_in(x + self.pos)
+        for block in self.blocks[:-1]: x = block(x)
+        x = self.blocks[-1](x, None if self.cls is None else 1) # of the last block the class token alone is read
+        return self.proj(self.norm_out(x).flatten(1))
 
 # %% ../nbs/01_mineclip.ipynb #c036
 class _GatedBlock(nn.Module):
@@ -327,7 +330,6 @@ def embed_text(self:MineCLIP,
     "Embed texts"
     return self.embed_tokens(self.tokenize(texts))
 
-# %% ../nbs/01_mineclip.ipynb #n103
 @patch
 def warn_unknown(self:MineCLIP,
     text:str, # A text
@@ -429,7 +431,6 @@ def to_official(self:MineCLIP) -> dict: # Published names, all of each tensor ->
             out |= dict.fromkeys(_all_keys(key), part.T if key.endswith('.projection') else part)
     return out
 
-# %% ../nbs/01_mineclip.ipynb #m016-1
 class _PublishedView:
     "A MineCLIP as `load_strict` expects it, under the published names"
     def __init__(self, clip): self.clip = clip

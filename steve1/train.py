@@ -25,7 +25,7 @@ from .base.checkpoints import load_strict
 from .models.idm import TrainableIDM
 from .data.sampling import read_sampling
 from .dataset import ChunkStream, MixedStream, cut_lanes, to_device
-from .training.optim import AveragedWeights, full_tensor, param_groups, shard, shard_like
+from .training.optim import AveragedWeights, clip_gradients, full_tensor, param_groups, shard, shard_like
 
 # %% ../nbs/05_train.ipynb #s01-1
 from steve1.training.runs import (RngState, RunFolder, RunLog, StepMeter, StopRequest, TrainingStopped, disk_full,
@@ -152,7 +152,7 @@ def train_step(self:Trainer,
         self.mem[j] = tree_map(lambda x: x.detach() if torch.is_tensor(x) else x, mem)
         total = total + self.meter.frame_sums(out, part, logs, hits)
     params = [p for g in self.opt.param_groups for p in g['params']]
-    norm = full_tensor(torch.nn.utils.clip_grad_norm_(params, cfg.clip))
+    norm = clip_gradients(params, cfg.clip)
     if not norm <= cfg.grad_limit:
         self._broken(f'the gradient norm {norm:.4g} is not below grad_limit={cfg.grad_limit:g}', batch)
     self.opt.step(); self.opt.zero_grad()

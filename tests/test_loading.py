@@ -382,3 +382,19 @@ def test_clip_tokenizer_without_the_hub(monkeypatch, tmp_path):
     ids = ClipTokenizer()(['a photo of a cat', "Don't chop the TREE!", 'caf\u00e9 \u6811'])
     assert ids[0,:8].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 0]
     assert ids[1,:8].tolist() == [49406, 847, 713, 16663, 518, 2677, 256, 49407] and ids[2,:6].tolist() == [49406, 15304, 162, 254, 495, 49407]
+
+@pytest.mark.parametrize('name', ['/etc/passwd', '../other/x', '..', '', 'frames.mp4/../x', 'a\0b'])
+def test_checksums_of_files_elsewhere(tmp_path, name):
+    "metadata.json states checksums of files in the episode's folder; a file elsewhere is not read"
+    import sys
+    from steve1.episodes import episode_faults, toy_episode
+    path, opened = toy_episode(tmp_path/'ep'), []
+    (tmp_path/'other').mkdir(); (tmp_path/'other'/'x').write_text('secret')
+    facts = json.loads((path/'metadata.json').read_text())
+    (path/'metadata.json').write_text(json.dumps(facts | dict(files=facts['files'] | {name:'0'*64})))
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == 'open' and watching else None)
+    watching = True
+    faults = [str(e) for e in episode_faults(path, video=False)]
+    watching = False
+    assert len(faults) == 1 and 'metadata.json names' in faults[0]
+    assert not [p for p in opened if p.startswith('/etc/passwd') or '/other/' in p]

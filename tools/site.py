@@ -2,7 +2,7 @@
 
 Notebooks become pages as they stand, with their saved outputs; nothing is executed. Each module gets a page with its public
 names. Pages need no network: no fonts, scripts or formulas come from elsewhere (formulas are MathML, which browsers draw)."""
-import importlib, inspect, os, re, shutil, subprocess, sys, tempfile
+import html, importlib, inspect, os, re, shutil, subprocess, sys, tempfile
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
@@ -28,6 +28,13 @@ def formulas(text):
         return f'\n\n<div class="formula">{out}</div>\n\n' if block else out
     return re.sub(CODE+r'|\$\$(.+?)\$\$|(?<![\\\w$])\$([^$\n]+?)\$(?!\w)', math, text, flags=re.S)
 
+def options(text):
+    "Code with options such as `--n_steps 300`: no line breaks between the dashes and the name"
+    def whole(m):
+        if m[1] is None: return m[0]
+        return '<code>' + re.sub(r'--\w+', r'<span class="option">\g<0></span>', html.escape(m[1], quote=False)) + '</code>'
+    return re.sub(r'```.*?```|`([^`\n|]*--\w[^`\n|]*)`', whole, text, flags=re.S)
+
 def links(text):
     "Links to notebooks and to the README as links to pages"
     text = re.sub(r'\]\(([\w./-]+)\.ipynb(#[\w-]*)?\)', lambda m: f"]({m[1]}.md{(m[2] or '').lower()})", text)
@@ -41,7 +48,7 @@ def page(path, out):
     nb.cells = [c for c in nb.cells if not re.search(r'^#\|\s*(hide|default_exp)\b', c.source, re.M)]
     for c in nb.cells:
         if c.cell_type == 'code': c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M)
-        else: c.source = formulas(links(c.source))
+        else: c.source = options(formulas(links(c.source)))
     text, resources = MarkdownExporter().from_notebook_node(nb)
     out.parent.mkdir(parents=True, exist_ok=True)
     for name,data in resources.get('outputs', {}).items():
@@ -49,6 +56,7 @@ def page(path, out):
         (out.parent/new).write_bytes(data)
         text = text.replace(f']({name})', f']({new})')
     text = re.sub(r'<style scoped>.*?</style>', '', text, flags=re.S)
+    text = text.replace('<table border="1" class="dataframe">', '<table>') # drawn like every other table
     module = next((m for m in [re.search(r'#\| default_exp ([\w.]+)', path.read_text(encoding='utf-8'))] if m), None)
     if module:
         up = '../'*len(out.relative_to(out_root(out)).parts[:-1])
@@ -119,6 +127,7 @@ STYLE = """.md-grid { max-width: 72rem }
 .md-typeset table:not([class]) { font-size: .68rem }
 .md-typeset .formula { overflow-x: auto; margin: 1em 0 }
 .md-typeset img { background: #fff }
+.md-typeset .option { white-space: nowrap }
 """
 
 SEPARATOR = r'[\s\u200b\-,:!=\[\]()"/.]+' # Chinese words are divided by U+200B
@@ -152,7 +161,7 @@ def home(text):
     text = re.sub(r'^\[!\[.*\n+', '', text.split('-->', 1)[-1].lstrip(), flags=re.M) # badges are pictures from elsewhere
     text = re.sub(r'\]\(nbs/([\w./-]+)\)', r'](\1)', text)
     text = re.sub(r'\]\(README\.zh-CN\.md\)', '](zh.md)', re.sub(r'\]\(README\.md(#[\w-]*)?\)', lambda m: f'](index.md{m[1] or ""})', text))
-    return formulas(links(text))
+    return options(formulas(links(text.replace('| · [', '| ·&nbsp;['))))
 
 def build(out):
     with tempfile.TemporaryDirectory() as tmp:

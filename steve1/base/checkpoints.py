@@ -38,6 +38,8 @@ def _open_weights(path, device='cpu'):
     "The file as a safetensors handle, or an error that says what to do"
     path = Path(path)
     made = 'a training run writes its weights to data/runs/<name>/; those that ship lie in data/weights/'
+    if path.parent.name == 'published' and path.suffix == '.safetensors':
+        made = f'`steve1_download {path.stem}.weights`, then `steve1_convert {path.stem}.weights` make it'
     hint = restore_hint(path) or made
     present_file(path, f'no weights at {path}: {hint}')
     try: return safe_open(path, framework='pt', device=str(device))

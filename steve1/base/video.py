@@ -94,7 +94,6 @@ def _to_planes(frames):
         for o,p in zip(out, (y,cb,cr)): o[s] = p.reshape(-1,h,w)
     return out
 
-# %% ../../nbs/base/video.ipynb #s0a
 def _planes_to_rgb(y, cb, cr, out):
     "Planes uint8 (h,w) to RGB, into `out` (h,w,3)"
     cv2.cvtColor(cv2.merge((y,cr,cb)), cv2.COLOR_YCrCb2RGB, dst=out)
@@ -356,7 +355,6 @@ def _room(self:VideoReader, start, stop, out):
     if out.shape == shape: return out
     raise ValueError(f"{self.path}: frames of shape {shape} do not fit in {out.shape}")
 
-# %% ../../nbs/base/video.ipynb #e0read1-1
 @patch
 def _fail(self:VideoReader, i, start, stop, fault):
     where = f"frame {i} of {start}..{stop-1}"
@@ -392,7 +390,6 @@ def _is_full(f):
 
 def _plane(p): return np.frombuffer(p, np.uint8).reshape(p.height, -1)[:,:p.width] # without its padding
 
-# %% ../../nbs/base/video.ipynb #s0b
 def _to_rgb(f, convert, out):
     "A video frame as RGB, into `out` (h,w,3)"
     if _is_full(f): _planes_to_rgb(*map(_plane, f.planes), out)

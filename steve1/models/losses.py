@@ -8,28 +8,35 @@ __all__ = ['chunk_loss', 'bc_loss']
 # %% ../../nbs/models/losses.ipynb #c002
 import torch
 
+# %% ../../nbs/models/losses.ipynb #n016
+def _nll_rows(logits, index, grad=None):
+    "Loss of a few rows (n,); softmax minus one-hot is written to `grad` if it is there"
+    x = logits.float()
+    p = x.softmax(-1)
+    log_sum = x.amax(-1) - p.amax(-1).log()
+    nll = log_sum - x.gather(1, index[:, None])[:, 0]
+    if grad is not None: grad.copy_(p.scatter_add_(1, index[:, None], p.new_full((len(p), 1), -1)))
+    return nll
+
+def _parts(rows, *tensors): # tensors of as many rows, or None
+    "The same rows of all, a few at a time"
+    return zip(*([None] * -(-len(tensors[0]) // rows) if x is None else x.split(rows) for x in tensors))
+
 # %% ../../nbs/models/losses.ipynb #c006
 class _NLL(torch.autograd.Function):
     "-log softmax(logits)[index], a few rows at a time: logits (n,c), index int64 (n,) -> float32 (n,)"
     @staticmethod
-    def rows(x): return 64 if x.device.type == 'cpu' else 1 << 14     # 64 rows of 8641 float32 are 2 MB
-
-    @staticmethod
     def forward(ctx, logits, index):
-        lse = torch.cat([x.float().logsumexp(-1) for x in logits.split(_NLL.rows(logits))])
-        ctx.save_for_backward(logits, index, lse)
-        return lse - logits.gather(1, index[:, None])[:, 0].float()
+        grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        rows = 32 if logits.device.type == 'cpu' else 1 << 14          # 32 rows of 8641 float32 are 1 MB
+        nll = [_nll_rows(*part) for part in _parts(rows, logits, index, grad)]
+        ctx.save_for_backward(grad)
+        return torch.cat(nll)
 
     @staticmethod
     def backward(ctx, g):
-        logits, index, lse = ctx.saved_tensors
-        grad = torch.empty_like(logits)
-        groups = zip(*(a.split(_NLL.rows(logits)) for a in (grad, logits, index, lse, g)))
-        for out, x, i, l, gi in groups:
-            p = (x.float() - l[:, None]).exp_()                       # softmax
-            one_hot = p.new_full((len(i), 1), -1)
-            out.copy_(p.scatter_add_(1, i[:, None], one_hot).mul_(gi[:, None]))
-        return grad, None
+        grad, = ctx.saved_tensors
+        return grad.mul_(g[:, None]), None                              # a second backward raises, as with any changed tensor
 
 # %% ../../nbs/models/losses.ipynb #m003
 def chunk_loss(

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# %% ../../nbs/models/trunks.ipynb #n031
+_ONEDNN = getattr(getattr(torch.ops, 'mkldnn', None), '_linear_pointwise', None) # oneDNN's inner product; None: this torch has none
+
 # %% ../../nbs/models/trunks.ipynb #c005
 def project(
     x,      # Rows (...,i)
@@ -19,8 +22,10 @@ def project(
     "x w' + b; two rows on a CPU are computed as (w x')'"
     two = x.numel() == 2 * x.shape[-1] and x.device.type == 'cpu' and w.numel() >= 1 << 20 # a smaller weight stays in the cache
     if not two or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'): return F.linear(x, w, b)
-    columns = x.reshape(2, -1).contiguous().T                # must not be contiguous, or BLAS copies w again
-    y = (w @ columns).T.reshape(*x.shape[:-1], -1).contiguous()
+    rows = x.reshape(2, -1).contiguous()
+    if _ONEDNN and w.dtype == torch.float32 and w.is_contiguous() and w.shape[1] >= 1024: y = _ONEDNN(rows, w, None, 'none', [], '')
+    else: y = (w @ rows.T).T.contiguous()                    # rows.T must not be contiguous, or BLAS copies w again
+    y = y.view(*x.shape[:-1], -1)
     return y if b is None else y + b
 
 # %% ../../nbs/models/trunks.ipynb #c005-1
@@ -40,7 +45,7 @@ def frames_to_float(
     if img.ndim != 5 or img.shape[2:] != (h, w, 3): raise ValueError(f"frames must be (b,t,{h},{w},3), got {tuple(img.shape)}")
     kind = img.device.type
     if torch.is_autocast_enabled(kind): dtype = torch.get_autocast_dtype(kind)
-    return img.to(dtype) / 255
+    return img.to(dtype).div_(255)
 
 # %% ../../nbs/models/trunks.ipynb #m001
 @torch.no_grad()
@@ -70,7 +75,7 @@ class FanIn(nn.Module):
     def forward(self, x):
         if self.norm is not None: x = self.norm(x)
         x = self.layer(x)
-        return F.relu(x) if self.relu else x
+        return x.relu_() if self.relu else x            # no layer needs its own output to find its gradient
 
 # %% ../../nbs/models/trunks.ipynb #m003
 def linear(
@@ -166,7 +171,7 @@ class PatchTrunk(nn.Module):
         self.dense = linear(chans[-1] * (h // step) * (w // step), cfg.d_image, scale=1.4)
 
     def forward(self, x):
-        x = (x - .45) * 4                                   # centred, so that features of different frames differ at the start
+        x = (x - .45).mul_(4)                               # centred, so that features of different frames differ at the start
         for s in self.stages: x = s(x)
         return self.dense(x.flatten(1))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 import yaml
-from ..config import Config, data_dir, get_device, repo_root
+from ..config import Config, data_dir, get_device, keep_memory, repo_root
 from ..base.files import sole_writer, write_text
 from .runs import StopRequest, TrainingStopped, n_cores
 
@@ -58,6 +58,7 @@ def make_accelerator(
     acc = Accelerator(cpu=get_device(device).type == 'cpu', kwargs_handlers=[ddp],
         mixed_precision='no') # autocast is ours: accelerate would copy all logits to float32
     _check_count(acc, world)
+    if acc.device.type == 'cpu': keep_memory()
     return acc
 
 # %% ../../nbs/training/launch.ipynb #n057
@@ -103,8 +104,6 @@ def _environment(procs, store):
             GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
     if not torch.cuda.is_available():
         env |= dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
-        # glibc keeps memory: fresh pages for every large tensor cost 7 to 12 %
-        env = dict(MALLOC_MMAP_MAX_='0', MALLOC_TRIM_THRESHOLD_=str(1 << 40)) | env
     return env
 
 # %% ../../nbs/training/launch.ipynb #k001

@@ -227,7 +227,7 @@ def run(case):
 
 def attempt(name, src, disk, want, limit, how):
     child = harness.fork(write, name, src, disk, **limit)
-    status = child.wait(120)
+    status = child.wait(250)
     if status == 9: return 'ok'
     if status not in (0, 1): return f"{'hang' if status == 'hang' else 'crash'}: {name} ended with {status}: {child.last()}"
     said, bad = child.last(), broken(disk)
@@ -237,7 +237,7 @@ def attempt(name, src, disk, want, limit, how):
     if left := harness.temporary(disk): return f'leftover: {name}: {left[:3]} after {said!r}'
     if how == 'tmpfs': subprocess.run(['mount', '-o', 'remount,size=1g', disk], check=True)
     child = harness.fork(write, name, src, disk)
-    if status := child.wait(120): return f'no second try: {name} ended with {status}: {child.last()}'
+    if status := child.wait(250): return f'no second try: {name} ended with {status}: {child.last()}'
     if diff := harness.difference(want, files(disk)): return f'differs: {name}: {diff[:3]} once there is room'
     if (bad := broken(disk)) or (bad := harness.temporary(disk)): return f'leftover: {name}: {bad[:2]} once there is room'
     return 'ok'

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import harness
 
-LIMIT = 90.
+LIMIT = 240.
 WORLDS = [harness.ROOT/'tests'/'campaigns', harness.ROOT/'tests'/'fake_games']
 EPISODES, STEPS, RUDE = 4, 4, [1, 2]
 
@@ -23,7 +23,7 @@ def play(case):
     from steve1.base.actions import ACTION_DTYPE
     from steve1.world.process import ProcessEnv
     from steve1.world.supervised import ProcessVectorEnv, Supervised
-    make = lambda: ProcessEnv('_rude:Rude', path=WORLDS, step_timeout=2., reset_timeout=8., wait=False, rude=case['seed'], seeds=RUDE, call=case['call'], at=case['at'])
+    make = lambda: ProcessEnv('_rude:Rude', path=WORLDS, step_timeout=4., reset_timeout=30., wait=False, rude=case['seed'], seeds=RUDE, call=case['call'], at=case['at'])
     envs, actions = ProcessVectorEnv(make, 2, (64,64), autoreset_mode='Disabled', patience=100), np.zeros(2, ACTION_DTYPE)
     with Supervised(envs, [dict(seed=s) for s in range(EPISODES)]) as worlds:
         worlds.reset()
@@ -44,7 +44,7 @@ def run(case):
     temp = Path(os.environ['TMPDIR'])
     before = set(temp.iterdir())
     child = harness.fork(play, case, memory=600)
-    status = child.wait(60)
+    status = child.wait(180)
     if status == 3: return f'wrong values: {child.last()}'
     if status == 4: return f'honest episode lost: {child.text()[-500:]}'
     if status: return f"{'hang' if status == 'hang' else 'ended'}: {status}: {child.text()[-400:]}"

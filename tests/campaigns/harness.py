@@ -187,10 +187,11 @@ def shared_memory():
     return set(os.listdir('/dev/shm')) if os.path.isdir('/dev/shm') else set()
 
 def retry(f, seconds=10.):
-    "Remove a folder that a dying process may still write to"
+    "Remove a file or a folder that a dying process may still write to"
     until = time.monotonic()+seconds
-    while Path(f).exists():
-        shutil.rmtree(f, ignore_errors=True)
+    while os.path.lexists(f):
+        if Path(f).is_dir() and not Path(f).is_symlink(): shutil.rmtree(f, ignore_errors=True)
+        else: Path(f).unlink()
         if time.monotonic() > until: raise TimeoutError(f'{f} cannot be removed')
 
 # --- toy data

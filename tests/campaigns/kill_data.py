@@ -214,7 +214,7 @@ def run(case):
                 kills += 1
                 if bad := faults(what, out, root): return f'partial: {what} after {kills} kills: {bad[:2]}'
                 continue
-        status = child.wait(120)
+        status = child.wait(250)
         if status == 'hang': return f'hang: {what} after {kills} kills'
         if what == 'lerobot' and status and 'exists already' in child.last(): break     # killed after the last rename
         if status: # its orphans may hold the lock for a moment

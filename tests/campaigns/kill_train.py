@@ -115,7 +115,7 @@ def run(case):
     while True:
         children = start(variant, folder.name)
         if kills < case['kills'] and strike(children, folder, rng, took): kills += 1; continue
-        ended = [c.wait(120) for c in children]
+        ended = [c.wait(250) for c in children]
         if not any(ended): break
         if 'hang' in ended: return f'hang: {variant} after {kills} kills: {ended}'
         if 'another process is writing' in children[0].text(): # what `launch` started saves its state before it ends

@@ -3,7 +3,7 @@ import ipaddress, os, socket, time
 from pathlib import Path
 import harness
 
-LIMIT = 240.
+LIMIT = 400.
 
 def listening(pids):
     "(kind, address, port) of the sockets on which these processes listen; UDP sockets that are bound count"
@@ -53,7 +53,7 @@ def run(case):
     harness.set_data(root)
     harness.retry(root/'runs'/'net')
     child, seen = harness.fork(WAYS[case['what']], case), set()
-    until = time.monotonic()+120
+    until = time.monotonic()+300
     while child.alive() and time.monotonic() < until:
         seen |= listening([child.pid, *harness.descendants(child.pid)])
         time.sleep(.25)

@@ -41,6 +41,7 @@ def at_fault(e):
 def verdict(e, file):
     "What an error counts as"
     text, names = str(e), {file.name, file.stem, *file.parts[-3:-1]}   # the file, the episode or the dataset
+    names |= {p.name for p in Path().rglob('*.*')}                       # or another file that it does not fit
     said = f'{type(e).__name__}: {text[:200]} @ {at_fault(e)}'
     if isinstance(e, MemoryError): return f'memory: {said}'
     setting = re.match(r'\w*Config\b|.*\b(must|unknown|has no|is not|not one of|needs?|from|choose)\b', text, re.S) if file.name == 'params.json' else None

@@ -57,10 +57,12 @@ def prepare(root):
     (root/'data'/'datasets'/'out.pt').unlink(missing_ok=True)
     shutil.copytree(root/'bare', root/'out'/'emb')
 
-def call(words, stdout=None, stdin=None):
-    "A command in this process, as its console script calls it"
+def call(words, out=(None, None), into=(None, None)):
+    "A command in this process, as its console script calls it; pipes as (to read, to write)"
     from importlib import import_module
     torch.set_num_threads(1)
+    for fd in (out[0], into[1]): fd is not None and os.close(fd)       # the other ends are not ours
+    stdout, stdin = out[1], into[0]
     if stdout is not None: os.dup2(stdout, 1)
     if stdin is not None: os.dup2(stdin, 0); sys.stdin = open(0)
     module, _, f = CLIS[words[0]].partition(':')
@@ -79,7 +81,7 @@ def seconds(name):
     root = materials(); prepare(root)
     _, into = pipe_for(name, '')
     t0 = time.monotonic()
-    child = harness.fork(call, lines(root)[name], None, into[0])
+    child = harness.fork(call, lines(root)[name], (None, None), into)
     for fd in into: fd is not None and os.close(fd)
     status = child.wait(400)
     assert status == 0 or name in ('download', 'verify', 'play'), (name, status, child.text()[-2000:])
@@ -106,17 +108,17 @@ def run(case):
         child = harness.command([f'steve1_{words[0]}', *words[1:]], stdin=into[0] if into[0] is not None else -3)
         time.sleep(.15 + case['at']*4)
     else:
-        child = harness.fork(call, words, out[1], into[0])
+        child = harness.fork(call, words, out, into)
         time.sleep(case['at']*took*1.1)
     for fd in (out[1], into[0]): fd is not None and os.close(fd)
     if how == 'pipe': os.close(out[0]); late = False
     else: late = not child.send(getattr(signal, sig), HOW[how][1])
     if name == 'play' and how == 'pipe': os.close(into[1])
-    status = child.wait(60)
+    status = child.wait(150)
     if name == 'play' and how != 'pipe': os.close(into[1])
     text = child.text()
     allowed = (0, 1, 141, -13) if how == 'pipe' else (0, *WORST[sig]) + ((1,) if name in ('download', 'verify') or late else ())
-    if status == 'hang': return f'hang: {name} {how}: 60 s after the signal: {child.last()}'
+    if status == 'hang': return f'hang: {name} {how}: 150 s after the signal: {child.last()}'
     if status not in allowed: return f'status: {name} {how}: ended with {status}: {child.last()}'
     if 'Traceback' in text or 'Exception ignored' in text: return f'traceback: {name} {how}: {child.last()}'
     said = [l for l in text.splitlines() if l.startswith('steve1_') and 'warning' not in l]

@@ -88,7 +88,7 @@ def run(case):
     children = [harness.fork(do, what, root, out, settings(what, i, n), start + i*case['apart']*took, said=harness.campaign_folder()/f'said{i}.txt') for i in range(n)]
     killed = 'ledger' not in what and case['kill']           # one of them dies; a last one does the rest
     if killed: time.sleep(rng.uniform(0, took)+.1); children[0].kill()
-    ended = [c.wait(120) for c in children]
+    ended = [c.wait(250) for c in children]
     if 'hang' in ended: return f'hang: {what}: {ended}'
     for c in children:
         if c.status > 0 and not any(r in c.text() for r in REFUSED): return f'failed: {what}: {c.last()}'
