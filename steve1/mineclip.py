@@ -289,7 +289,6 @@ def embed_windows(self:MineCLIP,
     windows = feats.unfold(0, w, 1).transpose(1,2)                                             # (n-15,16,d), a view
     return torch.cat([self.temporal(c.to(dev)) for c in windows.split(batch)])
 
-# %% ../nbs/01_mineclip.ipynb #m008-1
 @patch
 def embed_video(self:MineCLIP,
     frames,     # uint8 (n,h,w,3), n >= 16
@@ -396,7 +395,6 @@ def _all_keys(key): # a main name -> [itself, ...]
     in_encoder = [key.replace(_VISION, 'image_encoder.')] if key.startswith(_VISION) else []
     return [key, *in_head, *in_encoder]
 
-# %% ../nbs/01_mineclip.ipynb #m023
 def _disagreements(key, names, state): # a main name, those of its names that are in the file -> [what is wrong, ...]
     "What is wrong with the names of one tensor"
     first,every = torch.as_tensor(state[names[0]]),_all_keys(key)

@@ -139,7 +139,6 @@ def check(self:VideoOutput):
     self.raised = True
     raise OSError(e.errno, e.strerror, self.sink.name) if isinstance(e, OSError) else e
 
-# %% ../../nbs/base/video.ipynb #e0out05-1
 @patch
 def mux(self:VideoOutput,
     packets, # One packet, or several
