@@ -11,6 +11,11 @@ RUN := PATH="$(call here,$(VENV))/bin:$$PATH"
 PY := "$(call here,$(VENV))/bin/python"
 PAPERMILL := $(RUN) "$(call here,$(VENV))/bin/papermill" -k python3 --cwd nbs --no-progress-bar --log-level WARNING
 
+# notebooks run in nbs/, commands here: all of them get the whole path (override: also for make TARGET STEVE1_DATA=…)
+ifneq ($(STEVE1_DATA),)
+override export STEVE1_DATA := $(DATA)
+endif
+
 # compiled world code is shared by all notebooks; one thread a process is fastest where processes share cores
 export NUMBA_CACHE_DIR ?= $(CURDIR)/data/cache/numba
 demo test torture mini: export OMP_NUM_THREADS ?= 1
@@ -26,7 +31,7 @@ $(READY): constraints.txt settings.ini setup.py tools/setup.sh
 	@touch $@
 setup: $(READY)
 
-demo: export STEVE1_DATA := $(DATA)
+demo: override export STEVE1_DATA := $(DATA)
 demo: $(READY)
 	@mkdir -p "$(DATA)/runs/demo"
 	@$(PAPERMILL) nbs/07_rollout.ipynb "$(DATA)/runs/demo/07_rollout.ipynb" -p name demo
@@ -47,7 +52,7 @@ lab: $(READY)
 EPISODES ?= 1600
 CLIP_STEPS ?= 600
 FRAMES ?= 5000000
-mini: export STEVE1_DATA := $(DATA)
+mini: override export STEVE1_DATA := $(DATA)
 mini: $(READY)
 	@mkdir -p "$(DATA)/runs/mini"
 	$(RUN) steve1_generate mini $(EPISODES)

@@ -30,7 +30,18 @@ def test_environment(given, whole):
     assert lines[0][0].split('=')[1].split(':')[0] == f'{whole}/bin'
     assert lines[-1][0] == f'{whole}/bin/python'
 
-def test_exported_data_root():
-    "What the notebooks see is what the Makefile writes to"
-    text = (ROOT/'Makefile').read_text()
-    assert all(f'{target}: export STEVE1_DATA := $(DATA)' in text for target in ('demo', 'mini'))
+@pytest.mark.parametrize('argument', [True, False])
+def test_exported_data_root(argument, tmp_path):
+    "A relative folder, as `make demo STEVE1_DATA=…` or from the environment: what notebooks see, in nbs/, is what the Makefile writes to"
+    (venv := tmp_path/'venv'/'bin').mkdir(parents=True)
+    for name in ('papermill', 'jupyter', 'python'):
+        (venv/name).write_text(f'#!/bin/sh\nprintenv STEVE1_DATA >>{tmp_path}/said\n')
+        (venv/name).chmod(0o755)
+    given = f'STEVE1_DATA={os.path.relpath(tmp_path/"my data", ROOT)}'
+    env = {k:v for k,v in os.environ.items() if k not in ('STEVE1_DATA', 'MAKEFLAGS', 'VENV')}
+    for target in ('demo', 'lab', 'test'):
+        words = ['make', '-s', '-C', str(ROOT), '-o', f'{venv.parent}/.ready', target, f'VENV={venv.parent}', *([given] if argument else [])]
+        subprocess.run(words, check=True, capture_output=True, env=env if argument else env|dict([given.split('=', 1)]))
+    said = (tmp_path/'said').read_text().splitlines()
+    assert len(said) == 3 and {os.path.realpath(s) for s in said} == {os.path.realpath(tmp_path/'my data')}, said
+    assert all(os.path.isabs(s) for s in said)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..config import data_dir
-from ..base.files import atomic_path, write_text
+from ..base.files import atomic_path, explained_writes, write_text
 from ..base.video import VideoSettings, VideoWriter, resize_frames
 
 # %% ../../nbs/acting/session.ipynb #c002-2
@@ -271,7 +271,9 @@ def record(self:Session,
 @patch
 def _shoot(self:Session, prompt, cond_scale):
     "Add the present frame, and what the step before it was played for"
-    self.film.add(self.frame)
+    try:
+        with explained_writes(self.path): self.film.add(self.frame)
+    except OSError: self.drop(); raise                    # a full disk ends the film, not the session
     similarity = None if math.isnan(self.similarity) else round(self.similarity, 4)
     row = dict(prompt=prompt, step=self.t, cond_scale=cond_scale, similarity=similarity)
     for k,v in row.items(): self.script[k].append(v)
@@ -283,7 +285,7 @@ def save(self:Session) -> Path: # The film; its script is the .json beside it
     if not self.film: raise RuntimeError('nothing is being filmed: record() begins a film')
     if not self.film.n: raise RuntimeError('the film has no frame yet: play first')
     film, self.film = self.film, None
-    film.close(); self._reel.close()
+    with self._reel: film.close()                         # removes the file if it cannot be written
     write_text(self.path.with_suffix('.json'), json.dumps(self.script, indent=1)+'\n')
     return self.path
 

@@ -22,10 +22,12 @@ def action_space() -> spaces.Dict: # 23 keys and `camera` (2,) in degrees
     return spaces.Dict({k:spaces.Discrete(2) for k in KEYS} | dict(camera=camera))
 
 # %% ../../nbs/world/vector.ipynb #c006
-class _ItemCounts(spaces.Dict):
+class _ItemCounts(spaces.Space):
     "Counts of items of any name, for games whose items nobody lists"
     def contains(self, x):
         return isinstance(x, dict) and all(isinstance(k, str) and np.min(n)>=0 for k,n in x.items())
+    def sample(self, mask=None): return {}
+    def __eq__(self, other): return isinstance(other, _ItemCounts)
 
 @batch_space.register(_ItemCounts)
 def _(space, n=1): return _ItemCounts()

@@ -40,6 +40,7 @@ def worker(name, seed, folder):
     os.dup2(2, 1)
     harness.private.add(replies)
     harness.adopt_orphans()
+    harness.private_mounts()
     harness.set_folders(folder, Path(folder)/'case')
     def say(**kw): os.write(replies, (json.dumps(kw)+'\n').encode())
     module = importlib.import_module(name)
@@ -201,6 +202,7 @@ def torture(names, minutes, seed, jobs, out, slice_s=60.):
                 while any(not c.finished for c in runs) and (left() > 0 or not all(c.counts or c.finished for c in runs)):
                     list(pool.map(one, runs))
                     report(runs, facts, out)
+        except KeyboardInterrupt: print('stopped; the table so far:', flush=True)
         finally:
             for c in runs: c.end()
     report(runs, facts, out)

@@ -105,7 +105,8 @@ def run(case):
     out, into = pipe_for(name, how)
     words = lines(root)[name]
     if case['fresh']:
-        child = harness.command([f'steve1_{words[0]}', *words[1:]], stdin=into[0] if into[0] is not None else -3)
+        path = os.pathsep.join(map(str, (harness.ROOT, Path(__file__).parent)))     # of the toy play function
+        child = harness.command([f'steve1_{words[0]}', *words[1:]], env=dict(PYTHONPATH=path), stdin=into[0] if into[0] is not None else -3)
         time.sleep(.15 + case['at']*4)
     else:
         child = harness.fork(call, words, out, into)

@@ -138,7 +138,7 @@ end
 local ARENAS = {
 	plains = {biomes = {grassland = 1}, near = {"default:dirt_with_grass", 4, 20}},
 	forest = {biomes = {deciduous_forest = 1}, near = {"default:tree", 9, 4}},
-	meadow = {biomes = {grassland = 1, deciduous_forest = 1}, near = {"group:flora", 9, 12}, flowers = {flowers, 12, 4}},
+	meadow = {biomes = {grassland = 1}, near = {"group:flora", 9, 12}, flowers = {flowers, 12, 4}},
 	lake   = {biomes = {grassland = 1, deciduous_forest = 1, grassland_dunes = 1}, near = {"default:water_source", 9, 150}, low = true, deep = true, water = {8, 16}},
 	beach  = {biomes = {grassland_dunes = 1, coniferous_forest_dunes = 1}, near = {"default:sand", 6, 30}, low = true, water = {10, 18}},
 }
