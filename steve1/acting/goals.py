@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from ..config import data_dir, find_data, get_device, restore_hint, typed_path
 from ..base.files import atomic_path, sha256
 from ..world.tasks import TASKS
+from ..models.chinese import chinese_to_english
 from ..models.tokenizers import WordTokenizer
 from ..mineclip import MineCLIP, MineCLIPConfig
 from ..policy import Policy, PolicyConfig
@@ -144,7 +145,7 @@ def _task_by_phrase():
 
 def _find_task(prompt):
     "The task that a prompt is about, or None"
-    return _task_by_phrase().get(' '.join(prompt.lower().split()))
+    return _task_by_phrase().get(' '.join(chinese_to_english(prompt.lower()).split()))
 
 # %% ../../nbs/acting/goals.ipynb #c013
 def _prompt_text(prompt):
