@@ -284,9 +284,10 @@ def _usable(episodes, cfg):
     ok = [e for e in known if e.n >= cfg.shortest]
     if not ok:
         raise ValueError(f"none of {len(known)} episodes has {cfg.shortest} steps, "
-            f"which T={cfg.T} and min_gap={cfg.min_gap} need")
+            f"which T={cfg.T} and min_gap={cfg.min_gap} need: "
+            "lower them, or add longer episodes")
     sizes = {e.size for e in ok}
-    if len(sizes) > 1: raise ValueError(f"episodes of different frame sizes in one run: {sorted(sizes)}")
+    if len(sizes) > 1:  raise ValueError(f"episodes of different frame sizes in one run: {sorted(sizes)}; convert them")
     return ok, [e.path for e in known if e.n < cfg.shortest]
 
 # %% ../nbs/04_dataset.ipynb #c035
@@ -300,7 +301,8 @@ class ChunkStream:
         world_size:int=1, # Number of processes
         d_goal:int=None,  # Width of a goal where no episode has embeddings (p_uncond=1)
     ):
-        if batch % world_size: raise ValueError(f"{batch} lanes cannot be divided over {world_size} processes")
+        if batch % world_size: 
+            raise ValueError(f"{batch} lanes cannot be divided over {world_size} processes; choose a multiple")
         ok, self.skipped = _usable(episodes, cfg)
         self.cfg, self.paths, self.size, self.rank = cfg, [e.path for e in ok], ok[0].size, rank
         # an episode, or a segment of one
@@ -414,7 +416,7 @@ class MixedStream:
     ):
         self.streams = streams
         if len(sizes := {s.size for s in streams}) > 1:
-            raise ValueError(f'samplings with different frame sizes cannot be mixed: {sorted(sizes)}')
+            raise ValueError(f'samplings with different frame sizes cannot be mixed: {sorted(sizes)}; convert them')
 
     def _join(self, parts):
         joined = lambda k, v: torch.cat([p[k] for p in parts]) if torch.is_tensor(v) else sum((p[k] for p in parts), [])
@@ -429,7 +431,7 @@ def cut_lanes(
 ) -> list: # k batches of b/k lanes each
     "Micro-batches of one batch"
     b = len(batch['first'])
-    if b % k: raise ValueError(f'{b} lanes cannot be cut into {k} equal micro-batches')
+    if b % k: raise ValueError(f'{b} lanes cannot be cut into {k} equal micro-batches: choose a multiple')
     by_lane = lambda v: hasattr(v, '__len__') and not isinstance(v, (str,dict)) and len(v) == b
     part = lambda v, j: v[j*b//k:(j+1)*b//k] if by_lane(v) else v
     return [{n:part(v, j) for n,v in batch.items()} for j in range(k)]

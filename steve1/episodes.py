@@ -123,8 +123,10 @@ def add_many(self:EpisodeWriter,
 ):
     "Append steps"
     rows = to_rows(actions)
-    if len(rows) != len(frames): raise ValueError(f"{len(frames)} frames but {len(rows)} actions")
-    if not np.isfinite(rows['camera']).all(): raise ValueError('camera must be finite degrees, got NaN or infinity')
+    if len(rows) != len(frames): 
+        raise ValueError(f"{self.path}: {len(frames)} frames but {len(rows)} actions; each frame needs one")
+    if not np.isfinite(rows['camera']).all(): 
+        raise ValueError(f'{self.path}: camera must be finite degrees, got NaN or infinity')
     self.video.add(frames); self.rows.add(rows)
 
 # %% ../nbs/03_episodes.ipynb #s4c
@@ -178,7 +180,8 @@ def add_embeds(self:EpisodeWriter,
     id:str, # Which MineCLIP made them, see `clip_id`
 ):
     "Write embeddings that are known already, of all steps so far"
-    if np.shape(rows)[:1] != (self.n,): raise ValueError(f"embeddings of shape {np.shape(rows)} for {self.n} steps")
+    if np.shape(rows)[:1] != (self.n,): 
+        raise ValueError(f"{self.path}: embeddings of shape {np.shape(rows)} for {self.n} steps")
     np.save(self.dir/'embeds.npy', np.asarray(rows, np.float16))
     self.meta['mineclip'] = dict(id=id, d=int(rows.shape[1]))
 
@@ -413,7 +416,7 @@ def dataset_dir(
     if is_address(dataset):
         raise ValueError(f"{dataset} is an address, from which episodes are only read; name a folder")
     p = Path(str(dataset).removeprefix('file://'))
-    if p.is_absolute() or len(p.parts) > 1:                 # here, or below the data root, as pages write it
+    if p.is_absolute() or len(p.parts) > 1 or str(dataset).startswith('./'): # here, or below the data root, as pages write it
         here, below = Path(os.path.abspath(p)), find_data(p)
         return below if below.is_dir() and not here.exists() else here
     check_name(str(dataset), 'dataset', 'datasets')

@@ -286,7 +286,7 @@ def embed_windows(self:MineCLIP,
     w,dev = self.cfg.window,self.scale.device
     if feats.ndim != 2 or feats.shape[1] != self.d:
         raise ValueError(f'features are (n,{self.d}), as embed_frames returns them; got {tuple(feats.shape)}')
-    if len(feats) < w: raise ValueError(f'{len(feats)} frames are less than a window of {w}')
+    if len(feats) < w: raise ValueError(f'{len(feats)} frames are less than a window of {w}: give {w} or more')
     windows = feats.unfold(0, w, 1).transpose(1,2)                                             # (n-15,16,d), a view
     return torch.cat([self.temporal(c.to(dev)) for c in windows.split(batch)])
 

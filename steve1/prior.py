@@ -144,7 +144,7 @@ def from_events(cls:Pairs,
         if not events: continue
         goal.append(np.asarray(ep.embeds[[s for s,_ in events]], dtype=np.float32))
         task += [t for _,t in events]
-    if not task: raise ValueError(f'no event of {names} in {len(episodes)} episodes')
+    if not task: raise ValueError(f'no event of {names} in {len(episodes)} episodes: choose tasks that they show')
     for i,t in enumerate(task):
         p = captions[names[t]][rng.integers(len(captions[names[t]]))]
         phrases.append(hide_words(p, hide, rng) if i % 2 else p)
@@ -196,7 +196,8 @@ def _read_pairs(path):
         holds = list(data)[:5] if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"{path} is no file of pairs: it needs {' and '.join(keys)}, and holds {holds}")
     text,goal = (np.stack([np.asarray(x, dtype=np.float32).reshape(-1) for x in data[k]]) for k in keys)
-    if text.shape != goal.shape: raise ValueError(f"{path}: {text.shape} texts and {goal.shape} goals are no pairs")
+    if text.shape != goal.shape: 
+        raise ValueError(f"{path}: {text.shape} texts and {goal.shape} goals are no pairs; fetch the file again")
     return text, goal
 
 # %% ../nbs/06_prior.ipynb #s03
@@ -208,7 +209,7 @@ def from_file(cls:Pairs,
 ) -> tuple: # Pairs to train with, pairs to validate with
     "The published pairs file"
     text,goal = _read_pairs(path)
-    if not 0 < n_val < len(text): raise ValueError(f"n_val={n_val} of {len(text)} pairs cannot be held back")
+    if not 0 < n_val < len(text): raise ValueError(f"n_val={n_val} of {len(text)} pairs cannot be held back: choose fewer")
     unique,task = np.unique(text, axis=0, return_inverse=True)
     names = tuple(f'text {i}' for i in range(len(unique)))
     order = np.random.default_rng(seed).permutation(len(text))

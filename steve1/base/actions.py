@@ -117,7 +117,7 @@ class CameraBins:
     ) -> np.ndarray: # int64, same shape, 0..10
         "The bin of a camera movement"
         x = np.clip(np.asarray(degrees, dtype=np.float64), -cls.MAX, cls.MAX) / cls.MAX
-        if np.isnan(x).any(): raise ValueError("camera contains NaN")
+        if np.isnan(x).any(): raise ValueError("camera contains NaN: give finite degrees")
         u = np.sign(x) * np.log(1 + cls.MU * np.abs(x)) / np.log(1 + cls.MU)
         return np.round((u * cls.MAX + cls.MAX) / 2).astype(np.int64)
 

@@ -103,7 +103,8 @@ def all_at(cls:EpisodeFolder,
         eps = _find_episodes(fs, root)
         facts = fs.cat([f'{f}/{k}' for f,files in eps.items() for k in _FACTS if k in files]) if eps else {}
     except OSError as e: raise OSError(f"{dataset} could not be listed: {type(e).__name__}: {e}") from None
-    if not eps: raise FileNotFoundError(f"no episodes at {dataset}: no folder in it has a metadata.json")
+    if not eps: raise FileNotFoundError(f"no episodes at {dataset}: no folder in it has a metadata.json; "
+        "give the address of the folder that the episodes lie in")
     def stub(f):
         own = {k:facts[f'{f}/{k}'] for k in _FACTS if k in eps[f]}
         return cls(_stub(f"{dataset.rstrip('/')}/{f.rpartition('/')[2]}", eps[f], own))
@@ -158,7 +159,7 @@ def at(cls:EpisodeFolder,
     "The folder that stands for an episode behind an address"
     folder = _stand_in(address)
     if not _is_stub(folder): cls.all_at(address.rstrip('/').rpartition('/')[0])
-    if not _is_stub(folder): raise EpisodeError(f"no episode at {address}")
+    if not _is_stub(folder): raise EpisodeError(f"no episode at {address}; name a folder of the dataset at that address")
     return cls(folder)
 
 # %% ../../nbs/base/remote.ipynb #ef03

@@ -167,7 +167,8 @@ def load_moment(
     else: moment = (_of_video if Path(source).is_file() else _of_episode)(source, step, clip)
     x = moment.embed
     if x.shape!=(d,) or x.dtype.kind!='f' or not np.isfinite(x).all():
-        raise ValueError(f'{text} holds {x.dtype} {x.shape}, not {d} finite numbers: a goal of another MineCLIP?')
+        raise ValueError(f'{text} holds {x.dtype} {x.shape}, not {d} finite numbers: '
+            'a goal of another MineCLIP? make it with the one in use')
     return moment._replace(embed=x.astype(np.float32))
 
 # %% ../../nbs/data/moments.ipynb #m018

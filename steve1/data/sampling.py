@@ -47,7 +47,8 @@ def _published_split(episodes, lengths, train_frames, val_frames, seed=42):
     total = int(sum(lengths))
     train_frames = total-val_frames if train_frames == -1 else train_frames
     if train_frames+val_frames > total:
-        raise ValueError(f"{train_frames:,} + {val_frames:,} frames were asked for, there are {total:,}")
+        raise ValueError(f"{train_frames:,} + {val_frames:,} frames were asked for, "
+            f"there are {total:,}: ask for fewer, or add episodes")
     order = list(zip(episodes, lengths))
     random.Random(seed).shuffle(order)
     k = _enough([n for _,n in order], train_frames)
@@ -103,7 +104,8 @@ def _held_back(total, train_frames, val_frames, val_share):
     if val_frames is not None: val_share = val_frames/total
     train, val = train_frames or 0, int(val_share*total)
     if train+val > total or val_share >= 1:
-        raise ValueError(f"{train:,} frames to train on and {val:,} to hold back were asked for, there are {total:,}")
+        raise ValueError(f"{train:,} frames to train on and {val:,} to hold back were asked for, there are {total:,}: "
+            "ask for fewer, or add episodes")
     return val_share
 
 # %% ../../nbs/data/sampling.ipynb #d004
@@ -194,7 +196,7 @@ def _read_list(path, name):
     if not path.is_file():
         known = sorted(p.name[:-10] for p in path.parent.glob('*_train.txt'))
         raise FileNotFoundError(f"no sampling {name!r} ({path}); known: {', '.join(known) or 'none'}; "
-            f"`make_sampling({name!r}, datasets)` makes it")
+            f'`steve1_sampling {name} DATASET` makes it')
     text = path.read_text(encoding='utf-8', errors='surrogateescape')
     lines = [l.strip() for l in text.split('\n') if l.strip()]
     found = {l:_listed_folder(path.name, l) for l in dict.fromkeys(lines)}

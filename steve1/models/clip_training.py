@@ -96,7 +96,8 @@ def from_episodes(cls:CaptionedWindows,
     chosen = pick_events(episodes, names, per_task, np.random.default_rng(seed), window)
     needed = [_needed_frames(ep.n, events, window) for ep,events in zip(episodes, chosen)]
     frames,index,task,at = _decode_needed(episodes, needed),[],[],0
-    if frames is None: raise ValueError(f'no event of {tuple(names)} in {len(episodes)} episodes')
+    if frames is None: raise ValueError(f'no event of {tuple(names)} in {len(episodes)} episodes: '
+            'choose tasks that they show')
     for need,events in zip(needed, chosen):
         place = np.cumsum(need) - 1 + at                                     # step of the episode -> index into frames
         index += [place[s-window+1:s+1] for s,_ in events]

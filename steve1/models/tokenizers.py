@@ -60,7 +60,9 @@ class WordTokenizer:
     ):
         self.words,self.vocab,self.context = tuple(words),vocab,context
         if len(self.words) > vocab-4:
-            raise ValueError(f'{len(self.words)} words do not fit a vocabulary of {vocab}, four of them special')
+            
+            raise ValueError(f'{len(self.words)} words do not fit a vocabulary of {vocab}, four of them special: '
+                'enlarge it or use fewer texts')
         self.id = {w:i+2 for i,w in enumerate(self.words)}
 
     @classmethod

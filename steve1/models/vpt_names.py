@@ -77,7 +77,8 @@ def _read_model_file(path):
         args = settings['model']['args']
         net, head = args['net']['args'], args['pi_head_opts']
     except (KeyError, TypeError, IndexError) as e:
-        raise ValueError(f"{path} is no VPT model file: it has no {e} "
+        lacks = f'it has no {e}' if isinstance(e, KeyError) else 'it has no settings by name'
+        raise ValueError(f"{path} is no VPT model file: {lacks} "
             "where model/args/net/args and model/args/pi_head_opts should be") from None
     for name, part in (('model/args/net/args', net), ('model/args/pi_head_opts', head)):
         if isinstance(part, dict): continue
