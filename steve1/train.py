@@ -33,7 +33,7 @@ from steve1.training.runs import (RngState, RunFolder, RunLog, StepMeter, StopRe
 
 from .training.features import FeatureStream, FromFeatures, cache_features, can_use_features, freeze
 
-from .training.launch import end_with_parent, leave_together, make_accelerator
+from .training.launch import stop_with_launcher, leave_together, make_accelerator
 
 from .training.recipe import TrainConfig, make_policy
 
@@ -443,7 +443,7 @@ def train_cli(cfg:_TrainCommand):
         print(yaml.safe_dump(recipe.flat(), sort_keys=False)
             + f'{len(train_eps)} episodes to train on, {len(val_eps)} to judge by; steps {cfg.n_frames//cfg.frames_per_step:,}; run folder {cfg.name}')
         return
-    end_with_parent()
+    stop_with_launcher()
     try: result = Trainer(recipe, echo=True).fit()
     except TrainingStopped as e:
         if int(os.environ.get('RANK', 0)): raise SystemExit(128 + e.signal) # one process says so

@@ -238,7 +238,8 @@ import resource, signal, sys
 import numpy as np
 from pathlib import Path
 from steve1.base.files import atomic_path
-from steve1.base.video import VideoSettings, VideoWriter, save_image, toy_play
+from steve1.base.video import VideoSettings, VideoWriter, toy_play
+from steve1.base.overlay import save_image
 from steve1.episodes import EpisodeWriter
 folder, what, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 frames, actions = np.random.default_rng(0).integers(0, 255, (60,64,64,3), dtype=np.uint8), dict(jump=np.ones(60, int))

@@ -11,7 +11,7 @@ from io import BytesIO
 import numpy as np
 from fastcore.basics import patch
 from .actions import BUTTONS, KEYS
-from .video import contact_sheet
+from .overlay import contact_sheet
 
 # %% ../../nbs/base/views.ipynb #e2pb
 _COLOUR = {k:f'C{i%10}' for i,k in enumerate(dict.fromkeys((*BUTTONS, *KEYS)))} # of a key, in every figure

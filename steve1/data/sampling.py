@@ -196,7 +196,7 @@ def _read_list(path, name):
     if not path.is_file():
         known = sorted(p.name[:-10] for p in path.parent.glob('*_train.txt'))
         raise FileNotFoundError(f"no sampling {name!r} ({path}); known: {', '.join(known) or 'none'}; "
-            f"`make_sampling({name!r}, datasets)` makes it")
+            f'`steve1_sampling {name} DATASET` makes it')
     text = path.read_text(encoding='utf-8', errors='surrogateescape')
     lines = [l.strip() for l in text.split('\n') if l.strip()]
     found = {l:_listed_folder(path.name, l) for l in dict.fromkeys(lines)}

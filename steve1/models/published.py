@@ -415,7 +415,9 @@ class _ConvertConfig(Config):
 
 def _find_source(name): # as typed
     "A path as typed, or a file in `data/weights/published`"
-    return next((p for p in (typed_path(name), find_data('weights', 'published', name)) if p.is_file()), Path(name))
+    if found := next((p for p in (typed_path(name), find_data('weights', 'published', name)) if p.is_file()), None): return found
+    if name not in _PUBLISHED_FILES: return Path(name)
+    raise FileNotFoundError(f'no {name} in {_published_dir()}: `steve1_download {name}` fetches it')
 
 
 # %% ../../nbs/models/published.ipynb #i006

@@ -78,7 +78,7 @@ class LuantiEnv(_GameEnv):
         seed:int=0,               # Seed of the first episode
         size:tuple=(360,640),     # (height, width) of `pov`
         arena:str='plains',       # One of `steve1.world.blocks.ARENAS`
-        restart_every:int=1,      # Episodes of a game; with 1, equal seeds and actions give equal pictures
+        restart_every:int=1,      # Episodes of a game; with 1, equal seeds and actions repeat
         lockstep:bool=True,       # Does time stand still between steps? If not, a step is 50 ms of real time
         memory_limit:float=4000., # MB that the game's processes may hold; they start with about 700
         **kwargs,                 # For `Luanti`: `items`, `screen`, `view`, `map_seed`; for `ProcessEnv`: `step_timeout`, ...

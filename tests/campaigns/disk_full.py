@@ -31,7 +31,7 @@ def film(src, out):
         w.add(rng.integers(0, 255, (40,90,160,3), dtype=np.uint8)); w.close()
 
 def sheet(src, out):
-    from steve1.base.video import save_image
+    from steve1.base.overlay import save_image
     save_image(out/'sheet.png', np.random.default_rng(0).integers(0, 255, (200,300,3), dtype=np.uint8))
 
 def download(src, out):

@@ -37,6 +37,21 @@ for _, kind in ipairs{"leaves", "jungleleaves", "pine_needles", "acacia_leaves",
 	minetest.override_item(name, {drop = name, groups = groups, after_dig_node = function() end})
 end
 
+-- A plant on a block that is dug falls off. It goes to the player instead of lying on the ground, where Minecraft's player
+-- would pick it up in passing and this game's would not. What the player drops (key Q) still lies on the ground.
+local add_item, item_drop, dropping = minetest.add_item, minetest.item_drop, false
+function minetest.item_drop(...)
+	dropping = true
+	local left = item_drop(...)
+	dropping = false
+	return left
+end
+function minetest.add_item(p, item)
+	local player = minetest.get_connected_players()[1]
+	if dropping or not player then return add_item(p, item) end
+	player:get_inventory():add_item("main", item)
+end
+
 -- All flowers are roses and yellow dandelions (Minecraft's poppies and dandelions): in their places grow no others.
 local flowers = {"flowers:rose", "flowers:dandelion_yellow"}
 local others = {tulip = 1, dandelion_white = 2, geranium = 1, viola = 2, chrysanthemum_green = 1, tulip_black = 2}
