@@ -358,10 +358,11 @@ def _check_sums(ep):
 # %% ../nbs/03_episodes.ipynb #e4id
 def clip_id(
     clip, # A MineCLIP (any torch module)
-) -> str: # 12 hexadecimal digits, the same for the same weights
-    "Which MineCLIP is this?"
+) -> str: # 12 hexadecimal digits, the same for the same weights of the video side
+    "Which MineCLIP made these embeddings? The text tower has no part in them"
     h = new_hash()
     for k,v in sorted(clip.state_dict().items()):
+        if k.startswith(('text.','scale','adapter.','share')): continue
         h.update(k.encode())
         h.update(v.detach().float().cpu().numpy().tobytes())
     return h.hexdigest()[:12]

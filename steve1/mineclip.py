@@ -19,7 +19,8 @@ from .config import Config, get_device
 from .base.downloads import check_file
 from .base.checkpoints import Checkpoint, load_strict, read_official
 from .models.frames import check_colours, check_frames
-from .models.tokenizers import ClipTokenizer, WordTokenizer
+from .models.tokenizers import ClipTokenizer, PromptWarning, WordTokenizer
+from .models.word_vectors import WordVectors
 
 # %% ../nbs/01_mineclip.ipynb #c005
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class MineCLIPConfig(Config):
     vocab: int = 49408              # Number of tokens; the last two are <start> and <end>
     context: int = 77               # Longest text in tokens, <start> and <end> included
     tokenizer: Literal['clip','words'] = 'clip' # CLIP's sub-words, or whole words that the checkpoint lists
+    word_vectors: int = 0           # Width of pretrained word vectors, which stay as they are; 0: tokens are learned
     adapter: bool = True            # Apply a residual MLP to the video embedding before the score?
     mean: tuple[float,float,float] = (.3331, .3245, .3051) # Mean of the red, green and blue channel, in 0..1
     std: tuple[float,float,float] = (.2439, .2493, .2873)  # Standard deviation of the three channels, in 0..1
@@ -92,12 +94,11 @@ class ClipAttention(nn.Module):
         y = F.scaled_dot_product_attention(q[:,:,:asks], k, v, is_causal=self.causal)
         return self.out(y.transpose(1,2).flatten(2))
 
-# %% ../nbs/01_mineclip.ipynb #c026
+# %% ../nbs/01_mineclip.ipynb #c026-1
 def _quick_gelu(x):
     y = (1.702*x).sigmoid_()
     return x*y if torch.is_grad_enabled() else y.mul_(x)
 
-# %% ../nbs/01_mineclip.ipynb #c026-1
 class ClipBlock(nn.Module):
     "CLIP's transformer block"
     def __init__(self,
@@ -121,7 +122,6 @@ class _StemResidual(nn.Module):
         self.conv1,self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
     def forward(self, x): return x + self.conv2(F.relu(self.conv1(F.relu(x)))) # (b,width,h,w) -> the same
 
-# %% ../nbs/01_mineclip.ipynb #c031-1
 def _make_stem(cfg): # (b,3,h,w) -> (b,width,h//patch,w//patch)
     "Image to a grid of tokens: one projection of each patch, or a small pyramid of convolutions"
     if not cfg.stem: return nn.Conv2d(3, cfg.width, cfg.patch, cfg.patch, bias=False)
@@ -189,15 +189,15 @@ class TemporalTower(nn.Module):
 class TextTower(nn.Module):
     "Token ids to a text embedding"
     def __init__(self,
-        cfg:MineCLIPConfig, # Uses `vocab`, `context`, `text_width`, `text_depth`, `text_heads`, `d`
+        cfg:MineCLIPConfig, # Uses `vocab`, `word_vectors`, `context`, `text_width`, `text_depth`, `text_heads`, `d`
     ):
         super().__init__()
         w,self.end = cfg.text_width,cfg.vocab - 1
-        self.token = nn.Embedding(cfg.vocab, w)
+        self.token = WordVectors(cfg) if cfg.word_vectors else nn.Embedding(cfg.vocab, w)
         self.pos = nn.Parameter(torch.randn(cfg.context, w)*.01)
         self.blocks = nn.Sequential(*[ClipBlock(w, cfg.text_heads, causal=True) for _ in range(cfg.text_depth)])
         self.norm,self.proj = nn.LayerNorm(w),nn.Linear(w, cfg.d, bias=False)
-        nn.init.normal_(self.token.weight, std=.02)
+        nn.init.normal_((self.token.special if cfg.word_vectors else self.token).weight, std=.02)
 
     def forward(self, ids): # ids:(b,n) int64 -> (b,d)
         ends = ids == self.end
@@ -237,7 +237,6 @@ def normal(self:MineCLIP,
     "Normalise the colours"
     return ((frames - self.mean)/self.std).permute(0,3,1,2)
 
-# %% ../nbs/01_mineclip.ipynb #m005-1
 @patch
 def features(self:MineCLIP,
     frames, # (n,h,w,3) in 0..255
@@ -290,7 +289,6 @@ def embed_windows(self:MineCLIP,
     windows = feats.unfold(0, w, 1).transpose(1,2)                                             # (n-15,16,d), a view
     return torch.cat([self.temporal(c.to(dev)) for c in windows.split(batch)])
 
-# %% ../nbs/01_mineclip.ipynb #m008-1
 @patch
 def embed_video(self:MineCLIP,
     frames,     # uint8 (n,h,w,3), n >= 16
@@ -330,6 +328,14 @@ def embed_text(self:MineCLIP,
 ): # (n,d)
     "Embed texts"
     return self.embed_tokens(self.tokenize(texts))
+
+@patch
+def warn_unknown(self:MineCLIP,
+    text:str, # A text
+):
+    "Warn of words that were never learned; CLIP's sub-words know every text"
+    if isinstance(self.tokenizer, WordTokenizer) and (fault := self.tokenizer.fault(text)):
+        warnings.warn(fault, PromptWarning, stacklevel=3)
 
 # %% ../nbs/01_mineclip.ipynb #c054
 @patch
@@ -389,7 +395,6 @@ def _all_keys(key): # a main name -> [itself, ...]
     in_encoder = [key.replace(_VISION, 'image_encoder.')] if key.startswith(_VISION) else []
     return [key, *in_head, *in_encoder]
 
-# %% ../nbs/01_mineclip.ipynb #m023
 def _disagreements(key, names, state): # a main name, those of its names that are in the file -> [what is wrong, ...]
     "What is wrong with the names of one tensor"
     first,every = torch.as_tensor(state[names[0]]),_all_keys(key)
@@ -424,7 +429,6 @@ def to_official(self:MineCLIP) -> dict: # Published names, all of each tensor ->
             out |= dict.fromkeys(_all_keys(key), part.T if key.endswith('.projection') else part)
     return out
 
-# %% ../nbs/01_mineclip.ipynb #m016-1
 class _PublishedView:
     "A MineCLIP as `load_strict` expects it, under the published names"
     def __init__(self, clip): self.clip = clip
@@ -473,7 +477,6 @@ def _check_md5(path, attn=ATTN_MD5, avg=AVG_MD5):
     if wrong: warnings.warn(f'{name} {wrong}, that of the released attn.pth: '
         'correct for weights that were trained further, otherwise a damaged or different file', stacklevel=3)
 
-# %% ../nbs/01_mineclip.ipynb #c069-1
 def _without_prefix(state):
     "Names without the `model.` that the trainer put before them; its own tensors are dropped"
     if not any(k.startswith('model.') for k in state): return state

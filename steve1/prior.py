@@ -363,7 +363,7 @@ def _read_run(cfg):
     for p in filter(lambda p: not p.exists(), map(find_data, names)):
         raise FileNotFoundError(f"{p.name} missing below {data_dir()}; {restore_hint(p) or 'make it first'}")
     if cfg.pairs: return Pairs.from_file(find_data(cfg.pairs))
-    clip, phrases = MineCLIP.load(find_data(cfg.clip)), {k:tuple(t.phrases) for k,t in TASKS.items()}
+    clip, phrases = MineCLIP.load(find_data(cfg.clip)), {k:t.captions for k,t in TASKS.items()}
     read = lambda paths: [_SpanEvents(Episode(p)) if cfg.spans else Episode(p) for p in paths]
     train_eps,val_eps = map(read, read_sampling(cfg.sampling))
     train,val = (Pairs.from_events(eps, phrases, clip, cfg.per_task) for eps in (train_eps, val_eps))

@@ -207,7 +207,8 @@ def film_rollout(
     "Play, and film every world; a world that never started gives one black frame"
     with ExitStack() as stack:
         enter = stack.enter_context
-        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=VideoSettings.FILM)) for p in paths]
+        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=VideoSettings.FILM, title=c.name or c.goal.name))
+            for p,c in zip(paths, cases)]
         pool = enter(ThreadPoolExecutor(_n_cores()))
         def watch(r, rows):
             def shoot(i):

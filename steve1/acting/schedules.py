@@ -45,7 +45,8 @@ class Case:
     def stem(self):
         "Start of its files' names, such as 'chop_a_tree_5'; a checksum stands for what they cannot hold"
         name = self.name or self.goal.name
-        words = re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')[:80]
+        words = re.sub(r'[\W_]+', '_', name.lower()).strip('_')[:80]
+        words = words.encode()[:150].decode(errors='ignore')                # a file's name holds 255 bytes
         rest = '' if words.replace('_', ' ')==name else f"_{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
         return f"{words or 'prompt'}{rest}_{self.seed}"
     @property

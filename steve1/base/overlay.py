@@ -6,7 +6,7 @@
 __all__ = ['DARK', 'LIT', 'PALE', 'put_text', 'draw_box', 'draw_keys', 'contact_sheet', 'save_image', 'video_sheet']
 
 # %% ../../nbs/base/overlay.ipynb #c002
-import math
+import math, re, shutil, subprocess, warnings
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -17,18 +17,47 @@ from .files import atomic_path
 from .video import VideoReader, resize_frames
 
 # %% ../../nbs/base/overlay.ipynb #c004
-_PEN = Lock()   # threads share the font, which holds one text at a time
+_PEN = Lock()   # threads share the fonts, each of which holds one text at a time
 
-@lru_cache(1)
-def _font():
-    from matplotlib import font_manager, ft2font
-    return ft2font.FT2Font(font_manager.findfont('DejaVu Sans:bold'))
+@lru_cache(8)
+def _load_font(path):
+    from matplotlib import ft2font
+    return ft2font.FT2Font(path)
+
+def _has(path, chars):
+    "Does a font file have all of these characters?"
+    try: return all(ord(c) in _load_font(path).get_charmap() for c in chars)
+    except (RuntimeError, OSError): return False
+
+# %% ../../nbs/base/overlay.ipynb #n024
+_WIDE = r'cjk|han|hei|song|ming|yahei|pingfang|hiragino|gothic|wqy|fallback|unicode|unifont' # in names of font files
+
+def _system_fonts(char):
+    "Font files that may have a character, the likeliest first"
+    if shutil.which('fc-match'):
+        ask = ['fc-match', '-f', '%{file}', f'sans:bold:lang=zh-cn:charset={ord(char):x}']
+        yield subprocess.run(ask, capture_output=True, text=True, timeout=20).stdout.strip()
+    from matplotlib import font_manager
+    yield from sorted(f for f in font_manager.findSystemFonts() if re.search(_WIDE, Path(f).name, re.I))
+
+# %% ../../nbs/base/overlay.ipynb #n025
+@lru_cache(256)
+def _font(missing=''):
+    "The font that matplotlib installs, or one of the system that has the characters that this one lacks"
+    from matplotlib import font_manager
+    own = font_manager.findfont('DejaVu Sans:bold')
+    if not missing or _has(own, missing): return _load_font(own)
+    path = next((f for f in _system_fonts(missing[0]) if f and _has(f, missing)), None)
+    if path: return _load_font(path)
+    warnings.warn(f'no font of this system has {missing!r}: films show boxes in its place. Install one, for Chinese '
+        'fonts-noto-cjk; the whole text is in the file, as its title', stacklevel=2)
+    return _load_font(own)
 
 # %% ../../nbs/base/overlay.ipynb #c004-1
 @lru_cache(4096)
 def _letters(text, px):
     "(mask (h,w) 0..1, height above the baseline) of a line of text"
-    f = _font()
+    f = _font(''.join(sorted({c for c in text if ord(c) > 0x2e7f})))
     with _PEN:
         f.set_size(px, 72); f.set_text(text, 0.); f.draw_glyphs_to_bitmap(antialiased=True)
         mask = np.array(f.get_image(), np.float32)/255

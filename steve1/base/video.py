@@ -160,6 +160,7 @@ class VideoWriter:
         size:tuple,    # Height and width of a frame, in pixels
         fps:int=20,    # Frames a second
         settings:VideoSettings=VideoSettings(), # What it is encoded for; `VideoSettings.FILM` for people to watch
+        title:str='',  # Written to the file's metadata
     ):
         (h,w), odd = size, size[0]%2 or size[1]%2
         if odd and not settings.full_colour:
@@ -167,6 +168,7 @@ class VideoWriter:
         self.size, self.n = (h,w), 0
         self._full = settings.full_colour and (h*w <= 2**16 or odd)
         self._output = VideoOutput(path, settings.index_first)
+        if title: self._output.container.metadata['title'] = title
         self._stream = self._output.container.add_stream('libx264', rate=fps, options=_encoder_options(settings))
         self._stream.width, self._stream.height = w, h
         self._stream.pix_fmt = 'yuv444p' if self._full else 'yuv420p'

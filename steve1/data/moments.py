@@ -195,6 +195,7 @@ def find_moments(
     "The moments of recorded play that fit a sentence best"
     import pandas as pd
     import torch
+    clip.warn_unknown(text)
     want, found = clip.embed_text([text]), []
     for ep in (e if isinstance(e, Episode) else Episode(e) for e in episodes):
         windows = torch.from_numpy(np.asarray(ep.embeds[GOP-1:], np.float32)).to(want.device)

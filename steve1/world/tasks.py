@@ -8,6 +8,7 @@ __all__ = ['TASKS', 'METRICS', 'Task', 'MetricTracker', 'EventFinder']
 # %% ../../nbs/world/tasks.ipynb #c002
 import math, zlib
 from dataclasses import dataclass
+from .wordings import WORDINGS
 
 # %% ../../nbs/world/tasks.ipynb #c005
 def _is_held_out(phrase): return zlib.crc32(phrase.encode())%5==0
@@ -23,13 +24,18 @@ class Task:
     grids:tuple     # Pairs ('verb|verb|…', 'object|object|…') whose products are phrases
     steps:tuple     # Shortest and longest stretch of it in a recording, in steps of 1/20 s
 
-    def _all(self):
-        pairs = [(verb,obj) for verbs,objects in self.grids for verb in verbs.split('|') for obj in objects.split('|')]
+    def _all(self, more=()):
+        pairs = [(verb,obj) for verbs,objects in (*self.grids, *more)
+            for verb in verbs.split('|') for obj in objects.split('|')]
         return list(dict.fromkeys(' '.join(filter(None, pair)) for pair in pairs))
     @property
     def phrases(self): return (self.prompt, *(p for p in self._all() if p!=self.prompt and not _is_held_out(p)))
     @property
     def held_out(self): return tuple(p for p in self._all() if p!=self.prompt and _is_held_out(p))
+    @property
+    def captions(self): # one in three is a usual wording
+        usual, every = (self.prompt, *self.phrases, *self.held_out), self._all(WORDINGS[self.name])
+        return (*every, *usual*(1 + len(every)//(2*len(usual))))
 
 # %% ../../nbs/world/tasks.ipynb #c006
 _get = 'get|collect|gather|mine|find|pick up|i want|bring me|go get|harvest'
