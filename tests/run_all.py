@@ -17,8 +17,10 @@ THREADS = {f'{k}_NUM_THREADS':'1' for k in ('OMP', 'MKL', 'OPENBLAS')}
 ENV = dict(os.environ, IN_TEST='1', MPLBACKEND='agg', **THREADS)
 ENV.setdefault('NUMBA_CACHE_DIR', str(ROOT/'data'/'cache'/'numba'))
 
-OTHERS = ['torch', 'torch._dynamo', 'numpy', 'pandas', 'matplotlib.pyplot', 'cv2', 'av', 'yaml', 'numba', 'safetensors.torch', 'accelerate', 'fsspec',
-    'gymnasium', 'tyro', 'fastcore.test', 'nbdev.test'] # other people's packages that most notebooks import; what is missing is left out
+OTHERS = ['torch', 'torch._dynamo', 'numpy', 'pandas', 'matplotlib.pyplot', 'cv2', 'av', 'yaml', 'numba',
+    'safetensors.torch', 'accelerate', 'fsspec',
+    'gymnasium', 'tyro', 'fastcore.test',
+        'nbdev.test'] # other people's packages that most notebooks import; what is missing is left out
 
 class Forked:
     "A notebook in a process forked from one that has `OTHERS` imported, which saves it some three seconds; the part of Popen's interface that `run` needs"
@@ -49,7 +51,8 @@ def notebook(path, out):
 def run(start, limit=None):
     "(exit status or None when it ran out of time, its output, seconds) of the process that `start` begins; its output goes to the file it is given"
     limit, began = limit or LIMIT, time.time()
-    with tempfile.NamedTemporaryFile('w+', errors='replace') as out: # a file: a grandchild that keeps a pipe open cannot hold us
+    # a file: a grandchild that keeps a pipe open cannot hold us
+    with tempfile.NamedTemporaryFile('w+', errors='replace') as out:
         p = start(out)
         try: status = p.wait(limit)
         except subprocess.TimeoutExpired: status = None
@@ -64,12 +67,14 @@ def run(start, limit=None):
 
 def command(*cmd):
     "Starts a command of its own"
-    return lambda out: subprocess.Popen(cmd, cwd=ROOT, env=ENV, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+    return lambda out: subprocess.Popen(cmd, cwd=ROOT, env=ENV, stdout=out, stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL, start_new_session=True)
 
 def run_notebook(path, limit=None):
     "(passed, failed, output, seconds)"
     program = str(Path(sys.executable).with_name('nbdev_test'))
-    start = (lambda out: Forked(str(path), out)) if hasattr(os, 'fork') else command(program, '--path', str(path), '--n_workers', '0')
+    start = (lambda out: Forked(str(path), out)) if hasattr(os, 'fork') else command(program, '--path', str(path),
+        '--n_workers', '0')
     status, text, secs = run(start, limit)
     ok = status == 0 and 'Success.' in text # "no files" also exits 0
     return int(ok), int(not ok), text, secs
@@ -78,7 +83,8 @@ def run_pytest(path, limit=None):
     "(passed, failed, output, seconds); a session that reports nothing, or fails outside a test, is a failure"
     with tempfile.TemporaryDirectory() as tmp:
         xml = Path(tmp)/'report.xml'
-        status, text, secs = run(command(sys.executable, '-m', 'pytest', '-q', '--color=no', f'--junitxml={xml}', str(path)), limit)
+        status, text, secs = run(command(sys.executable, '-m', 'pytest', '-q', '--color=no', f'--junitxml={xml}',
+            str(path)), limit)
         total = dict.fromkeys(('tests', 'failures', 'errors', 'skipped'), 0)
         for suite in ET.parse(xml).getroot().iter('testsuite') if xml.exists() else ():
             for k in total: total[k] += int(suite.get(k, 0))
@@ -86,8 +92,10 @@ def run_pytest(path, limit=None):
     if status != 0: failed = max(failed, 1)
     return total['tests'] - total['failures'] - total['errors'] - total['skipped'], failed, text, secs
 
-LONG = ('test_train_processes', 'test_train', 'test_env_faults', 'test_contractor', 'test_data_faults', 'test_wheel', '05_train', 'test_recordings',
-    'test_foreign', 'test_site', 'test_demo_browser', 'experts', 'bench') # these first, so that nobody waits for them at the end
+LONG = ('test_train_processes', 'test_train', 'test_env_faults', 'test_contractor', 'test_data_faults',
+    'test_wheel', '05_train', 'test_recordings',
+    'test_foreign', 'test_site', 'test_demo_browser', 'experts',
+        'bench') # these first, so that nobody waits for them at the end
 
 def main(names):
     found = [(run_pytest, p) for p in (ROOT/'tests').glob('test_*.py')] + [(run_notebook, p) for p in notebooks()]

@@ -23,12 +23,15 @@ def run(case):
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     "A folder of campaigns with one toy, as the runner sees it"
-    for name in ('run.py', 'harness.py'): (tmp_path/name).write_text((HERE/name).read_text().replace('parents[1]', 'parent').replace('parents[2]', 'parent'))
+    for name in ('run.py', 'harness.py'):
+        (tmp_path/name).write_text((HERE/name).read_text().replace('parents[1]', 'parent').replace('parents[2]',
+            'parent'))
     (tmp_path/'toy.py').write_text(TOY)
     return tmp_path
 
 def torture(folder, *words):
-    return subprocess.run([sys.executable, folder/'run.py', '--minutes', '.03', '--seed', '5', '--out', folder/'out', *words], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, folder/'run.py', '--minutes', '.03', '--seed', '5', '--out',
+        folder/'out', *words], capture_output=True, text=True, timeout=60)
 
 def test_runner_counts_every_kind_of_failure(toy):
     p = torture(toy)

@@ -8,11 +8,19 @@ from steve1.base.actions import KEYS
 from steve1.config import repo_root
 from steve1.base.files import sha256
 from steve1.data.collect import CollectConfig, Ledger, RecordingIndex, collect
-from steve1.data.contractor import ContractorConfig, ContractorFrames, RecordingError, convert_contractor, ContractorActions, write_contractor
+from steve1.data.contractor import (
+    ContractorConfig,
+    ContractorFrames,
+    RecordingError,
+    convert_contractor,
+    ContractorActions,
+    write_contractor,
+)
 from steve1.episodes import Episode, list_episodes, validate_episode
 from steve1.data.embed import embed_segments, is_embedded
 
-GOOD = ['6.13/plain-0', '6.13/plain-1', '7.6/plain-2', '8.0/plain-3', '9.1/plain-4', '10.0/plain-5', '8.0/breaks-twice', '8.0/more-lines', '8.0/stuck']
+GOOD = ['6.13/plain-0', '6.13/plain-1', '7.6/plain-2', '8.0/plain-3', '9.1/plain-4', '10.0/plain-5',
+    '8.0/breaks-twice', '8.0/more-lines', '8.0/stuck']
 GONE, SHORT, N = ['8.0/gone-0', '10.0/gone-1'], '8.0/cut-short', 48
 PLAY = {g:(i%8, 0) for i,g in enumerate(GOOD+[SHORT])} | {'8.0/stuck':(4, 3)} # which sample episode, from which step
 
@@ -26,10 +34,12 @@ class Site(BaseHTTPRequestHandler):
         data, start = path.read_bytes(), int((re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', '')) or [0,0])[1])
         self.send_response(206 if start else 200)
         if start: self.send_header('Content-Range', f'bytes {start}-{len(data)-1}/{len(data)}')
-        self.send_header('Content-Length', str(len(data)-start)); self.send_header('ETag', f'"{len(data)}"'); self.end_headers()
+        self.send_header('Content-Length', str(len(data)-start))
+        self.send_header('ETag', f'"{len(data)}"'); self.end_headers()
         if self.server.flaky.get(self.path, 0):
             self.server.flaky[self.path] -= 1
-            self.wfile.write(data[start:start+len(data)//3]); self.close_connection = True
+            self.wfile.write(data[start:start+len(data)//3])
+            self.close_connection = True
         else: self.wfile.write(data[start:])
     def log_message(self, *args): pass
 
@@ -43,7 +53,8 @@ def site(tmp_path_factory):
     names = GOOD[:3]+GONE[:1]+GOOD[3:]+[SHORT]+GONE[1:]
     server = ThreadingHTTPServer(('127.0.0.1', 0), Site)
     server.folder, server.asked, server.flaky = folder, [], {}
-    (folder/'index.json').write_text(json.dumps(dict(basedir=f'http://127.0.0.1:{server.server_port}/', relpaths=[n+'.mp4'*(i%2) for i,n in enumerate(names)])))
+    (folder/'index.json').write_text(json.dumps(dict(basedir=f'http://127.0.0.1:{server.server_port}/',
+        relpaths=[n+'.mp4'*(i%2) for i,n in enumerate(names)])))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown(); server.server_close()
@@ -51,11 +62,15 @@ def site(tmp_path_factory):
 def command(site, tmp_path, *args, **kw):
     "`steve1_contractor` as a process, over the index that the server itself serves"
     env = dict(os.environ, OMP_NUM_THREADS='1', STEVE1_DATA=str(tmp_path), PYTHONPATH=str(repo_root()))
-    (tmp_path/'run.py').write_text("from steve1.data.collect import contractor_cli\nif __name__ == '__main__': contractor_cli()\n")
-    run = [sys.executable, str(tmp_path/'run.py'), str(site.folder/'index.json'), '--out', str(tmp_path/'made'), '--size', '64', *args]
-    return subprocess.Popen(run, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **kw)
+    (tmp_path/'run.py').write_text("from steve1.data.collect import contractor_cli\nif __name__ == '__main__': "
+        "contractor_cli()\n")
+    run = [sys.executable, str(tmp_path/'run.py'), str(site.folder/'index.json'), '--out', str(tmp_path/'made'),
+        '--size', '64', *args]
+    return subprocess.Popen(run, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, **kw)
 
-def files(dataset): return {str(p.relative_to(dataset)):sha256(p) for e in list_episodes(dataset) for p in sorted(e.iterdir())}
+def files(dataset):
+    return {str(p.relative_to(dataset)):sha256(p) for e in list_episodes(dataset) for p in sorted(e.iterdir())}
 
 def test_one_command_converts_the_good_ones(site, tmp_path):
     "Nine episodes, three named with their reasons; a second run asks the server for nothing"
@@ -92,13 +107,17 @@ def test_killed_at_random_moments(site, tmp_path):
     "Twenty SIGKILLs to the whole process group: never a part of an episode, and in the end the files of an undisturbed run"
     rng, made = random.Random(0), tmp_path/'made'
     site.flaky.clear()
-    collect(RecordingIndex.read(site.folder/'index.json').recordings, tmp_path/'whole', CollectConfig(raw=str(tmp_path/'raw'), workers=0, size=(64,64)))
+    collect(RecordingIndex.read(site.folder/'index.json').recordings, tmp_path/'whole',
+        CollectConfig(raw=str(tmp_path/'raw'), workers=0, size=(64,64)))
     whole, (recs, seen) = files(tmp_path/'whole'), (RecordingIndex.read(site.folder/'index.json').recordings, Counter())
     for kill in range(20):
         p, had, more = command(site, tmp_path, '--workers', '1'), _count(made), rng.randrange(4)
-        if kill%4: _until(lambda: _count(made) >= had+more and list(made.glob('.tmp-*')) or p.poll() is not None, 20, rng.uniform(0, .1))
+        if kill%4:
+            _until(lambda: _count(made) >= had+more and list(made.glob('.tmp-*')) or p.poll() is not None, 20,
+                rng.uniform(0, .1))
         else: time.sleep(rng.uniform(0, 1.5)) # while it starts, too
-        if p.poll() is None: os.killpg(p.pid, signal.SIGKILL); seen['killed'] += 1
+        if p.poll() is None:
+            os.killpg(p.pid, signal.SIGKILL); seen['killed'] += 1
         p.communicate()
         seen['half done'] += bool(list(made.glob('.tmp-*')))
         for e in made.glob('[!.]*/'): assert files_whole(e), e
@@ -124,21 +143,27 @@ def files_whole(e): return all(sha256(e/f) == h for f,h in Episode(e).meta['file
 
 def test_network_failures_are_tried_again(site, tmp_path):
     "A network that stays broken is no final verdict; a file that is gone is, until asked"
-    recs = [r for r in RecordingIndex.read(site.folder/'index.json').recordings if r.name in ('8.0_breaks-twice','8.0_gone-0')]
+    recs = [r for r in RecordingIndex.read(site.folder/'index.json').recordings if r.name in ('8.0_breaks-twice',
+        '8.0_gone-0')]
     site.flaky |= {'/8.0/breaks-twice.mp4':10**6}
     [found] = [f for r,f in RecordingIndex.fetch(recs, tmp_path/'raw', retries=0) if r.name == '8.0_breaks-twice']
     assert found[0] == 'network'
     led = Ledger(tmp_path/'d'/'ledger.jsonl')
-    led.add('8.0_breaks-twice', *found); led.add('8.0_gone-0', 'missing', '404')
+    led.add('8.0_breaks-twice', *found)
+    led.add('8.0_gone-0', 'missing', '404')
     todo, _, given_up = Ledger.of(tmp_path/'d').plan(recs)
     assert [r.name for r in todo] == ['8.0_breaks-twice'] and given_up == ['8.0_gone-0']
     assert len(Ledger.of(tmp_path/'d').plan(recs, retry=True)[0]) == 2
     site.flaky.clear()
-    assert collect(recs, tmp_path/'d', CollectConfig(raw=str(tmp_path/'raw'), workers=0, size=(64,64), keep_raw=True)) == 1
-    assert todo[0].raw_path(tmp_path/'raw', '.mp4').is_file() and set(Ledger.of(tmp_path/'d').faults(recs)) == {'8.0_gone-0'}
-    assert Ledger.of(tmp_path/'d').report(recs).recordings.to_dict() == {'converted':1, 'not on the server':1, 'in all':2}
+    assert collect(recs, tmp_path/'d', CollectConfig(raw=str(tmp_path/'raw'), workers=0, size=(64,64),
+        keep_raw=True)) == 1
+    assert todo[0].raw_path(tmp_path/'raw',
+        '.mp4').is_file() and set(Ledger.of(tmp_path/'d').faults(recs)) == {'8.0_gone-0'}
+    assert Ledger.of(tmp_path/'d').report(recs).recordings.to_dict() == {'converted':1, 'not on the server':1,
+        'in all':2}
 
-LINE = dict(mouse=dict(x=0., y=0., dx=1., dy=0., buttons=[], newButtons=[]), keyboard=dict(keys=[]), isGuiOpen=False, hotbar=0)
+LINE = dict(mouse=dict(x=0., y=0., dx=1., dy=0., buttons=[], newButtons=[]), keyboard=dict(keys=[]),
+    isGuiOpen=False, hotbar=0)
 def changed(**kw): return json.dumps(LINE | kw)
 BROKEN = {
     'line 3: no JSON': '{"mouse": {"x"',
@@ -159,14 +184,16 @@ BROKEN = {
 def test_broken_lines(site, tmp_path, message):
     "A faulty line is named, and nothing is left behind"
     (p := tmp_path/'a.jsonl').write_text('\n'.join([changed()]*2+[BROKEN[message]]+[changed()]*40))
-    with pytest.raises(RecordingError, match=re.escape(message)): convert_contractor(site.folder/'8.0/plain-3.mp4', p, tmp_path/'out')
+    with pytest.raises(RecordingError, match=re.escape(message)):
+        convert_contractor(site.folder/'8.0/plain-3.mp4', p, tmp_path/'out')
     assert [q.name for q in tmp_path.iterdir()] == ['a.jsonl']
 
 def test_broken_videos(site, tmp_path):
     "Whatever is no whole video is said to be so"
     good, rng = (site.folder/'8.0/plain-3.mp4').read_bytes(), np.random.default_rng(0)
     actions = site.folder/'8.0/plain-3.jsonl'
-    for name,data in dict(noise=rng.bytes(10_000), empty=b'', half=good[:len(good)//2], text=b'hello', tail=good[len(good)//2:]).items():
+    for name,data in dict(noise=rng.bytes(10_000), empty=b'', half=good[:len(good)//2], text=b'hello',
+        tail=good[len(good)//2:]).items():
         (p := tmp_path/f'{name}.mp4').write_bytes(data)
         with pytest.raises(RecordingError, match=f'{name}.mp4: '): convert_contractor(p, actions, tmp_path/'out')
     for i in range(12): # single bits and blocks changed: an error that names the file, or a whole episode
@@ -184,10 +211,12 @@ def test_cut_short_but_readable(site, tmp_path):
     with av.open(str(src)) as a, av.open(str(dst), 'w', options=dict(movflags='faststart')) as b:
         out = b.add_stream_from_template(a.streams.video[0])
         for packet in a.demux(video=0):
-            if packet.dts is not None: packet.stream = out; b.mux(packet)
+            if packet.dts is not None:
+                packet.stream = out; b.mux(packet)
     assert len(Episode(convert_contractor(dst, site.folder/'8.0/plain-3.jsonl', tmp_path/'whole'))) == N
     dst.write_bytes(dst.read_bytes()[:-3000])
-    with pytest.raises(RecordingError, match='front.mp4: (cut short|frame)'): convert_contractor(dst, site.folder/'8.0/plain-3.jsonl', tmp_path/'out')
+    with pytest.raises(RecordingError, match='front.mp4: (cut short|frame)'):
+        convert_contractor(dst, site.folder/'8.0/plain-3.jsonl', tmp_path/'out')
 
 def test_two_conversions_give_the_same_bytes(site, tmp_path):
     a, b = (convert_contractor(site.folder/'8.0/stuck.mp4', site.folder/'8.0/stuck.jsonl', tmp_path/x) for x in 'ab')
@@ -200,7 +229,8 @@ def test_embeddings_are_of_the_recording(site, tmp_path):
         def embed_frames(self, x): return torch.as_tensor(x).float().mean((1,2))
         def embed_windows(self, f): return f.unfold(0, 16, 1).mean(-1)
     mp4, jsonl = site.folder/'8.0/plain-3.mp4', site.folder/'8.0/plain-3.jsonl'
-    ep = validate_episode(convert_contractor(mp4, jsonl, tmp_path/'e', ContractorConfig(size=(32,32)), clip=Mean()), Mean())
+    ep = validate_episode(convert_contractor(mp4, jsonl, tmp_path/'e', ContractorConfig(size=(32,32)),
+        clip=Mean()), Mean())
     frames = np.concatenate([x[0] for _,x in ContractorFrames(mp4, ContractorActions.read(jsonl), [(16,24)], step=7)])
     want = np.concatenate(list(embed_segments([frames], Mean())))
     np.testing.assert_allclose(ep.embeds[15:], want[15:], atol=.1) and np.isnan(ep.embeds[:15]).all()
@@ -210,17 +240,21 @@ WRITER = "import sys; from steve1.data.collect import Ledger\nfor i in range(40)
 def test_a_ledger_with_eight_writers(tmp_path):
     "Every event of every process is there, and every line is whole"
     env = dict(os.environ, PYTHONPATH=str(repo_root()), OMP_NUM_THREADS='1')
-    for p in [subprocess.Popen([sys.executable, '-c', WRITER, str(tmp_path/'ledger.jsonl'), str(k)], env=env) for k in range(8)]: assert p.wait(120) == 0
+    for p in [subprocess.Popen([sys.executable, '-c', WRITER, str(tmp_path/'ledger.jsonl'), str(k)], env=env)
+        for k in range(8)]:
+        assert p.wait(120) == 0
     lines = (tmp_path/'ledger.jsonl').read_text().splitlines()
     assert len([json.loads(l) for l in lines]) == 320 and len(Ledger.of(tmp_path).last) == 320
 
 def test_a_ledger_is_no_way_out(tmp_path):
     "A link in place of a ledger is not followed"
-    (tmp_path/'other').write_text('mine'); (tmp_path/'ledger.jsonl').symlink_to(tmp_path/'other')
+    (tmp_path/'other').write_text('mine')
+    (tmp_path/'ledger.jsonl').symlink_to(tmp_path/'other')
     with pytest.raises(OSError, match='symbolic link'): Ledger(tmp_path/'ledger.jsonl').add('a', 'broken')
     assert (tmp_path/'other').read_text() == 'mine'
 
-ODD = ['..', '.', '~', '_', '_..', '__', '-', ' ', 'a', 'a.mp4', '8.0', '8.0_', '..mp4', '.mp4', 'x.mp4.mp4', '%2e%2e', '..\\x', 'con', 'a\nb', 'a\x7fb', 'a:b', '．．', 'ledger.jsonl', 'unversioned', 'index']
+ODD = ['..', '.', '~', '_', '_..', '__', '-', ' ', 'a', 'a.mp4', '8.0', '8.0_', '..mp4', '.mp4', 'x.mp4.mp4',
+    '%2e%2e', '..\\x', 'con', 'a\nb', 'a\x7fb', 'a:b', '．．', 'ledger.jsonl', 'unversioned', 'index']
 def test_names_of_an_index_stay_inside(tmp_path):
     "Whatever an index calls its recordings, raw files and episodes lie below their folders, or the name is refused; none shares a file with another"
     rng, raw, data, taken = random.Random(0), tmp_path/'raw', tmp_path/'data', 0
@@ -232,7 +266,10 @@ def test_names_of_an_index_stay_inside(tmp_path):
         for e in entries:
             files = [e.raw_path(raw, x) for x in ('.mp4','.jsonl')]
             for p,folder in ((files[0], raw), (files[1], raw), (data/e.name, data)):
-                p = Path(os.path.normpath(p)); assert p.is_relative_to(folder) and p != folder and p.name not in ('ledger.jsonl',) or p.parent != data, (paths, p)
+                p = Path(os.path.normpath(p))
+                assert (
+                    p.is_relative_to(folder) and p != folder and p.name not in ('ledger.jsonl',) or p.parent != data
+                ), (paths, p)
         assert len({e.name for e in entries}) == len({e.raw_path(raw, '.mp4') for e in entries}) == len(entries), paths
     assert taken > 500
     for base in ('file:///etc', '/etc', 'ftp://host'):

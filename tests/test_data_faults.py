@@ -53,7 +53,8 @@ def test_killed_generation_resumes(tmp_path, env, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     generate(tmp_path/'whole', 24, n_steps=120, size=(32,32), play='slow_player:slow', workers=0)
     assert [p.name for p in list_episodes(folder)] == [f'{i:06d}' for i in range(24)]
-    for a,b in zip(list_episodes(folder), list_episodes(tmp_path/'whole')): assert validate_episode(a).meta == validate_episode(b).meta
+    for a,b in zip(list_episodes(folder), list_episodes(tmp_path/'whole')):
+        assert validate_episode(a).meta == validate_episode(b).meta
     assert not list(folder.glob('.tmp-*'))
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='needs /proc to find the worker')
@@ -90,7 +91,8 @@ def test_killed_worker_costs_one_episode(tmp_path, env):
     folder = tmp_path/'d'
     p = start(tmp_path, env, folder)
     children = Path(f'/proc/{p.pid}/task/{p.pid}/children')
-    if not children.exists(): p.kill(); pytest.skip('needs Linux to find the worker')
+    if not children.exists():
+        p.kill(); pytest.skip('needs Linux to find the worker')
     end = time.monotonic()+30
     while not list(folder.glob('0*')) and time.monotonic() < end: time.sleep(.02)
     spawned = [int(c) for c in children.read_text().split() if b'spawn_main' in Path(f'/proc/{c}/cmdline').read_bytes()]
@@ -101,7 +103,8 @@ def test_killed_worker_costs_one_episode(tmp_path, env):
 
 def record(path, n=80):
     rng = np.random.default_rng(0)
-    with EpisodeWriter(path, (32,32)) as w: w.add_many(rng.integers(0, 255, (n,32,32,3), dtype=np.uint8), dict(jump=rng.integers(0, 2, n)))
+    with EpisodeWriter(path, (32,32)) as w:
+        w.add_many(rng.integers(0, 255, (n,32,32,3), dtype=np.uint8), dict(jump=rng.integers(0, 2, n)))
     e = rng.standard_normal((n,4)).astype(np.float16); e[:15] = np.nan
     np.save(path/'embeds.npy', e)
 
@@ -113,11 +116,14 @@ def test_damage_is_named(tmp_path, name, how):
     f = tmp_path/'bad'/name
     data = f.read_bytes()
     if how == 'missing': f.unlink()
-    else: f.write_bytes({'empty':b'', 'cut':data[:len(data)//2], 'garbage':np.random.default_rng(1).bytes(len(data))}[how])
+    else:
+        f.write_bytes({'empty':b'', 'cut':data[:len(data)//2],
+            'garbage':np.random.default_rng(1).bytes(len(data))}[how])
     with pytest.raises(EpisodeError) as e:
         stream = ChunkStream([tmp_path/'bad', tmp_path/'good'], DataConfig(T=16, max_gap=30), batch=2)
         for i in range(8): stream.batch(i)
-    assert 'bad' in str(e.value) and name in str(e.value) and ('make' in str(e.value) or 'embed_episode' in str(e.value))
+    assert 'bad' in str(e.value) and name in str(e.value) and ('make' in str(e.value)
+        or 'embed_episode' in str(e.value))
 
 def test_random_damage_is_found(tmp_path):
     "One flipped byte anywhere in video or actions does not pass validation"
@@ -145,8 +151,13 @@ def test_damage_to_a_published_folder_is_named(tmp_path, name, how):
     f = tmp_path/'bad'/name
     data = f.read_bytes()
     if how == 'missing': f.unlink()
-    else: f.write_bytes({'empty':b'', 'cut':data[:len(data)//2], 'garbage':np.random.default_rng(1).bytes(len(data))}[how])
-    if (name, how) == ('len.txt', 'cut'): validate_episode(tmp_path/'bad'); assert Episode(tmp_path/'bad').n == 9; return # '9' of '96': shorter, and whole
+    else:
+        f.write_bytes({'empty':b'', 'cut':data[:len(data)//2],
+            'garbage':np.random.default_rng(1).bytes(len(data))}[how])
+    if (name, how) == ('len.txt', 'cut'):
+        validate_episode(tmp_path/'bad')
+        assert Episode(tmp_path/'bad').n == 9
+        return # '9' of '96': shorter, and whole
     with pytest.raises(EpisodeError) as e:
         stream = ChunkStream([tmp_path/'bad', PUBLISHED], CFG, batch=2)
         for i in range(8): stream.batch(i)
@@ -169,12 +180,15 @@ CONVERT = "from steve1.data.inspect import episode_cli\nimport sys\nif __name__ 
 def test_killed_conversion_resumes(tmp_path, env):
     "Killed at random moments, a conversion shows whole episodes only and ends up as if undisturbed"
     for i in range(16): shutil.copytree(PUBLISHED, tmp_path/'src'/f'{i:02d}')
-    for i in range(0, 16, 2): (tmp_path/'src'/f'{i:02d}'/'len.txt').write_text('90') # their videos are encoded anew, which takes time
+    # their videos are encoded anew, which takes time
+    for i in range(0, 16, 2): (tmp_path/'src'/f'{i:02d}'/'len.txt').write_text('90')
     (tmp_path/'run.py').write_text(CONVERT)
-    run, dst, rng = [sys.executable, str(tmp_path/'run.py'), str(tmp_path/'src'), str(tmp_path/'dst')], tmp_path/'dst', random.Random(0)
+    run, dst, rng = [sys.executable, str(tmp_path/'run.py'), str(tmp_path/'src'),
+        str(tmp_path/'dst')], tmp_path/'dst', random.Random(0)
     killed = 0
     for k in range(4):
-        p, end = subprocess.Popen(run, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), time.monotonic()+30
+        p, end = subprocess.Popen(run, env=env, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL), time.monotonic()+30
         while len(list(dst.glob('[0-9]*'))) <= 3*k and p.poll() is None and time.monotonic() < end: time.sleep(.002)
         time.sleep(rng.uniform(0, .02))
         killed += p.poll() is None
@@ -191,12 +205,16 @@ def test_killed_conversion_resumes(tmp_path, env):
 
 def test_validate_command_exits_non_zero(tmp_path, env):
     "Every fault of a dataset stands in the table, and the exit code says so; workers or not"
-    for n in 'abc': record(tmp_path/'d'/n); (tmp_path/'d'/n/'embeds.npy').unlink() # it has no checksum
-    (tmp_path/'run.py').write_text("from steve1.data.inspect import episode_cli\nif __name__ == '__main__': episode_cli()\n")
+    for n in 'abc':
+        record(tmp_path/'d'/n)
+        (tmp_path/'d'/n/'embeds.npy').unlink() # it has no checksum
+    (tmp_path/'run.py').write_text("from steve1.data.inspect import episode_cli\nif __name__ == '__main__': "
+        "episode_cli()\n")
     cmd = [sys.executable, str(tmp_path/'run.py'), 'validate', str(tmp_path/'d')]
     r = subprocess.run(cmd, env=env, capture_output=True, text=True)
     assert r.returncode == 0 and '3 episodes, 0 faulty' in r.stdout, r.stdout+r.stderr
-    (tmp_path/'d'/'b'/'frames.mp4').write_bytes(b'not a video'); (tmp_path/'d'/'c'/'metadata.json').unlink()
+    (tmp_path/'d'/'b'/'frames.mp4').write_bytes(b'not a video')
+    (tmp_path/'d'/'c'/'metadata.json').unlink()
     r = subprocess.run(cmd+['--workers', '1'], env=env, capture_output=True, text=True)
     assert r.returncode == 1 and '3 episodes, 2 faulty' in r.stdout, r.stdout+r.stderr
     assert 'is no readable video' in r.stdout and 'has no metadata.json' in r.stdout
@@ -211,7 +229,9 @@ def test_broken_connection_leaves_no_half_file(tmp_path, monkeypatch):
     try:
         ep = list_episodes('memory://faults/play')[0]
         whole = type(fs).get_file
-        def breaks(self, src, dst, **kw): Path(dst).write_bytes(b'half'); raise ConnectionError('reset by peer')
+        def breaks(self, src, dst, **kw):
+            Path(dst).write_bytes(b'half')
+            raise ConnectionError('reset by peer')
         def ends(self, src, dst, **kw): Path(dst).write_bytes(self.cat_file(src)[:-1])
         for bad,text in ((breaks, 'reset by peer'), (ends, 'arrived damaged')):
             monkeypatch.setattr(type(fs), 'get_file', bad)
@@ -246,7 +266,8 @@ print('read', used[5], used[-1])
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs Linux to measure memory')
 def test_memory_is_flat_over_a_long_recording(tmp_path, env):
     "Writing and reading 20,000 frames takes as much memory at the end as after a tenth"
-    out = subprocess.run([sys.executable, '-c', MEASURE, str(tmp_path/'long')], env=env, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, '-c', MEASURE, str(tmp_path/'long')], env=env, capture_output=True,
+        text=True, check=True).stdout
     for line in out.splitlines():
         what, early, late = line.split()
         assert float(late)-float(early) < 12, f'{what}: {early} MB, then {late} MB' # 20,000 frames are 61 MB
@@ -256,7 +277,8 @@ def test_fault_in_a_worker_is_named(tmp_path):
     "A worker process that meets a damaged episode says which"
     record(tmp_path/'bad')
     (tmp_path/'bad'/'frames.mp4').write_bytes(b'')
-    with pytest.raises(EpisodeError, match='bad.frames.mp4'): next(iter(ChunkStream([tmp_path/'bad'], CFG, batch=2).batches(workers=2)))
+    with pytest.raises(EpisodeError, match='bad.frames.mp4'):
+        next(iter(ChunkStream([tmp_path/'bad'], CFG, batch=2).batches(workers=2)))
 
 # --- places that are only read
 
@@ -296,7 +318,8 @@ def test_a_read_only_dataset_can_be_read(tmp_path, env, root_too):
     for n in 'ab':
         with EpisodeWriter(tmp_path/'e'/n, (128,128)) as w:
             w.add_many(np.zeros((80,128,128,3), np.uint8), dict(jump=np.ones(80, int)))
-            e = np.zeros((80,512), np.float16); e[:15] = np.nan; w.add_embeds(e, 'x')
+            e = np.zeros((80,512), np.float16)
+            e[:15] = np.nan; w.add_embeds(e, 'x')
     shutil.copytree(PUBLISHED, tmp_path/'e'/'c')
     frozen = [str(tmp_path/'e')] + [os.environ['STEVE1_DATA']]*root_too
     r = subprocess.run([sys.executable, '-c', READ_ONLY, *frozen], env=env, capture_output=True, text=True)

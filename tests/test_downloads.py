@@ -25,15 +25,22 @@ class Server:
         self.ranges.append(asked)
         do, _, arg = do.partition(':')
         if do == 'status':
-            h.send_response(int(arg)); h.send_header('Content-Length', 0)
+            h.send_response(int(arg))
+            h.send_header('Content-Length', 0)
             if arg == '503': h.send_header('Retry-After', '1')
             return h.end_headers()
         if do == 'drop': h.wfile.close(); return
         if do == 'page':
-            h.send_response(200); h.send_header('Content-Type', 'text/html'); h.send_header('Content-Length', 6); h.end_headers(); h.wfile.write(b'<html>'); return
+            h.send_response(200)
+            h.send_header('Content-Type', 'text/html')
+            h.send_header('Content-Length', 6)
+            h.end_headers()
+            h.wfile.write(b'<html>'); return
         start = int(re.fullmatch(r'bytes=(\d+)-', asked)[1]) if asked and do != 'norange' else 0
         if start and h.headers.get('If-Range') not in (None, self.tag): start = 0     # it is another file now
-        if start >= len(self.data) and start: h.send_response(416); h.send_header('Content-Length', 0); return h.end_headers()
+        if start >= len(self.data) and start:
+            h.send_response(416)
+            h.send_header('Content-Length', 0); return h.end_headers()
         rest = self.data[start:]
         h.send_response(206 if start else 200)
         if start: h.send_header('Content-Range', f'bytes {start}-{len(self.data)-1}/{len(self.data)}')
@@ -41,9 +48,13 @@ class Server:
         elif do != 'nolength': h.send_header('Content-Length', len(rest))
         if self.tag: h.send_header('ETag', self.tag)
         h.end_headers()
-        if do == 'chunked': h.wfile.write(b'%x\r\n%s\r\n' % (len(rest), rest) + (b'' if arg else b'0\r\n\r\n')); return
+        if do == 'chunked':
+            h.wfile.write(b'%x\r\n%s\r\n' % (len(rest), rest) + (b'' if arg else b'0\r\n\r\n'))
+            return
         if do == 'slow':
-            for i in range(0, len(rest), 20_000): h.wfile.write(rest[i:i+20_000]); h.wfile.flush(); time.sleep(.02)
+            for i in range(0, len(rest), 20_000):
+                h.wfile.write(rest[i:i+20_000])
+                h.wfile.flush(); time.sleep(.02)
             return
         h.wfile.write(rest[:int(arg)] if arg else rest)
         if do == 'hang': h.wfile.flush(); time.sleep(3)
@@ -77,9 +88,11 @@ def test_plain(tmp_path):
     "The file, its folder, a report of progress, nothing else; again: not a single request"
     seen, server = [], Server()
     with serving(server) as url:
-        got = download(url, tmp_path/'a'/'w.bin', size=len(DATA), sha256=SHA, md5=MD5, progress=lambda done, total: seen.append((done, total)))
+        got = download(url, tmp_path/'a'/'w.bin', size=len(DATA), sha256=SHA, md5=MD5, progress=lambda done,
+            total: seen.append((done, total)))
         assert got.read_bytes() == DATA and left(tmp_path/'a') == ['w.bin'] and seen[-1] == (len(DATA), len(DATA))
-        for known in (dict(), dict(size=len(DATA)), dict(sha256=SHA.upper()), dict(md5=MD5)): download(url, got, **known)
+        for known in (dict(), dict(size=len(DATA)), dict(sha256=SHA.upper()), dict(md5=MD5)):
+            download(url, got, **known)
         assert len(server.ranges) == 1
         got.write_bytes(b'something else'); download(url, got, md5=MD5)
         assert got.read_bytes() == DATA
@@ -90,12 +103,14 @@ def test_broken_connections(tmp_path, cut, pauses):
     server = Server(plan=[cut])
     with serving(server) as url: assert download(url, tmp_path/'w.bin', sha256=SHA, timeout=.5).read_bytes() == DATA
     assert server.ranges == [None, 'bytes=300000-', 'bytes=600000-', 'bytes=900000-'] and left(tmp_path) == ['w.bin']
-    assert len(pauses) == 3 and max(pauses) <= 1                                    # every try brought something: the pause does not grow
+    # every try brought something: the pause does not grow
+    assert len(pauses) == 3 and max(pauses) <= 1
 
 def test_short_without_progress(tmp_path, pauses):
     "A server that has lost the end: given up after the tries that brought nothing, the part is kept, and another source completes it"
     with serving(Server(plan=['cut:700000', 'cut:0'])) as url:
-        with pytest.raises(DownloadError, match='700,000 bytes here: call again') as e: download(url, tmp_path/'w.bin', sha256=SHA, retries=3)
+        with pytest.raises(DownloadError, match='700,000 bytes here: call again') as e:
+            download(url, tmp_path/'w.bin', sha256=SHA, retries=3)
     assert not e.value.permanent and left(tmp_path) == ['.tmp-w.bin.note', '.tmp-w.bin.part'] and len(pauses) == 3
     assert .5 <= pauses[0] <= 1 <= pauses[1] <= 2 <= pauses[2] <= 4
     server = Server()
@@ -104,13 +119,16 @@ def test_short_without_progress(tmp_path, pauses):
 
 def test_range_ignored(tmp_path):
     "A server that always begins at the beginning: so do we"
-    with serving(Server(plan=['cut:400000', 'norange'])) as url: assert download(url, tmp_path/'w.bin').read_bytes() == DATA
+    with serving(Server(plan=['cut:400000', 'norange'])) as url:
+        assert download(url, tmp_path/'w.bin').read_bytes() == DATA
 
 def test_changed_between(tmp_path):
     "The file was replaced between two attempts: its tag says so, and the halves are not sewn together"
     server, new = Server(plan=['cut:400000']), bytes(reversed(DATA))
     with serving(server) as url:
-        with pytest.raises(DownloadError): server.plan = ['cut:400000', 'status:404']; download(url, tmp_path/'w.bin')
+        with pytest.raises(DownloadError):
+            server.plan = ['cut:400000', 'status:404']
+            download(url, tmp_path/'w.bin')
         server.data, server.tag, server.plan = new, '"two"', ['ok']
         assert download(url, tmp_path/'w.bin').read_bytes() == new
 
@@ -134,18 +152,21 @@ def test_not_there(tmp_path, code, pauses):
 
 def test_busy(tmp_path, pauses):
     "What passes is waited for, as long as the server asks"
-    with serving(Server(plan=['status:503', 'status:500', 'status:429', 'drop', 'ok'])) as url: assert download(url, tmp_path/'w.bin').read_bytes() == DATA
+    with serving(Server(plan=['status:503', 'status:500', 'status:429', 'drop', 'ok'])) as url:
+        assert download(url, tmp_path/'w.bin').read_bytes() == DATA
     assert pauses[0] == 1 and len(pauses) == 4 and .5 <= pauses[1]/2 <= 1
 
 def test_nobody_there(tmp_path, pauses):
     "No server at all: tried a few times, then said"
     with serving(Server()) as url: pass
-    with pytest.raises(DownloadError, match='refused.*gave up after 3 tries') as e: download(url, tmp_path/'w.bin', retries=2)
+    with pytest.raises(DownloadError, match='refused.*gave up after 3 tries') as e:
+        download(url, tmp_path/'w.bin', retries=2)
     assert not e.value.permanent and len(pauses) == 2
 
 def test_wrong_content(tmp_path):
     "Another file, of another or the same length: an error, and nothing is left of it"
-    for known,says in ((dict(size=5), '5 are expected'), (dict(sha256='0'*64), f'has sha256 {SHA}'), (dict(md5='0'*32), f'has md5 {MD5}')):
+    for known,says in ((dict(size=5), '5 are expected'), (dict(sha256='0'*64), f'has sha256 {SHA}'),
+        (dict(md5='0'*32), f'has md5 {MD5}')):
         with serving(Server()) as url:
             with pytest.raises(DownloadError, match=says) as e: download(url, tmp_path/'w.bin', **known)
         assert e.value.permanent and not (tmp_path/'w.bin').exists()
@@ -159,11 +180,13 @@ def test_web_page(tmp_path):
 
 def test_unknown_length(tmp_path):
     "Chunks end by themselves and a chunk that is cut is noticed; a connection that just ends says nothing, so a size is wanted"
-    with serving(Server(plan=['chunked:cut', 'chunked'])) as url: assert download(url, tmp_path/'a').read_bytes() == DATA
+    with serving(Server(plan=['chunked:cut', 'chunked'])) as url:
+        assert download(url, tmp_path/'a').read_bytes() == DATA
     with serving(Server(plan=['nolength'])) as url:
         with pytest.raises(DownloadError, match='does not say how long'): download(url, tmp_path/'b')
         assert download(url, tmp_path/'b', size=len(DATA)).read_bytes() == DATA
-    with serving(Server(plan=['nolength:500000', 'nolength'])) as url: assert download(url, tmp_path/'c', size=len(DATA)).read_bytes() == DATA
+    with serving(Server(plan=['nolength:500000', 'nolength'])) as url:
+        assert download(url, tmp_path/'c', size=len(DATA)).read_bytes() == DATA
 
 def test_part_longer_than_the_file(tmp_path):
     "A part of something larger is dropped"
@@ -201,7 +224,8 @@ def test_together(tmp_path, data, plan, rounds):
         for i in range(rounds):
             server, path, got = Server(data, plan=[plan]), tmp_path/f'{i}'/'w.bin', []
             with serving(server) as url:
-                threads = [threading.Thread(target=lambda: got.append(download(url, path, sha256=hashlib.sha256(data).hexdigest()).read_bytes() == data)) for _ in range(8)]
+                threads = [threading.Thread(target=lambda: got.append(download(url, path,
+                    sha256=hashlib.sha256(data).hexdigest()).read_bytes() == data)) for _ in range(8)]
                 for t in threads: t.start()
                 for t in threads: t.join()
             assert got == [True]*8 and len(server.ranges) == 1 and left(path.parent) == ['w.bin']
@@ -226,7 +250,8 @@ def test_full_disk(tmp_path, pauses):
     with serving(Server()) as url:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, old[1]))
         try:
-            with pytest.raises(DownloadError, match='w.bin.part could not be written.*on its disk') as e: download(url, tmp_path/'w.bin', sha256=SHA)
+            with pytest.raises(DownloadError, match='w.bin.part could not be written.*on its disk') as e:
+                download(url, tmp_path/'w.bin', sha256=SHA)
         finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
         assert e.value.permanent and not pauses and left(tmp_path) == ['.tmp-w.bin.note', '.tmp-w.bin.part']
         assert download(url, tmp_path/'w.bin', sha256=SHA).read_bytes() == DATA and left(tmp_path) == ['w.bin']
@@ -237,7 +262,9 @@ def test_links(tmp_path, name):
     (tmp_path/'secret').write_text('precious'); (tmp_path/'in').mkdir()
     (tmp_path/'in'/name).symlink_to(tmp_path/'secret')
     with serving(Server()) as url:
-        try: assert download(url, tmp_path/'in'/'w.bin', sha256=SHA).read_bytes() == DATA and not (tmp_path/'in'/'w.bin').is_symlink()
+        try:
+            assert download(url, tmp_path/'in'/'w.bin',
+                sha256=SHA).read_bytes() == DATA and not (tmp_path/'in'/'w.bin').is_symlink()
         except OSError as e: assert 'is a symbolic link' in str(e)
     assert (tmp_path/'secret').read_text() == 'precious'
 
@@ -249,36 +276,58 @@ def test_ledger_written_by_eight(tmp_path):
     "Eight processes add a file each to one ledger: all eight stand in it"
     from steve1.models.published import _read_ledger
     for i in range(8): (tmp_path/f'{i}.pt').write_text(str(i))
-    adders = [multiprocessing.get_context('fork').Process(target=_note_download, args=(tmp_path/f'{i}.pt',)) for i in range(8)]
+    adders = [multiprocessing.get_context('fork').Process(target=_note_download, args=(tmp_path/f'{i}.pt',))
+        for i in range(8)]
     for p in adders: p.start()
     for p in adders: p.join()
     assert sorted(_read_ledger(tmp_path)) == [f'{i}.pt' for i in range(8)]
 
 def test_command(tmp_path):
     "`steve1_download` from a mirror that breaks off again and again: progress, the ledger, one message and status 1 for what is not there"
-    torch.save({k:torch.randn(shape) for k,shape in json.loads((repo_root()/'tests'/'golden'/'prior_keys.json').read_text())['small']['tensors']}, tmp_path/'source.pt')
+    torch.save(
+        {
+            k: torch.randn(shape)
+            for k, shape in json.loads((repo_root() / 'tests' / 'golden' / 'prior_keys.json').read_text())['small'][
+                'tensors'
+            ]
+        },
+        tmp_path / 'source.pt',
+    )
     data = (tmp_path/'source.pt').read_bytes()
     server = Server(data, plan=[f'cut:{len(data)//2}'])
     def run(*args):
-        (tmp_path/'steve1_download').write_text('import sys\nfrom steve1.models.published import download_cli\nsys.exit(download_cli())\n')
-        return subprocess.run([sys.executable, tmp_path/'steve1_download', *args], env=dict(os.environ, PYTHONPATH=str(repo_root()), STEVE1_DATA=str(tmp_path)), capture_output=True, text=True)
+        (tmp_path/'steve1_download').write_text('import sys\nfrom steve1.models.published import '
+            'download_cli\nsys.exit(download_cli())\n')
+        return subprocess.run([sys.executable, tmp_path/'steve1_download', *args],
+            env=dict(os.environ, PYTHONPATH=str(repo_root()), STEVE1_DATA=str(tmp_path)), capture_output=True,
+            text=True)
     with serving(server) as url:
         mirror, folder = url.rpartition('/')[0], tmp_path/'weights'/'published'
         got = run('steve1_prior.pt', '--mirror', mirror)
         assert got.returncode == 0, got.stderr
         assert (folder/'steve1_prior.pt').read_bytes() == data and left(folder) == ['published.json', 'steve1_prior.pt']
-        assert json.loads((folder/'published.json').read_text())['steve1_prior.pt']['sha256'] == hashlib.sha256(data).hexdigest()
+        assert (
+            json.loads((folder / 'published.json').read_text())['steve1_prior.pt']['sha256']
+            == hashlib.sha256(data).hexdigest()
+        )
         n = len(server.ranges)
         assert n == 3
         server.plan = ['status:404']                       # what is here already is not asked for
         got = run('2x.model', 'steve1_prior.pt', '--mirror', mirror)
-        assert got.returncode == 1 and '404' in got.stderr and 'Traceback' not in got.stderr and 'steve1_prior.pt' in got.stdout and len(server.ranges) == n + 1
+        assert (
+            got.returncode == 1
+            and '404' in got.stderr
+            and 'Traceback' not in got.stderr
+            and 'steve1_prior.pt' in got.stdout
+            and len(server.ranges) == n + 1
+        )
 
 def test_command_without_a_network(capsys):
     "What the command says by itself"
     from steve1.models.published import download_cli
     with pytest.raises(SystemExit): download_cli(['steve3.weights'])
     assert "steve1_download: 'steve3.weights' is no published file" in capsys.readouterr().err
-    download_cli(['--list']); download_cli(['idm', '--dry_run', '--mirror', 'http://127.0.0.1:1/'])
+    download_cli(['--list'])
+    download_cli(['idm', '--dry_run', '--mirror', 'http://127.0.0.1:1/'])
     said = capsys.readouterr().out
     assert 'attn.pth' in said and 'http://127.0.0.1:1/4x_idm.model ->' in said

@@ -38,7 +38,14 @@ class Vandal(threading.Thread):
     "Kills, stops and bloats worlds of a run at random, each world once"
     def __init__(self, envs, n_deeds, seed=0, pause=.25):
         super().__init__(daemon=True)
-        self.envs, self.rng, self.pause, self.over, self.seen, self.deeds = envs, random.Random(seed), pause, threading.Event(), set(), []
+        self.envs, self.rng, self.pause, self.over, self.seen, self.deeds = (
+            envs,
+            random.Random(seed),
+            pause,
+            threading.Event(),
+            set(),
+            [],
+        )
         self.todo = [d for _ in range(n_deeds) for d in ('kill', 'kill guard', 'stop', 'leak')][:n_deeds]
         self.rng.shuffle(self.todo)
 
@@ -47,11 +54,14 @@ class Vandal(threading.Thread):
         while not self.over.wait(self.pause*self.rng.uniform(.5, 1.5)):
             people = [process_family(pid) for e in self.envs() if e and (pid := e.pid)]
             self.seen.update(*people)
-            playing = [f for f in people if len(f) == 3 and f[0] not in touched]      # guard, worker, and the child that the world has started
+            # guard, worker, and the child that the world has started
+            playing = [f for f in people if len(f) == 3 and f[0] not in touched]
             if not playing or not self.todo: continue
             guard, worker, _ = self.rng.choice(playing)
             what = self.todo.pop()
-            try: os.kill(guard if what == 'kill guard' else worker, dict(stop=signal.SIGSTOP, leak=signal.SIGUSR1).get(what, signal.SIGKILL))
+            try:
+                os.kill(guard if what == 'kill guard' else worker, dict(stop=signal.SIGSTOP,
+                    leak=signal.SIGUSR1).get(what, signal.SIGKILL))
             except ProcessLookupError: self.todo.append(what); continue
             touched.add(guard)
             self.deeds.append(what)
@@ -71,14 +81,16 @@ def test_thirty_episodes_under_fire():
             obs, _, lost, _, _ = w.step(jump(3))
             for i in playing:
                 if lost[i]: continue
-                assert obs['inventory']['dirt'][i] == w.playing[i].steps        # no world sees another world's step, or a step twice
+                # no world sees another world's step, or a step twice
+                assert obs['inventory']['dirt'][i] == w.playing[i].steps
                 if w.playing[i].steps == n_steps: w.end(i)
         vandal.over.set(); vandal.join()
     rows = w.table()
     print({c or 'played out':sum(r['cause'] == c for r in rows) for c in ('','crash','hang','memory')}, vandal.deeds)
     assert [r['index'] for r in rows] == list(range(30)) == [r['seed'] for r in rows]
     assert all((r['steps'] == n_steps) == (r['cause'] == '') for r in rows)
-    assert {r['cause'] for r in rows} == {'', 'crash', 'hang', 'memory'}        # each kind was met, and some were spared
+    # each kind was met, and some were spared
+    assert {r['cause'] for r in rows} == {'', 'crash', 'hang', 'memory'}
     assert len(vandal.deeds) >= 8 and len(vandal.seen) > 30
     assert gone(vandal.seen) == []
     assert folders() <= before
@@ -95,10 +107,13 @@ def test_blockworld_lives_through_a_kill():
         assert e.value.cause == 'crash' and 'SIGKILL' in e.value.detail
         with pytest.raises(RuntimeError, match='reset'): env.step({})
         assert np.array_equal(env.reset()['pov'], first)
-        env.step({k:np.int64(1) for k in ('forward','jump')} | dict(camera=np.array([1,2], np.float32), attack=np.bool_(True)))    # numpy's numbers will do
+        # numpy's numbers will do
+        env.step({k:np.int64(1) for k in ('forward','jump')} | dict(camera=np.array([1,2], np.float32),
+            attack=np.bool_(True)))
 
 @linux
-@pytest.mark.parametrize('how,state', [(signal.SIGKILL, 'playing'), (signal.SIGKILL, 'hanging'), (signal.SIGKILL, 'stopped'), (signal.SIGTERM, 'playing')])
+@pytest.mark.parametrize('how,state', [(signal.SIGKILL, 'playing'), (signal.SIGKILL, 'hanging'),
+    (signal.SIGKILL, 'stopped'), (signal.SIGTERM, 'playing')])
 def test_children_die_with_the_parent(how, state):
     "However the program ends that holds the worlds, nothing of them stays behind"
     script = f'''
@@ -138,13 +153,16 @@ def test_a_mistake_is_never_retried():
     with Supervised(several(faulty, 2), [dict(seed=1), dict(seed=2)]) as w:
         w.reset()
         pids = [e.pid for e in w.env.envs]
-        for bad in (dict(fly=[0,1]), dict(attack=[0,2]), dict(camera=np.zeros((2,1))), dict(camera=np.array([[0,0],[0,np.nan]]))):
+        for bad in (dict(fly=[0,1]), dict(attack=[0,2]), dict(camera=np.zeros((2,1))),
+            dict(camera=np.array([[0,0],[0,np.nan]]))):
             with pytest.raises(ValueError): w.step(bad)
         w.step(jump(2))
         assert [e.pid for e in w.env.envs] == pids and [o.steps for o in w.playing.values()] == [1,1] and not w.outcomes
     kw = dict(process=True, vector=dict(autoreset_mode='Disabled'))
-    with pytest.raises(ValueError, match='moon'): Supervised(make_vec('blockworld', **kw), [dict(seed=1, arena='moon')]).reset()
-    with pytest.raises(TypeError, match='colour'): Supervised(make_vec('blockworld', colour='red', **kw), [dict(seed=1)]).reset()
+    with pytest.raises(ValueError, match='moon'):
+        Supervised(make_vec('blockworld', **kw), [dict(seed=1, arena='moon')]).reset()
+    with pytest.raises(TypeError, match='colour'):
+        Supervised(make_vec('blockworld', colour='red', **kw), [dict(seed=1)]).reset()
     with pytest.raises(ValueError, match='no episodes'): Supervised(several(faulty, 1), [])
 
 # --- replies that make no sense
@@ -156,16 +174,25 @@ def reply(**changes): return json.dumps({**GOOD, **changes})+'\n'
 def obs(**changes): return reply(obs={**OBS, **changes})
 
 GARBAGE = dict(
-    noise='\xff\xfe rubbish\n', cut='{"obs": {"inve\n', empty='\n', nothing='null\n', list='[1, 2]\n', text='"KeyboardInterrupt"\n',
+    noise='\xff\xfe rubbish\n', cut='{"obs": {"inve\n', empty='\n', nothing='null\n', list='[1, 2]\n',
+        text='"KeyboardInterrupt"\n',
     deep='['*200_000+'\n', digits='1'*6000+'\n', no_frame=json.dumps(dict(obs=OBS, info=GOOD['info']))+'\n',
-    large_frame=reply(frame=[4000,4000,3]), huge_frame=reply(frame=[10**9,10**9,3]), negative_frame=reply(frame=[-64,-64,3]),
-    odd_frame=reply(frame=[64,64,4]), float_frame=reply(frame=[64.,64.,3]), text_frame=reply(frame='64x64'), flat_frame=reply(frame=[64*64*3]),
-    obs_list=reply(obs=[]), no_place=obs(location_stats={}), place_list=obs(location_stats=[1,2]), nan=obs(location_stats={**PLACE, 'yaw':float('nan')}),
-    infinite=obs(location_stats={**PLACE, 'xpos':float('inf')}), text_place=obs(location_stats={**PLACE, 'pitch':'down'}),
-    negative_items=obs(inventory=dict(dirt=-1)), half_item=obs(inventory=dict(dirt=.5)), items_list=obs(inventory=['dirt']), gui=obs(isGuiOpen='yes'),
-    no_info=reply(info=None), info_list=reply(info=[]), broken=reply(info={**GOOD['info'], 'broken':3}), water=reply(info={**GOOD['info'], 'in_water':'no'}),
-    interrupt='{"error": "KeyboardInterrupt", "text": "stop"}\n', exit='{"error": "SystemExit", "text": "0"}\n', builtin='{"error": "print", "text": "0"}\n',
-    dunder='{"error": "__import__", "text": "os"}\n', error_list='{"error": ["ValueError"], "text": "x"}\n', no_text='{"error": "ValueError"}\n',
+    large_frame=reply(frame=[4000,4000,3]), huge_frame=reply(frame=[10**9,10**9,3]),
+        negative_frame=reply(frame=[-64,-64,3]),
+    odd_frame=reply(frame=[64,64,4]), float_frame=reply(frame=[64.,64.,3]), text_frame=reply(frame='64x64'),
+        flat_frame=reply(frame=[64*64*3]),
+    obs_list=reply(obs=[]), no_place=obs(location_stats={}), place_list=obs(location_stats=[1,2]),
+        nan=obs(location_stats={**PLACE, 'yaw':float('nan')}),
+    infinite=obs(location_stats={**PLACE, 'xpos':float('inf')}),
+        text_place=obs(location_stats={**PLACE, 'pitch':'down'}),
+    negative_items=obs(inventory=dict(dirt=-1)), half_item=obs(inventory=dict(dirt=.5)),
+        items_list=obs(inventory=['dirt']), gui=obs(isGuiOpen='yes'),
+    no_info=reply(info=None), info_list=reply(info=[]), broken=reply(info={**GOOD['info'], 'broken':3}),
+        water=reply(info={**GOOD['info'], 'in_water':'no'}),
+    interrupt='{"error": "KeyboardInterrupt", "text": "stop"}\n', exit='{"error": "SystemExit", "text": "0"}\n',
+        builtin='{"error": "print", "text": "0"}\n',
+    dunder='{"error": "__import__", "text": "os"}\n', error_list='{"error": ["ValueError"], "text": "x"}\n',
+        no_text='{"error": "ValueError"}\n',
     twice=reply()*2, failed_list='{"failed": [1]}\n')
 
 @linux
@@ -207,10 +234,12 @@ def test_a_run_goes_on_beside_garbage():
 
 def interpreters():
     "Pythons from 3.8 on that have numpy; STEVE1_OLD_PYTHON names more, separated by colons"
-    found = [p for v in range(8, 13) if (p := shutil.which(f'python3.{v}'))] + os.environ.get('STEVE1_OLD_PYTHON', '').split(':')
+    found = [p for v in range(8, 13) if (p := shutil.which(f'python3.{v}'))] + os.environ.get('STEVE1_OLD_PYTHON',
+        '').split(':')
     good = {}
     for p in filter(None, found):
-        r = subprocess.run([p, '-c', 'import sys, numpy; print(sys.version_info[:2], numpy.__version__)'], capture_output=True, text=True)
+        r = subprocess.run([p, '-c', 'import sys, numpy; print(sys.version_info[:2], numpy.__version__)'],
+            capture_output=True, text=True)
         if not r.returncode: good.setdefault(r.stdout.strip(), p)
     return good
 
@@ -221,14 +250,17 @@ def test_old_interpreters(name, tmp_path, monkeypatch):
     (tmp_path/'engine/build/libs').mkdir(parents=True)
     (tmp_path/'engine/build/libs/mcprec-6.13.jar').touch()
     for version,python in (interpreters() or {'this':sys.executable}).items():
-        with make_env(name, seed=3, size=(128,128), python=python, path=[FAKES], step_timeout=60.) as env: check_env(env, n=3)
+        with make_env(name, seed=3, size=(128,128), python=python, path=[FAKES], step_timeout=60.) as env:
+            check_env(env, n=3)
 
 @pytest.mark.parametrize('fault,says', [('lost', 'Connection timed out'), ('typeerror', 'TypeError in the game')])
 def test_a_broken_game_is_a_failure(fault, says, monkeypatch):
     "MineRL's random observation after a lost connection never reaches the caller, nor does its TypeError look like ours"
-    monkeypatch.setenv('FAKE_FAULT', fault); monkeypatch.setenv('FAKE_AT', '3')
+    monkeypatch.setenv('FAKE_FAULT', fault)
+    monkeypatch.setenv('FAKE_AT', '3')
     with make_env('minerl', python=sys.executable, path=[FAKES]) as env:
-        env.reset(); env.step({}); env.step({})
+        env.reset()
+        env.step({}); env.step({})
         with pytest.raises(EnvFailed, match=says): env.step({})
         env.reset()
 
@@ -296,10 +328,12 @@ print('as specified')
 def test_adapter_against_the_real_specification(package, name, tmp_path):
     "Every key that we send exists there in that type, and what its own handlers make of a report of the game is read as meant"
     python = os.environ.get(f'STEVE1_{name.upper()}_PYTHON', sys.executable)
-    has = subprocess.run([python, '-c', f'import importlib.util as u; import {package.split(".")[0]}'], capture_output=True)
+    has = subprocess.run([python, '-c', f'import importlib.util as u; import {package.split(".")[0]}'],
+        capture_output=True)
     if has.returncode: pytest.skip(f'{python} has no {name}: set STEVE1_{name.upper()}_PYTHON')
     env = dict(os.environ, MINESTUDIO_DIR=str(tmp_path))
-    r = subprocess.run([python, '-c', SPEC, str(repo_root()), str(repo_root()/'steve1'), package, name], input=json.dumps({k:0 for k in KEYS}), env=env, capture_output=True, text=True)
+    r = subprocess.run([python, '-c', SPEC, str(repo_root()), str(repo_root()/'steve1'), package, name],
+        input=json.dumps({k:0 for k in KEYS}), env=env, capture_output=True, text=True)
     assert r.returncode == 0 and 'as specified' in r.stdout, r.stderr[-2000:]
 
 @linux
@@ -308,7 +342,8 @@ def test_ctrl_c_ends_a_rollout_in_one_line(tmp_path):
     code = "from steve1.rollout import rollout_cli; rollout_cli()"
     words = ['dig a hole', '--n_steps', '100000', '--height', '90', '--name', 'stopped']
     env = dict(os.environ, STEVE1_DATA=str(tmp_path), OMP_NUM_THREADS='1')
-    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code, *words], env=env, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True)
     folder, until = tmp_path/'runs'/'stopped', time.monotonic()+90
     while not list(folder.glob('.tmp-*.mp4')) and p.poll() is None and time.monotonic() < until: time.sleep(.05)
     time.sleep(.5)

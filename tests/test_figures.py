@@ -10,8 +10,10 @@ import figures
 @pytest.fixture(scope='module')
 def whole(): return figures.whole(figures.rows())
 
-def test_exported_cells_are_short(whole): assert whole['median'] <= 12 and whole['nine_in_ten'] <= 25, (whole['median'], whole['nine_in_ten'])
-def test_lines_fit_a_page(whole): assert whole['wide'] <= .01, f"{whole['wide']:.1%} of the exported lines are longer than {figures.WIDE} characters"
+def test_exported_cells_are_short(whole):
+    assert whole['median'] <= 12 and whole['nine_in_ten'] <= 25, (whole['median'], whole['nine_in_ten'])
+def test_lines_fit_a_page(whole):
+    assert whole['wide'] <= .01, f"{whole['wide']:.1%} of the exported lines are longer than {figures.WIDE} characters"
 def test_modules_have_one_job(whole): assert not whole['long_modules']
 def test_functions_take_few_arguments(whole): assert not whole['many']
 def test_private_names_stay_at_home(whole): assert not whole['private']

@@ -38,23 +38,32 @@ class Hub:
             return 200, {'X-Repo-Commit':oid, 'ETag':f'"{hashlib.sha256(data).hexdigest()}"'}, data
         if m := re.fullmatch(r'/api/models/([^/]+/[^/]+)/tree/([^/]+)', path):
             oid, files = self.find(m[1], unquote(m[2]))
-            return wrong(oid, files) if isinstance(oid, int) else js([dict(type='file', path=k, size=len(v), oid=hashlib.sha1(v).hexdigest()) for k,v in files.items()])
-        if h.headers.get('Authorization') != 'Bearer may-write': return 401, {'X-Error-Message':'Invalid credentials in Authorization header'}, b''
+            return wrong(oid, files) if isinstance(oid, int) else js([dict(type='file', path=k, size=len(v),
+                oid=hashlib.sha1(v).hexdigest()) for k,v in files.items()])
+        if h.headers.get('Authorization') != 'Bearer may-write':
+            return 401, {'X-Error-Message':'Invalid credentials in Authorization header'}, b''
         if path == '/api/repos/create':
-            name, new = f"{body['organization']}/{body['name']}", f"{body['organization']}/{body['name']}" not in self.repos
+            name, new = (
+                f"{body['organization']}/{body['name']}",
+                f"{body['organization']}/{body['name']}" not in self.repos,
+            )
             if new: self.commit(name, {'.gitattributes':b''})
             return js(dict(url=f"{h.base}/{name}"), 200 if new else 409)
-        if path == '/api/validate-yaml': return js(dict(errors=[], warnings=[]), 200 if 'license:' in body['content'] else 400)
+        if path == '/api/validate-yaml':
+            return js(dict(errors=[], warnings=[]), 200 if 'license:' in body['content'] else 400)
         if m := re.fullmatch(r'/api/models/([^/]+/[^/]+)/branch/(.+)', path):
             r = self.repos[m[1]]; known = unquote(m[2]) in r['refs']
             r['refs'].setdefault(unquote(m[2]), r['refs']['main'])
             return js({}, 409 if known else 200)
         if m := re.fullmatch(r'/api/models/([^/]+/[^/]+)/preupload/(.+)', path):
-            return js(dict(files=[dict(path=f['path'], shouldIgnore=False, uploadMode='lfs' if f['path'].endswith('.safetensors') else 'regular') for f in body['files']]))
+            return js(dict(files=[dict(path=f['path'], shouldIgnore=False,
+                uploadMode='lfs' if f['path'].endswith('.safetensors') else 'regular') for f in body['files']]))
         if path.endswith('/info/lfs/objects/batch'):
-            return js(dict(transfer='basic', objects=[dict(o, actions=dict(upload=dict(href=f"{h.base}/lfs/{o['oid']}"))) for o in body['objects']]))
+            return js(dict(transfer='basic',
+                objects=[dict(o, actions=dict(upload=dict(href=f"{h.base}/lfs/{o['oid']}"))) for o in body['objects']]))
         if m := re.fullmatch(r'/api/models/([^/]+/[^/]+)/commit/(.+)', path):
-            files = {v['path']:base64.b64decode(v['content']) if l['key'] == 'file' else self.blobs[v['oid']] for l in body if l['key'] != 'header' for v in [l['value']]}
+            files = {v['path']:base64.b64decode(v['content']) if l['key'] == 'file' else self.blobs[v['oid']]
+                for l in body if l['key'] != 'header' for v in [l['value']]}
             oid = self.commit(m[1], files, unquote(m[2]))
             return js(dict(success=True, commitOid=oid, commitUrl=f'{h.base}/{m[1]}/commit/{oid}', hookOutput=''))
         return wrong(404, f'the stand-in knows no {method} {path}')
@@ -67,9 +76,12 @@ class Handler(BaseHTTPRequestHandler):
         self.base, hub = f'http://127.0.0.1:{self.server.server_port}', self.server.hub
         with hub.lock:
             hub.asked.append((self.command, path))
-            if path.startswith('/lfs/'): hub.blobs[path[5:]] = data; status, head, out = 200, {}, b''
+            if path.startswith('/lfs/'):
+                hub.blobs[path[5:]] = data
+                status, head, out = 200, {}, b''
             else:
-                body = [json.loads(l) for l in data.splitlines()] if '/commit/' in path else json.loads(data) if data else None
+                body = [json.loads(l)
+                    for l in data.splitlines()] if '/commit/' in path else json.loads(data) if data else None
                 status, head, out = hub.answer(self, self.command, path, body)
         self.send_response(status)
         for k,v in {**head, 'Content-Length':len(out)}.items(): self.send_header(k, v)
@@ -82,12 +94,15 @@ def hub(tmp_path_factory):
     "The stand-in, with what other people put there"
     hub, tmp, w = Hub(), tmp_path_factory.mktemp('others'), torch.zeros(2)
     one = lambda names, meta={}: save_tensors(tmp/'x.safetensors', {k:w for k in names}, meta).read_bytes()
-    hub.commit('others/minestudio', {'config.json':b'{}', 'model.safetensors':one(['net.mineclip_embed_linear.weight', 'mineclip.clip_model.logit_scale', 'prior.encoder.0.weight'])})
+    hub.commit('others/minestudio',
+        {'config.json':b'{}', 'model.safetensors':one(['net.mineclip_embed_linear.weight',
+        'mineclip.clip_model.logit_scale', 'prior.encoder.0.weight'])})
     hub.commit('others/published', {'README.md':b'', 'steve1.weights':b'PK'})
     hub.commit('others/headerless', {'model.safetensors':one(['net.mineclip_embed_linear.weight'])})
     hub.commit('others/cut', {'model.safetensors':one(['x'])[:40]})
     hub.commit('others/gated', {}); hub.gated.add('others/gated')
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler); server.hub = hub
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    server.hub = hub
     threading.Thread(target=server.serve_forever, daemon=True).start()
     hub.url = f'http://127.0.0.1:{server.server_port}'
     yield hub
@@ -115,8 +130,10 @@ def same(a, b): return type(a) is type(b) and a.cfg == b.cfg and a.record == b.r
 
 def client(code, url, home, **env):
     "What a Python of its own, which sees only this hub and this cache, found: its last line, as JSON"
-    env = {k:v for k,v in os.environ.items() if not k.startswith('HF_')} | dict(HF_ENDPOINT=url, HF_HOME=str(home), HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1', OMP_NUM_THREADS='1', NO_PROXY='127.0.0.1') | env
-    run = subprocess.run([sys.executable, '-c', PRELUDE + code], env=env, cwd=repo_root(), capture_output=True, text=True, timeout=100)
+    env = {k:v for k,v in os.environ.items() if not k.startswith('HF_')} | dict(HF_ENDPOINT=url, HF_HOME=str(home),
+        HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1', OMP_NUM_THREADS='1', NO_PROXY='127.0.0.1') | env
+    run = subprocess.run([sys.executable, '-c', PRELUDE + code], env=env, cwd=repo_root(), capture_output=True,
+        text=True, timeout=100)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -142,14 +159,17 @@ out['records'] = {str(r):Policy.from_pretrained('us/policy', r).record['frames']
 print(json.dumps(out))''', hub.url, home, HF_TOKEN='may-write')
 
 def test_there_and_back(pushed, hub):
-    assert pushed['same'] == dict.fromkeys(('policy', 'mineclip', 'prior', 'idm'), True) and pushed['logits'] and pushed['words'] == ['tree', 'wood']
+    assert pushed['same'] == dict.fromkeys(('policy', 'mineclip', 'prior', 'idm'),
+        True) and pushed['logits'] and pushed['words'] == ['tree', 'wood']
     head = hub.find('us/mineclip', 'main')[1]
     assert sorted(head) == ['.gitattributes', 'README.md', 'config.json', 'model.safetensors']
     assert json.loads(head['config.json'])['words'] == ['tree', 'wood']
 
 def test_card(pushed, hub):
     text = hub.find('us/policy', pushed['urls']['policy'].split('/')[-1])[1]['README.md'].decode()
-    for said in ('license: mit', '# policy\n', "Policy.from_pretrained('us/policy')", '| hidsize | 32 |', '| val.loss | 1.25 |', '| frames | 1000 |', '| lr | 0.001 |'): assert said in text, said
+    for said in ('license: mit', '# policy\n', "Policy.from_pretrained('us/policy')", '| hidsize | 32 |',
+        '| val.loss | 1.25 |', '| frames | 1000 |', '| lr | 0.001 |'):
+        assert said in text, said
 
 def test_revisions(pushed):
     "A branch and a commit are what they were when they were pushed"
@@ -163,8 +183,12 @@ def test_offline_and_cached(pushed, hub, home):
 print(json.dumps(dict(records=[Policy.from_pretrained('us/policy', r).record['frames'] for r in (None, 'try', {first!r})],
     other=said(lambda: Policy.from_pretrained('us/policy', revision='v9')), new=said(lambda: Policy.from_pretrained('us/new')), push=said(lambda: Policy.from_pretrained('us/policy').push_to_hub('us/policy')))))''', hub.url, home, HF_HUB_OFFLINE='1')
     assert out['records'] == [2000, 3000, 1000] and len(hub.asked) == asked
-    assert out['other'].startswith('DownloadError us/policy at v9: it is not in the cache') and '`HF_HUB_OFFLINE=0 hf download us/policy model.safetensors --revision v9`' in out['other']
-    assert '`HF_HUB_OFFLINE=0 hf download us/new model.safetensors`' in out['new'] and 'us/new is no folder here, either' in out['new']
+    assert out['other'].startswith('DownloadError us/policy at v9: it is not in the '
+        'cache') and '`HF_HUB_OFFLINE=0 hf download us/policy model.safetensors --revision v9`' in out['other']
+    assert (
+        '`HF_HUB_OFFLINE=0 hf download us/new model.safetensors`' in out['new']
+        and 'us/new is no folder here, either' in out['new']
+    )
     assert out['push'].startswith('DownloadError us/policy: HF_HUB_OFFLINE forbids access to the hub')
 
 def test_errors(pushed, hub, home):
@@ -173,13 +197,20 @@ def test_errors(pushed, hub, home):
 ask = lambda *a, cls=Policy, **kw: said(lambda: cls.from_pretrained(*a, **kw))
 print(json.dumps(dict(repo=ask('us/nothing'), revision=ask('us/policy', revision='v9'), name=ask('a/b/c'), gated=ask('others/gated'), kind=ask('us/policy', cls=Prior), file=ask('us/policy', file='prior.safetensors'),
     minestudio=ask('others/minestudio'), published=ask('others/published'), headerless=ask('others/headerless'), cut=ask('others/cut'),
-    push=said(lambda: Prior(PriorConfig.preset('tiny')).push_to_hub('us/prior')))))''', hub.url, home, HF_TOKEN='reads-only')
-    for key,words in dict(repo=('DownloadError us/nothing: the hub has no such repository, or it is private', 'hf auth login'), revision=('us/policy at v9', 'no such branch, tag or commit'),
-        name=("ValueError 'a/b/c' is neither a folder nor the name of a repository",), gated=('others/gated: agree to its terms',),
-        kind=('us/policy: model.safetensors holds a policy, not a prior',), file=('it has no prior.safetensors; it has README.md, config.json, model.safetensors',),
-        minestudio=('others/minestudio: model.safetensors holds a policy, a prior and a mineclip in one, as MineStudio keeps them', '`steve1_convert ', 'FOLDER` makes three files of it'),
-        published=('it has no model.safetensors; it has README.md, steve1.weights', '`from_official` reads it, `steve1_convert` makes it one of ours'),
-        headerless=('others/headerless: model.safetensors is a published file (a policy)',), cut=('others/cut', 'is cut short'),
+    push=said(lambda: Prior(PriorConfig.preset('tiny')).push_to_hub('us/prior')))))''', hub.url, home,
+        HF_TOKEN='reads-only')
+    for key,words in dict(repo=('DownloadError us/nothing: the hub has no such repository, or it is private',
+        'hf auth login'), revision=('us/policy at v9', 'no such branch, tag or commit'),
+        name=("ValueError 'a/b/c' is neither a folder nor the name of a repository",),
+            gated=('others/gated: agree to its terms',),
+        kind=('us/policy: model.safetensors holds a policy, not a prior',),
+            file=('it has no prior.safetensors; it has README.md, config.json, model.safetensors',),
+        minestudio=('others/minestudio: model.safetensors holds a policy, a prior and a mineclip in one, as '
+            'MineStudio keeps them', '`steve1_convert ', 'FOLDER` makes three files of it'),
+        published=('it has no model.safetensors; it has README.md, steve1.weights',
+            '`from_official` reads it, `steve1_convert` makes it one of ours'),
+        headerless=('others/headerless: model.safetensors is a published file (a policy)',),
+            cut=('others/cut', 'is cut short'),
         push=('this token may not do that: `hf auth login`',)).items():
         for w in words: assert w in out[key], (key, out[key])
 
@@ -188,4 +219,7 @@ def test_unreachable(pushed, home):
     out = client('''
 import time; time.sleep = lambda s: None # huggingface_hub waits half a minute between its tries
 print(json.dumps(dict(cached=Policy.from_pretrained('us/policy').record['frames'], new=said(lambda: Policy.from_pretrained('us/new')))))''', 'http://127.0.0.1:9', home)
-    assert out['cached'] == 2000 and 'us/new: it is not in the cache, and http://127.0.0.1:9 does not answer' in out['new'], out
+    assert (
+        out['cached'] == 2000
+        and 'us/new: it is not in the cache, and http://127.0.0.1:9 does not answer' in out['new']
+    ), out

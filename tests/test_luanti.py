@@ -74,7 +74,8 @@ def test_the_world_answers(played):
     _, seen, infos = played
     assert any(i['broken'][0] for i in infos), 'nothing was broken in a meadow that was attacked'
     assert max(o['location_stats']['pitch'][0] for o in seen)>60
-    moved = [np.hypot(o['location_stats']['xpos'][0]-seen[0]['location_stats']['xpos'][0], o['location_stats']['zpos'][0]-seen[0]['location_stats']['zpos'][0]) for o in seen]
+    moved = [np.hypot(o['location_stats']['xpos'][0]-seen[0]['location_stats']['xpos'][0],
+        o['location_stats']['zpos'][0]-seen[0]['location_stats']['zpos'][0]) for o in seen]
     assert 1<max(moved)<N*.3, moved
 
 def test_scripted_players_see_its_blocks(played):

@@ -8,12 +8,14 @@ pytestmark = pytest.mark.skipif(not shutil.which('make'), reason='no make here')
 
 def plan(target, **settings):
     "The words of each command that a target would run, and the environment it exports"
-    words = ['make', '-n', '--no-print-directory', '-C', str(ROOT), '-o', f"{settings.get('VENV', '.venv')}/.ready", target, *(f'{k}={v}' for k,v in settings.items())]
+    words = ['make', '-n', '--no-print-directory', '-C', str(ROOT), '-o',
+        f"{settings.get('VENV', '.venv')}/.ready", target, *(f'{k}={v}' for k,v in settings.items())]
     env = {k:v for k,v in os.environ.items() if k not in ('STEVE1_DATA', 'MAKEFLAGS', 'VENV')}
     text = subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout
     return [shlex.split(line) for line in text.splitlines()]
 
-@pytest.mark.parametrize('given,whole', [('rel', f'{ROOT}/rel'), ('/tmp/data', '/tmp/data'), ('/tmp/my data', '/tmp/my data'),
+@pytest.mark.parametrize('given,whole', [('rel', f'{ROOT}/rel'), ('/tmp/data', '/tmp/data'),
+    ('/tmp/my data', '/tmp/my data'),
     ('my data', f'{ROOT}/my data'), ('~/steve', f'{Path.home()}/steve'), ('', f'{ROOT}/data')])
 @pytest.mark.parametrize('target', ['demo', 'mini'])
 def test_data_folder(given, whole, target):
@@ -40,7 +42,8 @@ def test_exported_data_root(argument, tmp_path):
     given = f'STEVE1_DATA={os.path.relpath(tmp_path/"my data", ROOT)}'
     env = {k:v for k,v in os.environ.items() if k not in ('STEVE1_DATA', 'MAKEFLAGS', 'VENV')}
     for target in ('demo', 'lab', 'test'):
-        words = ['make', '-s', '-C', str(ROOT), '-o', f'{venv.parent}/.ready', target, f'VENV={venv.parent}', *([given] if argument else [])]
+        words = ['make', '-s', '-C', str(ROOT), '-o', f'{venv.parent}/.ready', target, f'VENV={venv.parent}',
+            *([given] if argument else [])]
         subprocess.run(words, check=True, capture_output=True, env=env if argument else env|dict([given.split('=', 1)]))
     said = (tmp_path/'said').read_text().splitlines()
     assert len(said) == 3 and {os.path.realpath(s) for s in said} == {os.path.realpath(tmp_path/'my data')}, said

@@ -43,7 +43,8 @@ System.load(); os.chdir('/'); print(data_dir(), sum(map(len, read_sampling('samp
 def test_an_archive_named_like_an_array(tmp_path):
     "An .npz under the name of a table of embeddings"
     with open(tmp_path/'embeds.npy', 'wb') as f: np.savez(f, a=np.zeros(3))
-    with pytest.raises(EpisodeError, match='embeds.npy is an archive of arrays'): EpisodeFolder(tmp_path).table('embeds.npy')
+    with pytest.raises(EpisodeError, match='embeds.npy is an archive of arrays'):
+        EpisodeFolder(tmp_path).table('embeds.npy')
 
 def test_left_by_a_killed_run(tmp_path):
     "What a killed process was writing goes with the next write into that folder, and nothing else does"

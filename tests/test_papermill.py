@@ -12,9 +12,11 @@ def test_a_stopped_papermill_ends_its_kernel(tmp_path):
     "SIGTERM, as a cluster or `kill` sends it, in the middle of a cell"
     cell = "import os, time; open('pid.part', 'w').write(str(os.getpid())); os.rename('pid.part', 'pid'); time.sleep(300)"
     kernel = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)], metadata=kernel), tmp_path/'in.ipynb')
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)], metadata=kernel),
+        tmp_path/'in.ipynb')
     command = [sys.executable, '-m', 'papermill', 'in.ipynb', 'out.ipynb', '--no-progress-bar', '--log-level', 'ERROR']
-    p = subprocess.Popen(command, cwd=tmp_path, env=dict(os.environ, JUPYTER_PREFER_ENV_PATH='1'), stderr=subprocess.DEVNULL, start_new_session=True)
+    p = subprocess.Popen(command, cwd=tmp_path, env=dict(os.environ, JUPYTER_PREFER_ENV_PATH='1'),
+        stderr=subprocess.DEVNULL, start_new_session=True)
     end = time.monotonic()+60
     while not (tmp_path/'pid').exists() and p.poll() is None and time.monotonic() < end: time.sleep(.1)
     pid = int((tmp_path/'pid').read_text())

@@ -34,7 +34,11 @@ def test_real_lines_become_episodes(video, tmp_path):
     plain = validate_episode(convert_contractor(video, LINES, tmp_path/'a', ContractorConfig(size=(36,64))))
     assert plain.n == 1104 and plain.meta['recording']['stuck_attack'] == 285
     pen = validate_episode(convert_basalt(video, LINES, tmp_path/'b', BasaltConfig(size=(36,64), task='pen-animals')))
-    assert pen.n == 1103 and pen.meta['basalt']['quit'] == 1306 and pen.events[0].task == BASALT_TASKS['pen-animals'].prompt
+    assert (
+        pen.n == 1103
+        and pen.meta['basalt']['quit'] == 1306
+        and pen.events[0].task == BASALT_TASKS['pen-animals'].prompt
+    )
     (own := tmp_path/'own').mkdir()
     video.rename(own/'video.mp4')
     (own/'actions.jsonl').write_text(LINES.read_text()+'\n\n')                  # an editor adds blank lines
@@ -44,10 +48,12 @@ def test_written_as_real(tmp_path):
     "What `write_contractor` writes moves the mouse as the real recorder does"
     from steve1.data.contractor import write_contractor
     from steve1.episodes import Episode, list_episodes
-    written = [s['mouse'] for s in read_steps(write_contractor(Episode(list_episodes('sample')[1]), tmp_path/'x', (90,160), stop=200)[1])]
+    written = [s['mouse'] for s in read_steps(write_contractor(Episode(list_episodes('sample')[1]), tmp_path/'x',
+        (90,160), stop=200)[1])]
     real = [s['mouse'] for s in read_steps(LINES)]
     for mouse in (written, real):
-        moved = [abs(b['x']-a['x']-a['dx']) < 1e-6 and abs(b['y']-a['y']-a['dy']) < 1e-6 for a,b in zip(mouse, mouse[1:])]
+        moved = [abs(b['x']-a['x']-a['dx']) < 1e-6 and abs(b['y']-a['y']-a['dy']) < 1e-6 for a,b in zip(mouse,
+            mouse[1:])]
         assert np.mean(moved) > .99 and all(abs(m['scaledX']-(m['x']-640)) < 1e-6 for m in mouse)
     assert set(real[0]) == set(written[0])
 
@@ -63,7 +69,9 @@ def test_real_video(tmp_path):
     except RecordingError as e: assert 'mcu_find_forest_1.mp4: frame' in str(e)
     else: assert n == 200
     idm = find_data('weights', 'idm.safetensors')
-    try: ep = validate_episode(convert_recording(FOREST, tmp_path/'e', RecordingConfig(size=(64,64), keep_null=True), idm=idm))
+    try:
+        ep = validate_episode(convert_recording(FOREST, tmp_path/'e', RecordingConfig(size=(64,64),
+            keep_null=True), idm=idm))
     except RecordingError as e: assert 'mcu_find_forest_1.mp4: frame' in str(e) and not (tmp_path/'e').exists()
     else: assert ep.n == rec.times.n_steps and ep.meta['recording']['kind'] == 'labelled'
 

@@ -5,26 +5,33 @@ from steve1.config import repo_root
 from steve1.episodes import Episode, list_episodes, validate_episode
 from steve1.base.video import VideoWriter
 
-ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(repo_root()), os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1')
+ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(repo_root()), os.environ.get('PYTHONPATH', '')]),
+    OMP_NUM_THREADS='1')
 MB = 2**20
 
 def write(folder, n, size=(72,128), fps=20, seed=0):
     "A recording of n frames of slowly changing noise, with a key always down"
     folder.mkdir(parents=True)
     rng, video = np.random.default_rng(seed), VideoWriter(folder/'video.mp4', size, fps)
-    for a in range(0, n, 40): video.add(np.broadcast_to(cv2.resize(rng.integers(0, 255, (6,8,3), dtype=np.uint8), size[::-1]), (min(40, n-a),*size,3)))
+    for a in range(0, n, 40):
+        video.add(np.broadcast_to(cv2.resize(rng.integers(0, 255, (6,8,3), dtype=np.uint8), size[::-1]),
+            (min(40, n-a),*size,3)))
     video.close()
     (folder/'actions.jsonl').write_text('{"forward": 1, "camera": [0.5, -1.25]}\n'*n)
     return folder
 
-def run(code, **kw): return subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True, timeout=120, **kw)
+def run(code, **kw):
+    return subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True, timeout=120, **kw)
 
 def test_memory_is_flat(tmp_path):
     "Ten times the length, hardly any more memory: 2,400 frames of 360×640 would be 1.7 GB"
     peak = {}
     for n in (240, 2400):
         src = write(tmp_path/f'r{n}', n, (360,640))
-        r = run(f"import resource; from steve1.data.recordings import convert_recording; convert_recording({str(src)!r}, {str(tmp_path/f'e{n}')!r}); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024)")
+        r = run(
+            f"import resource; from steve1.data.recordings import convert_recording; "
+            f"convert_recording({str(src)!r}, {str(tmp_path/f'e{n}')!r}); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024)"
+        )
         assert r.returncode == 0, r.stderr
         peak[n] = int(r.stdout)/MB
         assert Episode(tmp_path/f'e{n}').n == n
@@ -55,7 +62,9 @@ def test_video_cut_short(tmp_path):
     from steve1.data.contractor import RecordingError
     from steve1.data.recordings import convert_recording
     src = write(tmp_path/'r', 200, (36,64))
-    with av.open(str(src/'video.mp4')) as old, av.open(str(tmp_path/'fast.mp4'), 'w', options=dict(movflags='faststart')) as new: # index first: a cut file still opens
+    # index first: a cut file still opens
+    with av.open(str(src/'video.mp4')) as old, av.open(str(tmp_path/'fast.mp4'), 'w',
+        options=dict(movflags='faststart')) as new:
         s = new.add_stream_from_template(old.streams.video[0])
         for p in old.demux(video=0):
             if p.dts is not None: p.stream = s; new.mux(p)
@@ -77,8 +86,10 @@ def test_command(tmp_path):
     "One good, one broken: the good one is made, the other is named, and the status says so"
     write(tmp_path/'in'/'good', 60); write(tmp_path/'in'/'bad', 60)
     (tmp_path/'in'/'bad'/'actions.jsonl').write_text('{"camera": [0, 1]}\n'*10 + '{"camera": [0, 1}\n')
-    (tmp_path/'main.py').write_text('from steve1.data.importing import recordings_cli\nif __name__ == "__main__": recordings_cli()\n')
-    cmd = lambda *a: subprocess.run([sys.executable, str(tmp_path/'main.py'), str(tmp_path/'in'), '--out', str(tmp_path/'out'), *a], env=ENV, capture_output=True, text=True, timeout=120)
+    (tmp_path/'main.py').write_text('from steve1.data.importing import recordings_cli\nif __name__ == "__main__": '
+        'recordings_cli()\n')
+    cmd = lambda *a: subprocess.run([sys.executable, str(tmp_path/'main.py'), str(tmp_path/'in'), '--out',
+        str(tmp_path/'out'), *a], env=ENV, capture_output=True, text=True, timeout=120)
     r = cmd('--dry_run', '--size', '64')
     assert r.returncode == 1 and 'bad: actions.jsonl, line 11' in r.stdout and not (tmp_path/'out').exists(), r
     r = cmd('--size', '36x64')
@@ -96,7 +107,8 @@ def test_blank_lines_at_the_end(tmp_path):
     from steve1.data.contractor import RecordingError, read_steps
     from steve1.data.tracks import ActionLines
     step = json.dumps(dict(mouse=dict(dx=1, dy=0, buttons=[], newButtons=[]), keyboard=dict(keys=[]), isGuiOpen=False))
-    for line,read in (('{"camera": [1.0, 0.0]}', lambda p: ActionLines.read(p).rows), (step, lambda p: ActionLines.read(p).rows), (step, lambda p: list(read_steps(p)))):
+    for line,read in (('{"camera": [1.0, 0.0]}', lambda p: ActionLines.read(p).rows),
+        (step, lambda p: ActionLines.read(p).rows), (step, lambda p: list(read_steps(p)))):
         for end in ('', '\n', '\n\n', '\r\n \n\t\n\n'):
             (tmp_path/'actions.jsonl').write_text('\n'.join([line]*3)+end)
             assert len(read(tmp_path/'actions.jsonl')) == 3
@@ -126,8 +138,10 @@ def test_a_turned_video(tmp_path):
     src = write(tmp_path/'r', 20)
     data = bytearray((src/'video.mp4').read_bytes())
     at = data.index(b'tkhd')+4+20+16+4*(0)
-    matrix = data.index((1<<16).to_bytes(4, 'big')+b'\0'*12+(1<<16).to_bytes(4, 'big')+b'\0'*12+(1<<30).to_bytes(4, 'big'), at)
-    data[matrix:matrix+36] = b''.join(v.to_bytes(4, 'big', signed=True) for v in (0, 1<<16, 0, -1<<16, 0, 0, 0, 0, 1<<30))
+    matrix = data.index((1<<16).to_bytes(4, 'big')+b'\0'*12+(1<<16).to_bytes(4, 'big')+b'\0'*12+(1<<30).to_bytes(4,
+        'big'), at)
+    data[matrix:matrix+36] = b''.join(v.to_bytes(4, 'big', signed=True) for v in (0, 1<<16, 0, -1<<16, 0, 0, 0, 0,
+        1<<30))
     (src/'video.mp4').write_bytes(data)
     with pytest.raises(RecordingError, match='video.mp4: frame 0 .*write it upright'): list(Recording(src).frames())
 
@@ -135,10 +149,16 @@ def test_interrupted(tmp_path):
     "Ctrl-C in a conversion: one line, status 130, and no part of an episode"
     for i in range(6): write(tmp_path/'in'/f'r{i}', 600, (360,640), seed=i)
     (tmp_path/'steve1_recordings').write_text(COMMAND)
-    p = subprocess.Popen([sys.executable, str(tmp_path/'steve1_recordings'), str(tmp_path/'in'), '--out', str(tmp_path/'out')], env=ENV, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    p = subprocess.Popen([sys.executable, str(tmp_path/'steve1_recordings'), str(tmp_path/'in'), '--out',
+        str(tmp_path/'out')], env=ENV, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True)
     end = time.monotonic()+60
     while not list(tmp_path.glob('out/.tmp-*')) and time.monotonic() < end: time.sleep(.05)
     os.killpg(p.pid, signal.SIGINT)
     out, err = p.communicate(timeout=60)
-    assert p.returncode == 130 and 'Traceback' not in err and err.splitlines()[-1].startswith('steve1_recordings: stopped'), err
+    assert (
+        p.returncode == 130
+        and 'Traceback' not in err
+        and err.splitlines()[-1].startswith('steve1_recordings: stopped')
+    ), err
     for e in list_episodes(tmp_path/'out') if list(tmp_path.glob('out/r*')) else (): validate_episode(e)

@@ -22,7 +22,8 @@ def parameter_cells(nb): return [c for c in code_cells(nb) if 'parameters' in c[
 
 def module_of(path):
     "The name after `#| default_exp`"
-    return next((d.split()[1] for c in code_cells(load(path)) for d in directives(c) if d.startswith('default_exp ')), None)
+    return next((d.split()[1] for c in code_cells(load(path)) for d in directives(c)
+        if d.startswith('default_exp ')), None)
 
 ORDER = {module_of(p):i for i,p in enumerate(ROWS)} # module -> its row
 
@@ -36,7 +37,8 @@ def imports(module):
         elif isinstance(node, ast.ImportFrom):
             near = f"steve1.{module}".split('.')[:-node.level] if node.level else []
             base = '.'.join([*near, *filter(None, [node.module])])
-            names = [f'{base}.{a.name}' if f'{base}.{a.name}'.removeprefix('steve1.') in ORDER else base for a in node.names]
+            names = [f'{base}.{a.name}' if f'{base}.{a.name}'.removeprefix('steve1.') in ORDER else base
+                for a in node.names]
         else: continue
         for name in names:
             if name.startswith('steve1.'): ours.add(name.removeprefix('steve1.'))
@@ -56,22 +58,28 @@ def tracked():
     "Files that git would carry: tracked or new and not ignored; without git, all but what is made"
     r = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True)
     if r.returncode == 0 and r.stdout: paths = [ROOT/l for l in r.stdout.splitlines()]
-    else: paths = [p for p in ROOT.rglob('*') if not re.search(r'(^|/)(\.venv|\.git|__pycache__|runs|datasets|cache)/|egg-info', p.relative_to(ROOT).as_posix())]
+    else:
+        paths = [p for p in ROOT.rglob('*')
+            if not re.search(r'(^|/)(\.venv|\.git|__pycache__|runs|datasets|cache)/|egg-info',
+            p.relative_to(ROOT).as_posix())]
     return [p for p in paths if p.is_file()]
 
 # --- notebooks and modules
 
 def test_notebooks_and_modules_are_one_to_one():
-    modules = {p.relative_to(ROOT/'steve1').with_suffix('').as_posix().replace('/', '.') for p in (ROOT/'steve1').rglob('*.py') if not p.stem.startswith('_')}
+    modules = {p.relative_to(ROOT/'steve1').with_suffix('').as_posix().replace('/', '.')
+        for p in (ROOT/'steve1').rglob('*.py') if not p.stem.startswith('_')}
     assert set(ORDER) == modules
     assert len(ORDER) == len(ROWS)
-    assert set(ROWS) == {p for p in NOTEBOOKS if module_of(p)}, "every exporting notebook has a row in the index's table, and no other"
+    assert set(ROWS) == {p for p in NOTEBOOKS
+        if module_of(p)}, "every exporting notebook has a row in the index's table, and no other"
     for p in ROWS:
         folder, name = p.relative_to(ROOT/'nbs').parent, re.sub(r'^\d\d_', '', p.stem)
         assert (folder/name).as_posix().replace('/', '.') == module_of(p), f'{p.name} exports {module_of(p)}'
 
 def test_story_stands_on_the_ground_floor():
-    assert [p.stem for p in sorted((ROOT/'nbs').glob('*.ipynb')) if p.stem != 'index'] == [p.stem for p in ROWS if p.parent == ROOT/'nbs']
+    assert [p.stem for p in sorted((ROOT/'nbs').glob('*.ipynb')) if p.stem != 'index'] == [p.stem
+        for p in ROWS if p.parent == ROOT/'nbs']
     assert all(re.match(r'\d\d_', p.stem) for p in ROWS if p.parent == ROOT/'nbs')
 
 def test_modules_and_notebooks_are_in_step():
@@ -89,7 +97,8 @@ def test_launched_modules_come_earlier(module):
     "A module that starts another by its name or file depends on it, too"
     text = path_of(module).read_text(encoding='utf-8')
     named = {m for m in re.findall(r"['\"]steve1\.([\w.]+)(?::\w+)?['\"]", text) if m in ORDER} - {module}
-    named |= {m for m in ORDER if re.search(r"files\('steve1'\)\s*/\s*'" + r"'\s*/\s*'".join([*m.split('.')[:-1], m.split('.')[-1]+r'\.py']) + "'", text)}
+    named |= {m for m in ORDER if re.search(r"files\('steve1'\)\s*/\s*'" + r"'\s*/\s*'".join([*m.split('.')[:-1],
+        m.split('.')[-1]+r'\.py']) + "'", text)}
     late = {m for m in named if ORDER[m] >= ORDER[module]} - LAUNCHED.get(module, set())
     assert not late, f'{module} starts {late}, which come later in the table'
 
@@ -112,7 +121,8 @@ def test_notebook(path):
     assert not repo.error_outputs(nb), 'saved with an error output'
     first = next(c for c in nb['cells'] if c['cell_type'] == 'markdown')
     assert source(first).startswith('# '), 'the first text cell is the title'
-    widgets = [o for c in code_cells(nb) for o in c['outputs'] if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
+    widgets = [o for c in code_cells(nb) for o in c['outputs']
+        if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
     assert not widgets, 'a saved widget (progress bar?) is an empty box for the reader'
 
 # --- notebooks that papermill runs
@@ -125,26 +135,35 @@ def test_papermill_notebook(path):
     for line in source(cells[0]).splitlines():
         if not line.strip() or line.startswith('#'): continue
         node, = ast.parse(line).body
-        assert isinstance(node, ast.AnnAssign) and node.value is not None, f'`name: type = literal  # comment`, not: {line}'
+        assert isinstance(node,
+            ast.AnnAssign) and node.value is not None, f'`name: type = literal  # comment`, not: {line}'
         ast.literal_eval(node.value)
         assert re.fullmatch(r'\s*#\s*\S.*', line[node.end_col_offset:]), f'no comment: {line}'
     for c in code_cells(nb):
         assert 'nbdev_export(' not in source(c), 'papermill would export in the middle of a run'
         assert not {'eval: false', 'eval:false'} & directives(c), 'papermill runs such a cell all the same'
 
-RUNS = {p:m[1] for p in NOTEBOOKS for c in code_cells(load(p)) if (m := re.search(r"^skip_lessons\(globals\(\), '(.+)'\)", source(c), re.M))} # -> first line of its run
+# -> first line of its run
+RUNS = {p:m[1] for p in NOTEBOOKS for c in code_cells(load(p)) if (m := re.search(r"^skip_lessons\(globals\(\), "
+    r"'(.+)'\)", source(c), re.M))}
 
 def names(code, context):
     "Names that some code reads (ast.Load) or binds (ast.Store), what only a test runs left out"
     class Names(ast.NodeVisitor):
         found = set()
-        def visit_If(self, node): [self.visit(n) for n in ([] if ast.unparse(node.test).startswith('in_test()') else [node.test, *node.body]) + node.orelse]
+        def visit_If(self, node):
+            [self.visit(n) for n in ([] if ast.unparse(node.test).startswith('in_test()') else [node.test,
+                *node.body]) + node.orelse]
         def visit_Name(self, node): self.found |= {node.id} if isinstance(node.ctx, context) else set()
-        def visit_bound(self, node): self.found |= {node.name} if context is ast.Store else set(); self.generic_visit(node)
+        def visit_bound(self, node):
+            self.found |= {node.name} if context is ast.Store else set()
+            self.generic_visit(node)
         visit_FunctionDef = visit_ClassDef = visit_ExceptHandler = visit_bound
         def visit_arg(self, node): self.found |= {node.arg} if context is ast.Store else set()
-        def visit_alias(self, node): self.found |= {(node.asname or node.name).split('.')[0]} if context is ast.Store else set()
-    seen = Names(); seen.found = set(); seen.visit(ast.parse(code))
+        def visit_alias(self, node):
+            self.found |= {(node.asname or node.name).split('.')[0]} if context is ast.Store else set()
+    seen = Names()
+    seen.found = set(); seen.visit(ast.parse(code))
     return seen.found
 
 def test_four_notebooks_begin_with_their_parameters(): assert tuple(sorted(p.stem for p in RUNS)) == PAPERMILL
@@ -156,7 +175,8 @@ def test_run_does_without_the_lessons(path):
     first = next(i for i,c in enumerate(cells) if 'skip_lessons(globals()' in source(c))
     again = [i for i,c in enumerate(cells) if source(c).splitlines()[:1] == [RUNS[path]]]
     assert len(again) == 1 and again[0] > first, f'one cell begins with {RUNS[path]!r}'
-    assert not [c for c in cells[:first] if 'export' in directives(c)], 'parameters are checked before the notebook imports'
+    assert not [c for c in cells[:first]
+        if 'export' in directives(c)], 'parameters are checked before the notebook imports'
     run = '\n'.join(source(c) for c in cells[:first+1] + cells[again[0]:])
     unknown = names(run, ast.Load) - names(run, ast.Store) - set(dir(builtins))
     assert not unknown, f'{unknown} come from cells that papermill leaves out'
@@ -194,10 +214,12 @@ def settings():
 def test_every_import_is_required():
     from importlib.metadata import packages_distributions
     normal = lambda o: o.lower().replace('_', '-')
-    wanted = {normal(re.match(r'[\w-]+', r)[0]) for k,v in settings().items() if k.endswith('requirements') for r in v.split()}
+    wanted = {normal(re.match(r'[\w-]+', r)[0]) for k,v in settings().items() if k.endswith('requirements')
+        for r in v.split()}
     found = packages_distributions()
     used = {o for m in ORDER for o in imports(m)[1]} - set(sys.stdlib_module_names)
-    missing = {o for o in used if not wanted & set(map(normal, found.get(o, [o])))} # an extra that is not installed goes by its import's name
+    # an extra that is not installed goes by its import's name
+    missing = {o for o in used if not wanted & set(map(normal, found.get(o, [o])))}
     assert not missing, f'settings.ini does not require {missing}'
 
 def test_every_requirement_has_an_exact_version():
@@ -233,31 +255,39 @@ def test_what_ships_is_small(folder, limit):
     size = sum(p.stat().st_size for p in tracked() if p.is_relative_to(ROOT/folder))
     assert size < limit*MB, f'{folder} holds {size/MB:.1f} MB'
 
-@pytest.mark.parametrize('question', ['the sky is drawn', 'the goal enters the policy', 'an episode is written', 'a run resumes'])
+@pytest.mark.parametrize('question', ['the sky is drawn', 'the goal enters the policy', 'an episode is written',
+    'a run resumes'])
 def test_the_index_answers(question):
     "One row, which names the notebook and what to look for in it"
-    rows = [l for l in source(load(ROOT/'nbs'/'index.ipynb')['cells'][3]).splitlines() if l.startswith('| ') and question in l]
+    rows = [l for l in source(load(ROOT/'nbs'/'index.ipynb')['cells'][3]).splitlines() if l.startswith('| ')
+        and question in l]
     assert len(rows) == 1, rows
-    path, name = re.search(r'\(([\w/]+)\.ipynb\)', rows[0])[1], re.search(rf'{question}\*\*[^|]*?`(?:\w+\.)?(\w+)`', rows[0])[1]
-    assert re.search(rf'^(def|class) {name}\b', path_of(module_of(ROOT/'nbs'/f'{path}.ipynb')).read_text(encoding='utf-8'), re.M)
+    path, name = re.search(r'\(([\w/]+)\.ipynb\)',
+        rows[0])[1], re.search(rf'{question}\*\*[^|]*?`(?:\w+\.)?(\w+)`', rows[0])[1]
+    assert re.search(rf'^(def|class) {name}\b',
+        path_of(module_of(ROOT/'nbs'/f'{path}.ipynb')).read_text(encoding='utf-8'), re.M)
 
 @pytest.mark.parametrize('path', [p for p in ROWS if p.parent == ROOT/'nbs'], **by_name)
 def test_story_opens_in_colab(path):
     "A link that names this notebook, and an install cell that runs nowhere else"
     cells = load(path)['cells']
-    assert f'https://colab.research.google.com/github/steve1/steve1/blob/main/nbs/{path.name})' in source(next(c for c in cells if c['cell_type'] == 'markdown'))
+    assert f'https://colab.research.google.com/github/steve1/steve1/blob/main/nbs/{path.name})' in source(next(c
+        for c in cells if c['cell_type'] == 'markdown'))
     install, = [c for c in cells if 'git clone' in source(c)]
     top = ast.parse(source(install)).body
-    assert [type(n) for n in top] == [ast.Import, ast.If] and ast.unparse(top[1].test) == "'google.colab' in sys.modules"
+    assert [type(n) for n in top] == [ast.Import,
+        ast.If] and ast.unparse(top[1].test) == "'google.colab' in sys.modules"
 
 def test_settings_of_others_can_be_read():
     "Workflows, issue forms, devcontainer, citation: what no run of ours reads"
     import yaml
-    for p in [*(ROOT/'.github').rglob('*.yml'), ROOT/'CITATION.cff']: assert isinstance(yaml.safe_load(p.read_text(encoding='utf-8')), dict), p
+    for p in [*(ROOT/'.github').rglob('*.yml'), ROOT/'CITATION.cff']:
+        assert isinstance(yaml.safe_load(p.read_text(encoding='utf-8')), dict), p
     assert json.loads((ROOT/'.devcontainer'/'devcontainer.json').read_text())['postCreateCommand'] == 'make setup'
     for p in (ROOT/'.github'/'workflows').glob('*.yml'):
         flow = yaml.safe_load(p.read_text(encoding='utf-8'))
-        assert flow[True] and all({'runs-on', 'steps'} <= job.keys() for job in flow['jobs'].values()), p # `on` reads as True
+        # `on` reads as True
+        assert flow[True] and all({'runs-on', 'steps'} <= job.keys() for job in flow['jobs'].values()), p
         steps = [s for job in flow['jobs'].values() for s in job['steps']]
         assert all(('run' in s) != ('uses' in s) for s in steps), p
         named = {n for s in steps for n in re.findall(r'run_all\.py (.+)', s.get('run', '')) for n in n.split()}
@@ -266,5 +296,8 @@ def test_settings_of_others_can_be_read():
 
 def test_ruff_is_content():
     "Tests and tools hold no unused names, no mutable defaults, no errors that a linter sees"
-    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', '.'], cwd=ROOT, capture_output=True, text=True)
-    assert r.returncode == 0, f'{r.stdout[-3000:]}{r.stderr}\n`{Path(sys.executable).name} -m ruff check --fix` repairs most'
+    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', '.'],
+        cwd=ROOT, capture_output=True, text=True)
+    assert (
+        r.returncode == 0
+    ), f'{r.stdout[-3000:]}{r.stderr}\n`{Path(sys.executable).name} -m ruff check --fix` repairs most'

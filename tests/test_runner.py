@@ -8,7 +8,8 @@ import run_all
 def notebook(folder, code):
     path = folder/'some.ipynb'
     cell = dict(cell_type='code', id='a', metadata={}, source=code, outputs=[], execution_count=None)
-    path.write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=dict(name='python3', language='python', display_name='python3')), nbformat=4, nbformat_minor=5)))
+    path.write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=dict(name='python3', language='python',
+        display_name='python3')), nbformat=4, nbformat_minor=5)))
     return path
 
 @pytest.mark.parametrize('code,ok,says', [

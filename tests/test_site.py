@@ -19,7 +19,8 @@ class Page(HTMLParser):
         if a.get('id'): self.ids.add(a['id'])
         if tag == 'a' and a.get('href'): self.links.append(a['href'])
         if tag in ('img', 'script', 'iframe', 'source', 'video') and a.get('src'): self.loads.append(a['src'])
-        if tag == 'link' and a.get('rel') in ('stylesheet', 'preload', 'icon', 'preconnect') and a.get('href'): self.loads.append(a['href'])
+        if tag == 'link' and a.get('rel') in ('stylesheet', 'preload', 'icon', 'preconnect') and a.get('href'):
+            self.loads.append(a['href'])
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
@@ -36,14 +37,18 @@ def test_links_lead_somewhere(site):
             url, anchor = urldefrag(href)
             if re.match(r'[a-z]+:', url) or path.name == '404.html': continue
             target = (path.parent/unquote(url)).resolve() if url else path
-            if target not in pages and not target.is_file() and not (target/'index.html').is_file(): wrong.append(f'{path.relative_to(out)}: {href}')
-            elif anchor and target in pages and unquote(anchor) not in pages[target].ids: wrong.append(f'{path.relative_to(out)}: no #{anchor} in {href}')
+            if target not in pages and not target.is_file() and not (target/'index.html').is_file():
+                wrong.append(f'{path.relative_to(out)}: {href}')
+            elif anchor and target in pages and unquote(anchor) not in pages[target].ids:
+                wrong.append(f'{path.relative_to(out)}: no #{anchor} in {href}')
     assert not wrong, '\n'.join(wrong)
 
 def test_pages_load_nothing_from_elsewhere(site):
     _, pages = site
     assert not [(p.name, l) for p,page in pages.items() for l in page.loads if re.match(r'(https?:)?//', l)]
-    for css in site[0].rglob('*.css'): assert not re.search(r'@import\s+["\'](https?:)?//|url\(["\']?(https?:)?//', css.read_text(encoding='utf-8')), css.name
+    for css in site[0].rglob('*.css'):
+        assert not re.search(r'@import\s+["\'](https?:)?//|url\(["\']?(https?:)?//',
+            css.read_text(encoding='utf-8')), css.name
 
 def test_every_notebook_and_module_has_a_page(site):
     out, pages = site
@@ -51,5 +56,6 @@ def test_every_notebook_and_module_has_a_page(site):
     from repo import notebooks
     there = {p.relative_to(out).with_suffix('').as_posix() for p in pages}
     assert {p.relative_to(ROOT/'nbs').with_suffix('').as_posix() for p in notebooks()} <= there
-    modules = {p.relative_to(ROOT/'steve1').with_suffix('').as_posix().replace('/', '.') for p in (ROOT/'steve1').rglob('*.py') if not p.stem.startswith('_')}
+    modules = {p.relative_to(ROOT/'steve1').with_suffix('').as_posix().replace('/', '.')
+        for p in (ROOT/'steve1').rglob('*.py') if not p.stem.startswith('_')}
     assert {f'api/{m}' for m in modules} <= there

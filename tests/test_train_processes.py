@@ -73,7 +73,8 @@ def test_a_launch_ends_with_its_parent(launched):
     children = family(launched.pid)[1:]
     launched.kill(); launched.wait()
     end = time.monotonic()+60
-    alive = lambda: [c for c in children if Path(f'/proc/{c}').exists() and Path(f'/proc/{c}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z']
+    alive = lambda: [c for c in children if Path(f'/proc/{c}').exists()
+        and Path(f'/proc/{c}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z']
     while alive() and time.monotonic() < end: time.sleep(.2)
     assert alive() == []
     assert safe_torch_load(data_dir('runs', 'open', 'state', 'main.pt'))['step'] > 0
@@ -87,8 +88,10 @@ def ranks(fork, cfg, world=2):
     A sharded process on a loaded CPU once in some twenty runs died of a segmentation fault when weights were gathered at the end; the cause is not known.
     So that it does not pass unseen, such a death is a warning."""
     for _ in range(3):
-        with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-        env = dict(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), STEVE1_PROCS=str(world), ACCELERATE_USE_CPU='true')
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+        env = dict(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=str(port), STEVE1_PROCS=str(world), ACCELERATE_USE_CPU='true')
         ps = [fork('run', config(cfg), RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(world)]
         for p in ps: p.join()
         if all(p.exitcode >= 0 for p in ps): break
@@ -101,8 +104,10 @@ def ranks(fork, cfg, world=2):
 def test_ctrl_c_in_two_processes(fork):
     "Ctrl-C reaches every process, and torchrun then sends SIGTERM: one request, the state is saved, the run goes on"
     cfg = PAIR.replace(name='pair', n_frames=10**9, save_every=10**9)
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    env = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), STEVE1_PROCS='2', ACCELERATE_USE_CPU='true')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    env = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
+        STEVE1_PROCS='2', ACCELERATE_USE_CPU='true')
     ps = [fork('run', config(cfg), RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(2)]
     end = time.monotonic()+60
     while not RunFolder('pair').metrics() and time.monotonic() < end: time.sleep(.05)
@@ -136,7 +141,8 @@ def test_two_processes_are_one_with_twice_the_batch(fork, one, shard):
 def test_shared_out_in_other_ways(fork, how):
     "Micro-batches and cached features work with shared weights, too"
     cfg = PAIR.replace(n_frames=3*64, **how); name = '-'.join(how)
-    run(fork, cfg.replace(name=name)); a = load_tensors(data_dir('runs', name, 'latest.safetensors'))[0]
+    run(fork, cfg.replace(name=name))
+    a = load_tensors(data_dir('runs', name, 'latest.safetensors'))[0]
     b = ranks(fork, cfg.replace(name=name+'2', shard=True))
     assert_near(a, b, cfg)
 
@@ -144,14 +150,16 @@ def test_shared_out_runs_go_on_exactly(fork):
     "State that two processes hold in shares is written whole and comes back to the bit"
     cfg = PAIR.replace(name='through', shard=True)
     a = ranks(fork, cfg)
-    ranks(fork, cfg.replace(name='again', n_frames=4*64)); b = ranks(fork, cfg.replace(name='again'))
+    ranks(fork, cfg.replace(name='again', n_frames=4*64))
+    b = ranks(fork, cfg.replace(name='again'))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 def test_commands(one, capsys):
     "The commands of the documentation, literally"
     bin_, cfg = os.path.dirname(sys.executable), config(PAIR.replace(name='command', n_frames=2*64))
     env = dict(os.environ, PATH=f"{bin_}{os.pathsep}{os.environ['PATH']}", ACCELERATE_USE_CPU='true')
-    for name,cmd,n in (('accelerate', ['accelerate', 'launch', '--cpu', '-m', 'steve1.train'], 1), ('torchrun', ['torchrun', '--nproc_per_node', '2', '-m', 'steve1.train'], 2)):
+    for name,cmd,n in (('accelerate', ['accelerate', 'launch', '--cpu', '-m', 'steve1.train'], 1),
+        ('torchrun', ['torchrun', '--nproc_per_node', '2', '-m', 'steve1.train'], 2)):
         r = subprocess.run([*cmd, *cfg, '--name', name], env=env, cwd=repo_root(), capture_output=True, text=True)
         assert r.returncode == 0, r.stderr
         assert read_meta(data_dir('runs', name, 'latest.safetensors'))['record']['processes'] == n

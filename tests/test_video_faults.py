@@ -24,7 +24,8 @@ def write(path, n=40, codec='libx264', fmt='yuv420p', times=None, space=2, full=
         s.height, s.width, s.pix_fmt = 64, 96, fmt
         s.codec_context.colorspace, s.codec_context.color_range = space, 2 if full else 1
         for i in range(n):
-            f = av.VideoFrame.from_ndarray(pattern(i), format='rgb24').reformat(format=fmt, dst_colorspace=space if space in (1,5) else None, dst_color_range=2 if full else 1)
+            f = av.VideoFrame.from_ndarray(pattern(i), format='rgb24').reformat(format=fmt,
+                dst_colorspace=space if space in (1,5) else None, dst_color_range=2 if full else 1)
             f.pts = i if times is None else times[i]
             out.mux(s.encode(f))
         out.mux(s.encode())
@@ -61,13 +62,15 @@ def turn(path):
 # --- what is opened
 
 @pytest.mark.parametrize('read', READERS)
-@pytest.mark.parametrize('text', ['ffconcat version 1.0\nfile secret.mp4\n', '#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\nsecret.mp4\n#EXT-X-ENDLIST\n'])
+@pytest.mark.parametrize('text', ['ffconcat version 1.0\nfile secret.mp4\n',
+    '#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\nsecret.mp4\n#EXT-X-ENDLIST\n'])
 def test_a_list_of_files_is_no_video(tmp_path, read, text):
     "A text that FFmpeg would follow to other files is refused, whatever its name"
     write(tmp_path/'secret.mp4')
     for name in ('list.mp4', 'list.mkv'):
         (tmp_path/name).write_text(text)
-        with pytest.raises((VideoError, EpisodeError), match=f'{name} is no readable video'): READERS[read](tmp_path/name)
+        with pytest.raises((VideoError, EpisodeError), match=f'{name} is no readable video'):
+            READERS[read](tmp_path/name)
 
 @pytest.mark.parametrize('name', ['a b.mp4', 'concat:x.mp4', 'file:x.mp4', '%03d.mp4', 'ü.mp4'])
 def test_a_path_is_never_an_address(tmp_path, monkeypatch, name):
@@ -92,7 +95,10 @@ def test_a_turned_video_is_refused(tmp_path, read):
 @pytest.mark.parametrize('fmt', ['yuv420p', 'yuv444p'])
 def test_colours_are_those_of_the_file(tmp_path, space, full, fmt):
     "Matrix (BT.709, BT.601, or unstated: BT.601) and range are taken from the file"
-    rgb = np.zeros((64,96,3), np.uint8); rgb[:32,:48] = 200,30,40; rgb[:32,48:] = 20,180,60; rgb[32:,:48] = 30,50,210; rgb[32:,48:] = 240,240,20
+    rgb = np.zeros((64,96,3), np.uint8)
+    rgb[:32,:48] = 200,30,40
+    rgb[:32,48:] = 20,180,60
+    rgb[32:,:48] = 30,50,210; rgb[32:,48:] = 240,240,20
     kr, kb = (.2126, .0722) if space == 1 else (.299, .114)
     r,g,b = np.moveaxis(rgb/255, -1, 0)
     y = kr*r + (1-kr-kb)*g + kb*b
@@ -102,7 +108,8 @@ def test_colours_are_those_of_the_file(tmp_path, space, full, fmt):
         s = out.add_stream('libx264', rate=20, options=dict(crf='0'))
         s.height, s.width, s.pix_fmt = 64, 96, fmt
         s.codec_context.colorspace, s.codec_context.color_range = space, 2 if full else 1
-        f = av.VideoFrame(96, 64, fmt); f.colorspace, f.color_range, f.pts = space, 2 if full else 1, 0
+        f = av.VideoFrame(96, 64, fmt)
+        f.colorspace, f.color_range, f.pts = space, 2 if full else 1, 0
         for p,a in zip(f.planes, planes):
             a = np.uint8(a.round().clip(0,255))
             np.frombuffer(p, np.uint8).reshape(p.height,-1)[:,:p.width] = a if p.height == 64 else a[::2,::2]
@@ -118,7 +125,9 @@ def test_a_file_without_its_index_is_cut_short(tmp_path, name, read):
     path = write(tmp_path/name, codec='mpeg4' if name == 'a.avi' else 'libx264')
     path.write_bytes(path.read_bytes()[:path.stat().st_size*2//3])
     if (name, read) == ('a.avi', 'open'): return # opens; its first pass says that it is cut short
-    with pytest.raises((VideoError, EpisodeError), match=f'{name}.*(cut short|no readable video|cannot be decoded)') as e: READERS[read](path)
+    with pytest.raises((VideoError, EpisodeError), match=f'{name}.*(cut short|no readable video|cannot be '
+        f'decoded)') as e:
+        READERS[read](path)
     assert name == 'a.avi' or 'index is missing' in str(e.value)
 
 @pytest.mark.parametrize('read', ['count', 'times', 'frames'])
@@ -150,14 +159,17 @@ def test_damage_that_the_decoder_notices_is_not_passed_on(tmp_path):
         path.write_bytes(data[:at]+bytes(400)+data[at+400:])
         for read in (lambda: list(read_all(path)), lambda: VideoReader(path).read(0, 40)):
             try: read()
-            except (VideoError, EpisodeError) as e: told += 1; assert 'a.mp4' in str(e) and 'frame' in str(e)
+            except (VideoError, EpisodeError) as e:
+                told += 1
+                assert 'a.mp4' in str(e) and 'frame' in str(e)
     assert told >= 10
 
 def test_missing_frames_are_named(tmp_path):
     "A gap in the timestamps is not closed by the next frame"
     path = write(tmp_path/'a.mp4', times=[i+5*(i >= 20) for i in range(40)])
     with VideoReader(path) as v:
-        with pytest.raises(EpisodeError, match='a.mp4: frame [0-9]+ of 0..39 cannot be decoded .frames are missing'): v.read(0, 40)
+        with pytest.raises(EpisodeError, match='a.mp4: frame [0-9]+ of 0..39 cannot be decoded .frames are missing'):
+            v.read(0, 40)
 
 @pytest.mark.parametrize('read', ['count', 'times', 'frames'])
 def test_frames_lost_in_a_matroska_file_are_noticed(tmp_path, read):
@@ -177,9 +189,12 @@ def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path, hidden):
     ticks = find_box(data, [b'moov', b'trak', b'mdia', b'mdhd'])[0]
     struct.pack_into('>i', data, at+20, hidden*struct.unpack_from('>I', data, ticks+20)[0]//20)
     path.write_bytes(data)
-    assert numbers(read_all(path)) == list(range(hidden, 40)) and VideoReader.count_frames(path) == VideoReader.frame_times(path).n == 40-hidden
+    assert numbers(read_all(path)) == list(range(hidden,
+        40)) and VideoReader.count_frames(path) == VideoReader.frame_times(path).n == 40-hidden
     if not hidden: return
-    struct.pack_into('>I', data, find_box(data, [b'moov', b'trak', b'mdia', b'minf', b'stbl', b'stsz'])[0]+20+4*30, 10**7) # picture 30 goes on past the end
+    # picture 30 goes on past the end
+    struct.pack_into('>I', data, find_box(data, [b'moov', b'trak', b'mdia', b'minf', b'stbl', b'stsz'])[0]+20+4*30,
+        10**7)
     path.write_bytes(data)
     with pytest.raises(VideoError, match='a.mov'): read_all(path)
 
@@ -189,7 +204,8 @@ def test_a_day_between_two_frames_is_no_play(tmp_path):
     from steve1.data.tracks import Recording
     (folder := tmp_path/'rec').mkdir()
     write(folder/'video.mp4', times=[i+20*86400*(i >= 20) for i in range(40)])
-    with pytest.raises(RecordingError, match='video.mp4: frame 20 comes 86,400 s after frame 19.*give fps'): Recording(folder)
+    with pytest.raises(RecordingError, match='video.mp4: frame 20 comes 86,400 s after frame 19.*give fps'):
+        Recording(folder)
     assert Recording(folder, fps=20).times.n_steps == 40
     write(folder/'video.mp4', times=[i+20*50*(i >= 20) for i in range(40)])
     assert Recording(folder).times.n_steps == 1040
@@ -203,13 +219,16 @@ def test_readers_are_closed(tmp_path):
     def files(): gc.collect(); return len(os.listdir('/proc/self/fd'))
     for i in range(4):
         if i == 1: n = files() # fonts and caches are open by now
-        VideoReader.count_frames(good), VideoReader.frame_times(good), list(read_all(good)), video_sheet([good], ['a'], n=2)
+        VideoReader.count_frames(good), VideoReader.frame_times(good), list(read_all(good)), video_sheet([good],
+            ['a'], n=2)
         with VideoReader(good) as v: v.read(0, 5)
         validate_episode(tmp_path/'ep')
-        ep = Episode(tmp_path/'ep'); ep.frames(0, 4); ep.close()
+        ep = Episode(tmp_path/'ep')
+        ep.frames(0, 4); ep.close()
         for read in READERS.values():
             with pytest.raises((VideoError, EpisodeError)): read(bad)
-        frames = VideoReader.all_frames(good); next(frames); frames.close()
+        frames = VideoReader.all_frames(good)
+        next(frames); frames.close()
     ep = None
     assert files() == n
 
@@ -226,7 +245,8 @@ def test_errors_of_the_system_advise_to_remove_nothing(tmp_path, monkeypatch):
             if str(p).endswith(name): raise OSError(24, 'Too many open files', str(p))
             return real(p, *a, **kw)
         return fails
-    views = {'frames.mp4':lambda: Episode(path).frames(0, 4), 'actions.npy':lambda: Episode(path).actions, 'embeds.npy':lambda: Episode(path).embeds}
+    views = {'frames.mp4':lambda: Episode(path).frames(0, 4), 'actions.npy':lambda: Episode(path).actions,
+        'embeds.npy':lambda: Episode(path).embeds}
     for name,view in views.items():
         with monkeypatch.context() as m:
             m.setattr(builtins, 'open', refuse(name))
@@ -262,7 +282,8 @@ except OSError as e: sys.stdout.write(f'OSError {e}')
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, what, limit):
     "A process that cannot write a film, an episode or an image lives on, says so, and leaves no part of it"
     env = dict(os.environ, PYTHONPATH=str(repo_root()), OMP_NUM_THREADS='1', PYTHONDONTWRITEBYTECODE='1')
-    r = subprocess.run([sys.executable, '-c', DISK, str(tmp_path), what, str(limit)], env=env, capture_output=True, text=True)
+    r = subprocess.run([sys.executable, '-c', DISK, str(tmp_path), what, str(limit)], env=env, capture_output=True,
+        text=True)
     assert r.returncode == 0, r.stderr[-500:]
     assert r.stdout.startswith('OSError') and str(tmp_path) in r.stdout
     assert not list(tmp_path.iterdir())

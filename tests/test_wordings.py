@@ -22,7 +22,8 @@ def goals(system, texts):
 
 def accuracy(system, lists):
     "Share of the wordings whose goal lies nearest to the canonical goal of their own task"
-    names = list(TASKS); canonical = goals(system, [t.prompt for t in TASKS.values()])
+    names = list(TASKS)
+    canonical = goals(system, [t.prompt for t in TASKS.values()])
     right = [names[j] == task for task,texts in lists.items() for j in (goals(system, texts) @ canonical.T).argmax(1)]
     return np.mean(right)
 

@@ -40,14 +40,19 @@ def data(tmp_path_factory):
     "Toy episodes below a data root of their own"
     root = tmp_path_factory.mktemp('data')
     with pytest.MonkeyPatch.context() as m:
-        m.setenv('STEVE1_DATA', str(root)); m.setenv('OMP_NUM_THREADS', '1')
-        m.setenv('PYTHONPATH', os.pathsep.join([str(root), str(repo_root()), os.environ.get('PYTHONPATH', '')])) # where the server finds `train_child`
-        (root/'train_child.py').write_text(CHILD); m.syspath_prepend(str(root))
+        m.setenv('STEVE1_DATA', str(root))
+        m.setenv('OMP_NUM_THREADS', '1')
+        # where the server finds `train_child`
+        m.setenv('PYTHONPATH', os.pathsep.join([str(root), str(repo_root()), os.environ.get('PYTHONPATH', '')]))
+        (root/'train_child.py').write_text(CHILD)
+        m.syspath_prepend(str(root))
         pc, rng = PolicyConfig.preset('tiny'), np.random.default_rng(0)
         for e in range(8):
             with EpisodeWriter(root/'datasets'/'tiny'/f'{e:03d}', pc.image_size, seed=e, source='toy') as w:
-                w.add_many(rng.integers(0, 255, (90, *pc.image_size, 3), dtype=np.uint8), dict(forward=rng.integers(0, 2, 90), camera=rng.choice([0., 3.], (90,2))))
-            embeds = rng.standard_normal((90, pc.d_goal)); embeds[:15] = np.nan
+                w.add_many(rng.integers(0, 255, (90, *pc.image_size, 3), dtype=np.uint8),
+                    dict(forward=rng.integers(0, 2, 90), camera=rng.choice([0., 3.], (90,2))))
+            embeds = rng.standard_normal((90, pc.d_goal))
+            embeds[:15] = np.nan
             np.save(root/'datasets'/'tiny'/f'{e:03d}'/'embeds.npy', embeds.astype(np.float16))
         make_sampling('tiny', ['tiny'], val_share=1/4, seed=0)
         yield root
@@ -59,20 +64,24 @@ def fork(data):
     ctx.set_forkserver_preload(['train_child'])
     import train_child
     def start(f, *args, **env):
-        p = ctx.Process(target=getattr(train_child, f), args=(dict(STEVE1_DATA=str(data), **env), *args)); p.start()
+        p = ctx.Process(target=getattr(train_child, f), args=(dict(STEVE1_DATA=str(data), **env), *args))
+        p.start()
         return p
     return start
 
 def config(cfg):
     "The config in a file, as a command line takes it"
-    path = data_dir('runs', f'{cfg.name}.yaml'); path.parent.mkdir(exist_ok=True)
+    path = data_dir('runs', f'{cfg.name}.yaml')
+    path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(cfg.to_dict(), sort_keys=False).replace('!!python/tuple', ''))
     return ['--config', str(path)]
 
 def run(fork, cfg):
-    p = fork('run', config(cfg)); p.join(); assert p.exitcode == 0
+    p = fork('run', config(cfg))
+    p.join(); assert p.exitcode == 0
 
-def rows(name): return [{k:v for k,v in r.items() if not k.startswith('speed/')} for r in RunFolder(name).metrics()] # all but times
+# all but times
+def rows(name): return [{k:v for k,v in r.items() if not k.startswith('speed/')} for r in RunFolder(name).metrics()]
 
 def assert_same(a, b):
     "Two runs left the same files, weights and rows, to the bit"

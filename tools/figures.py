@@ -12,12 +12,14 @@ from repo import rows
 
 WIDE = 120      # characters of a line in an exported cell
 MANY = 8        # arguments of a function
-WORDS = r"\b(mend(?:s|ed|ing)?|so many|told|whoever|luck|visits?|pieces?|late|Here|inert)\b" # words that style is strict about; each use is a place to look
+# words that style is strict about; each use is a place to look
+WORDS = r"\b(mend(?:s|ed|ing)?|so many|told|whoever|luck|visits?|pieces?|late|Here|inert)\b"
 
 def cells(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
 def text(cell): return ''.join(cell['source'])
 def is_exported(cell): return cell['cell_type'] == 'code' and bool(re.match(r'#\|\s*exports?\b', text(cell).lstrip()))
-def module_file(path): return ROOT/'steve1'/path.relative_to(ROOT/'nbs').with_name(re.sub(r'^\d\d_', '', path.stem)+'.py')
+def module_file(path):
+    return ROOT/'steve1'/path.relative_to(ROOT/'nbs').with_name(re.sub(r'^\d\d_', '', path.stem)+'.py')
 
 def exported(path):
     "Lines of each exported cell, import cells left out"
@@ -59,7 +61,8 @@ def figures(path):
     "One notebook as a row"
     lengths, lines = [len(c) for c in exported(path)], [l for c in exported(path) for l in c]
     n_shown = sum(map(shows, cells(path)))
-    return dict(median=quantile(lengths, .5), nine_in_ten=quantile(lengths, .9), longest=max(lengths, default=0), lines=len(lines),
+    return dict(median=quantile(lengths, .5), nine_in_ten=quantile(lengths, .9), longest=max(lengths, default=0),
+        lines=len(lines),
         wide=sum(len(l) > WIDE for l in lines), module=len(module_file(path).read_text(encoding='utf-8').splitlines()),
         shown=round(n_shown/max(1, len(lengths)), 2), public=len(public_names(path)),
         words=sum(len(re.findall(WORDS, text(c))) for c in cells(path) if c['cell_type'] == 'markdown'),
@@ -71,14 +74,22 @@ def whole(paths):
     names = defaultdict(list)
     for p in paths:
         for n in public_names(p): names[n].append(p.stem)
-    return dict(median=quantile(lengths, .5), nine_in_ten=quantile(lengths, .9), wide=sum(len(l) > WIDE for l in lines)/max(1, len(lines)),
-        long_modules={p.stem:n for p in paths if (n := figures(p)['module']) > 500}, many={p.stem:f for p in paths if (f := list(wide_functions(p)))},
-        private={p.stem:f for p in paths if (f := list(private_imports(p)))}, public=len(names), twice={n:ps for n,ps in names.items() if len(ps) > 1},
+    return dict(median=quantile(lengths, .5), nine_in_ten=quantile(lengths, .9),
+        wide=sum(len(l) > WIDE for l in lines)/max(1, len(lines)),
+        long_modules={p.stem:n for p in paths if (n := figures(p)['module']) > 500},
+            many={p.stem:f for p in paths if (f := list(wide_functions(p)))},
+        private={p.stem:f for p in paths if (f := list(private_imports(p)))}, public=len(names),
+            twice={n:ps for n,ps in names.items() if len(ps) > 1},
         story={p.stem:figures(p)['shown'] for p in paths if p.parent == ROOT/'nbs'})
 
 if __name__ == '__main__':
-    chosen = [p for p in rows() if not sys.argv[1:] or p.relative_to(ROOT/'nbs').with_suffix('').as_posix() in sys.argv[1:]]
+    chosen = [p for p in rows() if not sys.argv[1:]
+        or p.relative_to(ROOT/'nbs').with_suffix('').as_posix() in sys.argv[1:]]
     row = '{:<22}' + '{:>8}'*9 + '  {}'
-    print(row.format('notebook', 'median', '9 in 10', 'longest', 'lines', 'wide', 'module', 'shown', 'public', 'words', 'more than 8 arguments, private imports'))
-    for p in chosen: print(row.format(p.relative_to(ROOT/'nbs').with_suffix('').as_posix(), *[v for k,v in figures(p).items() if k not in ('many','private')], f"{figures(p)['many']} {figures(p)['private']}".strip()))
+    print(row.format('notebook', 'median', '9 in 10', 'longest', 'lines', 'wide', 'module', 'shown', 'public',
+        'words', 'more than 8 arguments, private imports'))
+    for p in chosen:
+        print(row.format(p.relative_to(ROOT/'nbs').with_suffix('').as_posix(),
+            *[v for k,v in figures(p).items() if k not in ('many','private')],
+            f"{figures(p)['many']} {figures(p)['private']}".strip()))
     for k,v in whole(chosen).items(): print(f'{k:13}', f'{v:.2%}' if k == 'wide' else v)

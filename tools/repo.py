@@ -9,23 +9,28 @@ HEADER = '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
 
 def notebooks(root=ROOT):
     "All notebooks"
-    return sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(o.startswith(('.', '_')) for o in p.relative_to(root).parts))
+    return sorted(p for p in (root/'nbs').rglob('*.ipynb') if not any(o.startswith(('.', '_'))
+        for o in p.relative_to(root).parts))
 
 def rows(root=ROOT):
     "The notebooks that export a module, in the order of the index's table: each imports only from earlier rows"
-    text = ''.join(s for c in json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells'] for s in c['source'])
+    text = ''.join(s for c in json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells']
+        for s in c['source'])
     found = re.findall(r'^\| (?:\*\*|· )\[([\w/]+)\]\(\1\.ipynb\)', text, re.M)
     return [root/'nbs'/f'{p}.ipynb' for p in found]
 
 def folder_pages(root=ROOT):
     "{README.md of a folder of side rooms: its text}, from the index's list of folders and its table"
-    text = '\n'.join(''.join(c['source']) for c in json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells'])
+    text = '\n'.join(''.join(c['source'])
+        for c in json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells'])
     pages = {}
     for folder,about in re.findall(r'^- \*\*(\w+)/\*\*: (.+)$', text, re.M):
         table = re.findall(rf'^\| · \[{folder}/(\w+)\]\([\w/]+\.ipynb\) \| (.+) \|$', text, re.M)
         lines = [f'| [{name}]({name}.ipynb) | {what} |' for name,what in table]
-        pages[root/'nbs'/folder/'README.md'] = '\n'.join([HEADER.strip(), '', f'# {folder}', '', about[0].upper()+about[1:], '',
-            f'Exported as `steve1.{folder}`. [All notebooks](../index.ipynb) in reading order.', '', '| notebook | what you find there |', '|---|---|', *lines, ''])
+        pages[root/'nbs'/folder/'README.md'] = '\n'.join([HEADER.strip(), '', f'# {folder}', '',
+            about[0].upper()+about[1:], '',
+            f'Exported as `steve1.{folder}`. [All notebooks](../index.ipynb) in reading order.', '',
+                '| notebook | what you find there |', '|---|---|', *lines, ''])
     return pages
 
 def out_of_step():
@@ -86,9 +91,12 @@ def pre_commit():
     for p in git('diff', '--cached', '--name-only', '--diff-filter=ACM', '--', 'nbs').splitlines():
         if not p.endswith('.ipynb'): continue
         try: nb = json.loads(git('show', f':{p}'))
-        except ValueError: wrong.append(f'{p} is not valid JSON (a merge conflict?): nbdev_fix {p}'); continue
+        except ValueError:
+            wrong.append(f'{p} is not valid JSON (a merge conflict?): nbdev_fix {p}')
+            continue
         if error_outputs(nb): wrong.append(f'{p} is saved with an error output: run it again')
-        if any(c.get('metadata', {}).keys() - {'tags'} for c in nb['cells']): wrong.append(f'{p} is not clean: make export')
+        if any(c.get('metadata', {}).keys() - {'tags'} for c in nb['cells']):
+            wrong.append(f'{p} is not clean: make export')
     return wrong
 
 if __name__ == '__main__':

@@ -11,7 +11,8 @@ def ship(
     tensors,meta = load_tensors(data_dir(source))
     half = {k:v.half() if v.dtype==torch.float32 else v for k,v in tensors.items()}
     for k,v in half.items():
-        if v.is_floating_point() and not torch.isfinite(v).all(): raise ValueError(f'{source}: {k} does not fit into half precision')
+        if v.is_floating_point() and not torch.isfinite(v).all():
+            raise ValueError(f'{source}: {k} does not fit into half precision')
     path = save_tensors(data_dir('weights', f'{name}.safetensors'), half, meta)
     print(f'{path.name}: {path.stat().st_size/1e6:.1f} MB')
 

@@ -32,14 +32,16 @@ def options(text):
     "Code with options such as `--n_steps 300`: no line breaks between the dashes and the name"
     def whole(m):
         if m[1] is None: return m[0]
-        return '<code>' + re.sub(r'--\w+', r'<span class="option">\g<0></span>', html.escape(m[1], quote=False)) + '</code>'
+        return '<code>' + re.sub(r'--\w+', r'<span class="option">\g<0></span>',
+            html.escape(m[1], quote=False)) + '</code>'
     return re.sub(r'```.*?```|`([^`\n|]*--\w[^`\n|]*)`', whole, text, flags=re.S)
 
 def links(text):
     "Links to notebooks and to the README as links to pages"
     text = re.sub(r'\]\(([\w./-]+)\.ipynb(#[\w-]*)?\)', lambda m: f"]({m[1]}.md{(m[2] or '').lower()})", text)
     text = re.sub(r'\]\((#[\w-]+)\)', lambda m: f']({m[1].lower()})', text)
-    return re.sub(r'\]\((?:\.\./)*(LICENSE|tests/golden/README\.md|CONTRIBUTING\.md)\)', r'](https://github.com/steve1/steve1/blob/main/\1)', text)
+    return re.sub(r'\]\((?:\.\./)*(LICENSE|tests/golden/README\.md|CONTRIBUTING\.md)\)',
+        r'](https://github.com/steve1/steve1/blob/main/\1)', text)
 
 def page(path, out):
     "A notebook as Markdown with its pictures beside it"
@@ -60,7 +62,8 @@ def page(path, out):
     module = next((m for m in [re.search(r'#\| default_exp ([\w.]+)', path.read_text(encoding='utf-8'))] if m), None)
     if module:
         up = '../'*len(out.relative_to(out_root(out)).parts[:-1])
-        text = re.sub(r'\A(# .+\n\n*(?:> .+\n)?)', rf'\1\n*Exported as `steve1.{module[1]}`: [reference]({up}api/{module[1]}.md)*\n', text)
+        text = re.sub(r'\A(# .+\n\n*(?:> .+\n)?)', rf'\1\n*Exported as `steve1.{module[1]}`: '
+            rf'[reference]({up}api/{module[1]}.md)*\n', text)
     out.write_text(text, encoding='utf-8')
 
 def out_root(path): return next(p for p in path.parents if (p/'.pages').exists())
@@ -82,31 +85,44 @@ def short(x, n=300):
 
 def class_members(x, name):
     "Fields of a dataclass, or the constructor; then the methods"
-    if is_dataclass(x): yield table([(f.name, getattr(f.type, '__name__', f.type), default(f), docments(x).get(f.name)) for f in fields(x)])
+    if is_dataclass(x):
+        yield table([(f.name, getattr(f.type, '__name__', f.type), default(f), docments(x).get(f.name))
+            for f in fields(x)])
     elif '__init__' in vars(x) and not hasattr(x, '_fields'): yield described(x.__init__, name)
     for k,v in vars(x).items():
-        v = inspect.unwrap(getattr(v, '__func__', v)) if callable(v) or isinstance(v, (classmethod, staticmethod)) else v
-        if inspect.isfunction(v) and not k.startswith('_') and v.__module__.startswith('steve1'): yield f'### {name}.{k}\n\n' + described(v, f'{name}.{k}')
+        v = inspect.unwrap(getattr(v, '__func__', v)) if callable(v) or isinstance(v,
+            (classmethod, staticmethod)) else v
+        if inspect.isfunction(v) and not k.startswith('_') and v.__module__.startswith('steve1'):
+            yield f'### {name}.{k}\n\n' + described(v, f'{name}.{k}')
 
-def default(f): return 'required' if f.default is MISSING and f.default_factory is MISSING else short(f.default if f.default is not MISSING else f.default_factory(), 60)
+def default(f):
+    return 'required' if f.default is MISSING and f.default_factory is MISSING else short(f.default
+        if f.default is not MISSING else f.default_factory(), 60)
 
 def described(f, name):
     "Signature, docstring and a row for each parameter"
     said, sig = docments(f), inspect.signature(f)
     params = [(k, p) for k,p in sig.parameters.items() if k not in ('self', 'cls')]
-    rows = [(k, kind(p.annotation), '' if p.default is p.empty else short(p.default, 60), said.get(k)) for k,p in params]
-    if said.get('return') or sig.return_annotation is not sig.empty: rows.append(('returns', kind(sig.return_annotation), '', said.get('return')))
+    rows = [(k, kind(p.annotation), '' if p.default is p.empty else short(p.default, 60), said.get(k))
+        for k,p in params]
+    if said.get('return') or sig.return_annotation is not sig.empty:
+        rows.append(('returns', kind(sig.return_annotation), '', said.get('return')))
     return f"```python\n{name}({', '.join(k for k,_ in params)})\n```\n\n{inspect.getdoc(f) or ''}\n\n" + table(rows)
 
-def kind(annotation): return '' if annotation is inspect.Parameter.empty else getattr(annotation, '__name__', str(annotation)).replace('typing.', '')
+def kind(annotation):
+    return '' if annotation is inspect.Parameter.empty else getattr(annotation, '__name__',
+        str(annotation)).replace('typing.', '')
 
 def table(rows):
     if not rows: return ''
     cell = lambda x: re.sub(r'\s+', ' ', str(x or '')).replace('|', '\\|').replace('<', '&lt;')
     code = lambda x: f'`{cell(x)}`' if x not in ('', None) else ''
-    return '| name | type | default | |\n|---|---|---|---|\n' + ''.join(f'| {code(n)} | {code(t)} | {code(d)} | {cell(c)} |\n' for n,t,d,c in rows)
+    return '| name | type | default | |\n|---|---|---|---|\n' + ''.join(f'| {code(n)} | {code(t)} | {code(d)} | '
+        f'{cell(c)} |\n' for n,t,d,c in rows)
 
-def title(path): return next((l[2:].strip() for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown' for l in c.source.splitlines() if l.startswith('# ')), path.stem)
+def title(path):
+    return next((l[2:].strip() for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown'
+        for l in c.source.splitlines() if l.startswith('# ')), path.stem)
 
 def navigation(modules):
     "Tabs of the site: story, side rooms, experiments, guides, 中文, reference"
@@ -114,13 +130,18 @@ def navigation(modules):
     folders = dict.fromkeys(p.parent.name for p in rows() if p.parent != NBS)
     rooms = [{f:[{title(p):f'{f}/{p.stem}.md'} for p in rows() if p.parent.name == f]} for f in folders]
     def place(p): return FIRST.index(p.stem) if p.stem in FIRST else len(FIRST)
-    def of(folder): return [{title(p):p.relative_to(NBS).with_suffix('.md').as_posix()} for p in sorted((NBS/folder).glob('*.ipynb'), key=lambda p: (place(p), p))]
-    packages = {f'steve1.{k}' if k else 'steve1':[m for m in modules if m.rpartition('.')[0] == k] for k in dict.fromkeys(['', *(m.rpartition('.')[0] for m in modules)])}
-    nav = [{'Home':'index.md'}, {'Story':story}, {'Rooms':rooms}, {'Experiments':of('experiments')}, {'Guides':of('guides')}]
+    def of(folder):
+        return [{title(p):p.relative_to(NBS).with_suffix('.md').as_posix()}
+            for p in sorted((NBS/folder).glob('*.ipynb'), key=lambda p: (place(p), p))]
+    packages = {f'steve1.{k}' if k else 'steve1':[m for m in modules if m.rpartition('.')[0] == k]
+        for k in dict.fromkeys(['', *(m.rpartition('.')[0] for m in modules)])}
+    nav = [{'Home':'index.md'}, {'Story':story}, {'Rooms':rooms}, {'Experiments':of('experiments')},
+        {'Guides':of('guides')}]
     if (NBS/'guides'/'zh').is_dir(): nav.append({'中文':[{'简介':'zh.md'}, *of('guides/zh')]})
     return nav + [{'Reference':[{k:[{m.rpartition('.')[2]:f'api/{m}.md'} for m in ms]} for k,ms in packages.items()]}]
 
-FIRST = ['quickstart', 'how_it_works', 'finetune', 'old_commands', 'commands'] # guides in the order in which they are read
+# guides in the order in which they are read
+FIRST = ['quickstart', 'how_it_works', 'finetune', 'old_commands', 'commands']
 
 STYLE = """.md-grid { max-width: 72rem }
 .md-typeset pre > code { font-size: .6rem }
@@ -133,22 +154,29 @@ STYLE = """.md-grid { max-width: 72rem }
 SEPARATOR = r'[\s\u200b\-,:!=\[\]()"/.]+' # Chinese words are divided by U+200B
 
 def config(out, source, nav):
-    return dict(site_name='steve1', site_description='STEVE-1 as notebooks: text to keyboard and mouse in Minecraft', docs_dir=str(source), site_dir=str(out), nav=nav,
+    return dict(site_name='steve1', site_description='STEVE-1 as notebooks: text to keyboard and mouse in '
+        'Minecraft', docs_dir=str(source), site_dir=str(out), nav=nav,
         use_directory_urls=False, extra_css=['style.css'],
-        theme=dict(name='material', font=False, features=['navigation.tabs', 'navigation.indexes', 'navigation.top', 'toc.follow', 'search.highlight', 'content.code.copy'],
-            palette=[dict(scheme='default', media='(prefers-color-scheme: light)', primary='teal', toggle=dict(icon='material/weather-night', name='dark')),
-                     dict(scheme='slate', media='(prefers-color-scheme: dark)', primary='teal', toggle=dict(icon='material/weather-sunny', name='light'))]),
-        plugins=[dict(search=dict(lang=['en', 'zh'], separator=SEPARATOR))], markdown_extensions=['tables', 'attr_list', 'md_in_html', dict(toc=dict(permalink=True)), 'pymdownx.highlight', 'pymdownx.superfences'],
+        theme=dict(name='material', font=False, features=['navigation.tabs', 'navigation.indexes',
+            'navigation.top', 'toc.follow', 'search.highlight', 'content.code.copy'],
+            palette=[dict(scheme='default', media='(prefers-color-scheme: light)', primary='teal',
+                toggle=dict(icon='material/weather-night', name='dark')),
+                     dict(scheme='slate', media='(prefers-color-scheme: dark)', primary='teal',
+                         toggle=dict(icon='material/weather-sunny', name='light'))]),
+        plugins=[dict(search=dict(lang=['en', 'zh'], separator=SEPARATOR))], markdown_extensions=['tables',
+            'attr_list', 'md_in_html', dict(toc=dict(permalink=True)), 'pymdownx.highlight', 'pymdownx.superfences'],
         validation=dict(links=dict(not_found='warn', anchors='info', unrecognized_links='info')))
 
 def sources(folder):
     "All pages as Markdown in a folder; returns the navigation"
     (folder/'.pages').touch()
     for p in sorted(NBS.rglob('*.ipynb')):
-        if p.name != 'index.ipynb' and '.ipynb_checkpoints' not in p.parts: page(p, folder/p.relative_to(NBS).with_suffix('.md'))
+        if p.name != 'index.ipynb' and '.ipynb_checkpoints' not in p.parts:
+            page(p, folder/p.relative_to(NBS).with_suffix('.md'))
     text, _ = readme()
     (folder/'index.md').write_text(home(text), encoding='utf-8')
-    if (zh := ROOT/'README.zh-CN.md').exists(): (folder/'zh.md').write_text(home(zh.read_text(encoding='utf-8')), encoding='utf-8')
+    if (zh := ROOT/'README.zh-CN.md').exists():
+        (folder/'zh.md').write_text(home(zh.read_text(encoding='utf-8')), encoding='utf-8')
     shutil.copytree(NBS/'images', folder/'images')
     modules = [re.search(r'#\| default_exp ([\w.]+)', p.read_text(encoding='utf-8'))[1] for p in rows()]
     (folder/'api').mkdir()
@@ -158,9 +186,11 @@ def sources(folder):
 
 def home(text):
     "README as the first page: its links start at the repository's root"
-    text = re.sub(r'^\[!\[.*\n+', '', text.split('-->', 1)[-1].lstrip(), flags=re.M) # badges are pictures from elsewhere
+    # badges are pictures from elsewhere
+    text = re.sub(r'^\[!\[.*\n+', '', text.split('-->', 1)[-1].lstrip(), flags=re.M)
     text = re.sub(r'\]\(nbs/([\w./-]+)\)', r'](\1)', text)
-    text = re.sub(r'\]\(README\.zh-CN\.md\)', '](zh.md)', re.sub(r'\]\(README\.md(#[\w-]*)?\)', lambda m: f'](index.md{m[1] or ""})', text))
+    text = re.sub(r'\]\(README\.zh-CN\.md\)', '](zh.md)', re.sub(r'\]\(README\.md(#[\w-]*)?\)',
+        lambda m: f'](index.md{m[1] or ""})', text))
     return options(formulas(links(text.replace('| · [', '| ·&nbsp;['))))
 
 def build(out):
@@ -169,6 +199,7 @@ def build(out):
         source.mkdir()
         cfg = Path(tmp)/'mkdocs.yml'
         cfg.write_text(yaml.safe_dump(config(out, source, sources(source)), allow_unicode=True))
-        return subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '--clean', '-f', str(cfg)], env=dict(os.environ, NO_MKDOCS_2_WARNING='1')).returncode
+        return subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '--clean', '-f', str(cfg)],
+            env=dict(os.environ, NO_MKDOCS_2_WARNING='1')).returncode
 
 if __name__ == '__main__': sys.exit(build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT/'_docs').resolve()))

@@ -17,7 +17,9 @@ class Formats:
     def __init__(self, base): self.base, self.rng, self.all = Path(base), np.random.default_rng(0), {}
     def add(self, name, kind, folder, file, read, free=()):
         self.all[name] = Format(name, kind, folder, file, read, frozenset(free))
-    def folder(self, name): (self.base/name).mkdir(parents=True, exist_ok=True); return self.base/name
+    def folder(self, name):
+        (self.base/name).mkdir(parents=True, exist_ok=True)
+        return self.base/name
 
 def frames(rng, n, repeat, size=(32,32)):
     "Noise, each picture several times"
@@ -49,26 +51,33 @@ def episodes(f):
     shutil.copytree(root/'datasets'/'d'/'e0', root/'datasets'/'d'/'e1')
     make_sampling('d', 'd', .5)
     def at(d): return d/'datasets'/'d'/'e0'
-    def whole(d): ep = validate_episode(at(d)); return dict(frames=ep.frames(), actions=np.array(ep.actions), embeds=np.array(ep.embeds), meta=ep.meta)
+    def whole(d):
+        ep = validate_episode(at(d))
+        return dict(frames=ep.frames(), actions=np.array(ep.actions), embeds=np.array(ep.embeds), meta=ep.meta)
     def look(d):
         ep = Episode(at(d))
-        return dict(spans=ep.spans, events=ep.events, masked=ep.masked, loss_mask=ep.loss_mask, n=ep.n, size=ep.size, fps=ep.fps, repr=repr(ep),
+        return dict(spans=ep.spans, events=ep.events, masked=ep.masked, loss_mask=ep.loss_mask, n=ep.n,
+            size=ep.size, fps=ep.fps, repr=repr(ep),
             html='<script' in ep._repr_html_(), meta=ep.meta)
     # training opens what a validated dataset holds: pixels, actions and goals of a file that changed later are free
-    for file,kind,free in (('frames.mp4','mp4',{'img'}), ('actions.npy','npy',{'buttons','camera'}), ('embeds.npy','npy',{'goal'}),
+    for file,kind,free in (('frames.mp4','mp4',{'img'}), ('actions.npy','npy',{'buttons','camera'}),
+        ('embeds.npy','npy',{'goal'}),
             ('metadata.json','json',{'loss_mask'})):
         f.add(f'{file}, trained on', kind, 'ep', f'datasets/d/e0/{file}', lambda d: batches(at(d)), free)
         f.add(f'{file}, validated', kind, 'ep', f'datasets/d/e0/{file}', whole, {'meta'} if kind == 'json' else ())
     f.add('metadata.json, looked at', 'json', 'ep', 'datasets/d/e0/metadata.json', look, {*LABELS, 'fps', 'n', 'size'})
-    f.add('metadata.json, listed', 'json', 'ep', 'datasets/d/e0/metadata.json', lambda d: dict(status=episode_cli(['validate', str(d/'datasets'/'d')])), ())
-    def lists(d): return dict(zip(('train','val'), ([p.relative_to(d).as_posix() for p in l] for l in read_sampling('d'))))
+    f.add('metadata.json, listed', 'json', 'ep', 'datasets/d/e0/metadata.json',
+        lambda d: dict(status=episode_cli(['validate', str(d/'datasets'/'d')])), ())
+    def lists(d):
+        return dict(zip(('train','val'), ([p.relative_to(d).as_posix() for p in l] for l in read_sampling('d'))))
     f.add('sampling', 'text', 'ep', 'samplings/d_train.txt', lists, {'train'})   # names of folders that are there
     def index(d): return dict(table=EpisodeIndex.of(d/'datasets'/'d').table.drop(columns=['bytes']).to_dict())
     case = set_data(f.base.parent/'tried')                                         # the index names its folder
     shutil.copytree(root, case, dirs_exist_ok=True)
     index(case)
     there = EpisodeIndex.file_of(case/'datasets'/'d').relative_to(case)
-    (root/there).parent.mkdir(parents=True); shutil.copy2(case/there, root/there)
+    (root/there).parent.mkdir(parents=True)
+    shutil.copy2(case/there, root/there)
     shutil.rmtree(case)
     f.add('index of episodes', 'json', 'ep', str(there), index, {'table'})        # of this user, only a cache
 
@@ -77,16 +86,23 @@ def published_episode(f):
     from steve1.data.legacy import convert_published
     from steve1.episodes import Episode
     shutil.copytree(GOLDEN/'episode_sample', f.folder('pub')/'e')
-    def convert(d): ep = Episode(convert_published(d/'e', d/'out')); return dict(frames=ep.frames(), actions=np.array(ep.actions), embeds=np.array(ep.embeds), meta=ep.meta)
-    free = {'frames.mp4':{'img','frames','meta'}, 'actions.pkl':{'buttons','camera','actions','meta'}, 'embeds_attn.pkl':{'goal','embeds','meta'},
-        'metadata.json':{'meta'}, 'len.txt':{'img','buttons','camera','goal','loss_mask','first','frames','actions','embeds','meta'}}   # a smaller number is a shorter episode
-    for file,kind in (('frames.mp4','mp4'), ('actions.pkl','bytes'), ('embeds_attn.pkl','bytes'), ('metadata.json','json'), ('len.txt','bytes')):
+    def convert(d):
+        ep = Episode(convert_published(d/'e', d/'out'))
+        return dict(frames=ep.frames(), actions=np.array(ep.actions), embeds=np.array(ep.embeds), meta=ep.meta)
+    free = {'frames.mp4':{'img','frames','meta'}, 'actions.pkl':{'buttons','camera','actions','meta'},
+        'embeds_attn.pkl':{'goal','embeds','meta'},
+        'metadata.json':{'meta'}, 'len.txt':{'img','buttons','camera','goal','loss_mask','first','frames','actions',
+            'embeds','meta'}}   # a smaller number is a shorter episode
+    for file,kind in (('frames.mp4','mp4'), ('actions.pkl','bytes'), ('embeds_attn.pkl','bytes'),
+        ('metadata.json','json'), ('len.txt','bytes')):
         f.add(f'published {file}', kind, 'pub', f'e/{file}', lambda d: batches(d/'e', 2), free[file])
         f.add(f'published {file}, converted', kind, 'pub', f'e/{file}', convert, free[file])
 
 # --- recordings
 
-def recording(ep): return dict(frames=ep.frames(), actions=np.array(ep.actions), n=ep.n, meta={k:v for k,v in ep.meta['recording'].items() if k != 'sha256'})
+def recording(ep):
+    return dict(frames=ep.frames(), actions=np.array(ep.actions), n=ep.n,
+        meta={k:v for k,v in ep.meta['recording'].items() if k != 'sha256'})
 
 def recordings(f):
     "A contractor's recording, one's own, a video as a prompt"
@@ -98,7 +114,9 @@ def recordings(f):
     from steve1.episodes import Episode
     ep = Episode(SAMPLE/'500000')
     write_contractor(ep, f.folder('con')/'8.0'/'rec', size=(48,64), stop=40)
-    def contractor(d): return recording(Episode(convert_contractor(d/'8.0'/'rec.mp4', d/'8.0'/'rec.jsonl', d/'out', ContractorConfig(size=(32,32)))))
+    def contractor(d):
+        return recording(Episode(convert_contractor(d/'8.0'/'rec.mp4', d/'8.0'/'rec.jsonl', d/'out',
+            ContractorConfig(size=(32,32)))))
     # other numbers in a line are other play; lines that are gone leave frames over, which the contractors' rules allow
     pixels, play = {'frames'}, {'frames', 'actions', 'n', 'meta'}
     f.add('contractor mp4', 'mp4', 'con', '8.0/rec.mp4', contractor, pixels)
@@ -118,9 +136,12 @@ def recordings(f):
     f.add('video prompt', 'mp4', 'cam', 'p.mp4', prompt, pixels)
     root = set_data(f.folder('rec'))
     shutil.copytree(own, root/'in'/'r0')
-    def again(d): return dict(table=convert_recordings([d/'in'], 'mine', cfg, workers=0).to_dict(), rows=(d/'datasets/mine/recordings.jsonl').read_bytes())
+    def again(d):
+        return dict(table=convert_recordings([d/'in'], 'mine', cfg, workers=0).to_dict(),
+            rows=(d/'datasets/mine/recordings.jsonl').read_bytes())
     again(root)
-    f.add('recordings.jsonl', 'jsonl', 'rec', 'datasets/mine/recordings.jsonl', again, {'rows'})   # rows of recordings not named now stay as they are
+    # rows of recordings not named now stay as they are
+    f.add('recordings.jsonl', 'jsonl', 'rec', 'datasets/mine/recordings.jsonl', again, {'rows'})
     f.add('metadata.json of a recording', 'json', 'rec', 'datasets/mine/r0/metadata.json', again, {'table', 'rows'})
 
 def lists(f):
@@ -131,36 +152,49 @@ def lists(f):
     from steve1.models.published import check_published
     from steve1.prior import Pairs
     root = set_data(f.folder('idx'))
-    (root/'index.json').write_text(json.dumps(dict(basedir='http://127.0.0.1:9/x/', relpaths=['8.0/a.mp4', '9.1/b', 'c.mp4'])))
+    (root/'index.json').write_text(json.dumps(dict(basedir='http://127.0.0.1:9/x/', relpaths=['8.0/a.mp4', '9.1/b',
+        'c.mp4'])))
     def entries(d): return RecordingIndex.read(d/'index.json').recordings
     def index(d):
         found = entries(d)
-        outside = [str(p) for r in found for p in (r.raw_path(d/'raw', '.mp4'), d/'datasets'/r.name) if not Path(os.path.normpath(p)).is_relative_to(d)]
+        outside = [str(p) for r in found for p in (r.raw_path(d/'raw', '.mp4'), d/'datasets'/r.name)
+            if not Path(os.path.normpath(p)).is_relative_to(d)]
         return dict(entries=[tuple(e) for e in found], plan=len(Ledger.of('some').plan(found)[0]), outside=outside)
     f.add('contractor index', 'json', 'idx', 'index.json', index, {'entries', 'plan'})
     ledger = Ledger(root/'datasets'/'some'/'ledger.jsonl')
     for row in (('8.0_a', 'missing', '404'), ('9.1_b', 'network', 'slow'), ('9.1_b', 'done')): ledger.add(*row)
-    def state(d): return dict(last=Ledger(d/'datasets'/'some'/'ledger.jsonl').last, faults=Ledger.of('some').faults(entries(d)), report=Ledger.of('some').report(entries(d)).to_dict())
-    f.add('contractor ledger', 'jsonl', 'idx', 'datasets/some/ledger.jsonl', state, {'last', 'faults', 'report'})   # a lost line costs another try
+    def state(d):
+        return dict(last=Ledger(d/'datasets'/'some'/'ledger.jsonl').last,
+            faults=Ledger.of('some').faults(entries(d)), report=Ledger.of('some').report(entries(d)).to_dict())
+    # a lost line costs another try
+    f.add('contractor ledger', 'jsonl', 'idx', 'datasets/some/ledger.jsonl', state, {'last', 'faults', 'report'})
     published = f.folder('idx/weights/published')
     (published/'attn.pth').write_bytes(b'12345')
-    (published/'published.json').write_text(json.dumps({'attn.pth':dict(sha256='0'*64, size=5, url='http://x/', date='2026-01-01')}))
-    f.add('published.json', 'json', 'idx', 'weights/published/published.json', lambda d: dict(found=check_published(d/'weights'/'published')), {'found'})
+    (published/'published.json').write_text(json.dumps({'attn.pth':dict(sha256='0'*64, size=5, url='http://x/',
+        date='2026-01-01')}))
+    f.add('published.json', 'json', 'idx', 'weights/published/published.json',
+        lambda d: dict(found=check_published(d/'weights'/'published')), {'found'})
     (root/'seeds.txt').write_text('1000000\n1000001\n1000002\n')
     f.add('seeds.txt', 'text', 'idx', 'seeds.txt', lambda d: dict(seeds=read_seeds()), {'seeds'})
-    rows = [f'{t},{c},plains,{s},dug,{v},,ab,cd,ef\n' for t,c,v in (('dig','prompt',3.5), ('','unconditional',1.5)) for s in (1, 2, 3)]
+    rows = [f'{t},{c},plains,{s},dug,{v},,ab,cd,ef\n' for t,c,v in (('dig','prompt',3.5), ('','unconditional',1.5))
+        for s in (1, 2, 3)]
     (root/'rows.csv').write_text('task,condition,arena,seed,metric,value,failed,config,commit,weights\n'+''.join(rows))
     f.add('rows.csv', 'text', 'idx', 'rows.csv', lambda d: dict(rows=read_rows(d/'rows.csv').to_dict()), {'rows'})
     def some(): return [f.rng.standard_normal((1,8)).astype(np.float32) for _ in range(6)]
     (root/'data.pkl').write_bytes(pickle.dumps(dict(text_embeddings=some(), visual_embeddings=some()), 4))
-    def pairs(d): return {f'{k}{i}':getattr(p, k) for i,p in enumerate(Pairs.from_file(d/'data.pkl', n_val=2)) for k in ('text','goal','task')}
-    f.add('data.pkl of pairs', 'bytes', 'idx', 'data.pkl', pairs, {f'{k}{i}' for i in (0, 1) for k in ('text','goal','task')})
+    def pairs(d):
+        return {f'{k}{i}':getattr(p, k) for i,p in enumerate(Pairs.from_file(d/'data.pkl', n_val=2))
+            for k in ('text','goal','task')}
+    f.add('data.pkl of pairs', 'bytes', 'idx', 'data.pkl', pairs,
+        {f'{k}{i}' for i in (0, 1) for k in ('text','goal','task')})
 
 # --- networks
 
 TENSORS = 'tensors', 'config', 'record'
 
-def network(m): return dict(names=sorted(m.state_dict()), shapes={k:tuple(v.shape) for k,v in m.state_dict().items()}, tensors=m.state_dict(),
+def network(m):
+    return dict(names=sorted(m.state_dict()), shapes={k:tuple(v.shape) for k,v in m.state_dict().items()},
+        tensors=m.state_dict(),
     config=m.cfg.to_dict(), record=getattr(m, 'record', None))
 
 def checkpoints(f):
@@ -177,23 +211,31 @@ def checkpoints(f):
     every = f.folder('ck')
     System.random(every)
     IDM(IDMConfig.preset('tiny')).save(every/'idm.safetensors')
-    for name,cls in dict(policy=Policy, mineclip=MineCLIP, prior=Prior, idm=IDM).items():   # a safetensors file has no checksum
+    # a safetensors file has no checksum
+    for name,cls in dict(policy=Policy, mineclip=MineCLIP, prior=Prior, idm=IDM).items():
         shutil.move(every/f'{name}.safetensors', f.folder(f'ck_{name}'))
-        f.add(f'{name}.safetensors', 'safetensors', f'ck_{name}', f'{name}.safetensors', lambda d, cls=cls, name=name: network(cls.load(d/f'{name}.safetensors')), TENSORS)
-    small = PolicyConfig(image_size=(32,32), channels=(4,4,4), n_res=1, d_image=8, hidsize=16, n_layers=1, n_heads=2, memory=8, timesteps=8, d_goal=8)
+        f.add(f'{name}.safetensors', 'safetensors', f'ck_{name}', f'{name}.safetensors', lambda d, cls=cls,
+            name=name: network(cls.load(d/f'{name}.safetensors')), TENSORS)
+    small = PolicyConfig(image_size=(32,32), channels=(4,4,4), n_res=1, d_image=8, hidsize=16, n_layers=1,
+        n_heads=2, memory=8, timesteps=8, d_goal=8)
     weights = {f'policy.{k}':v.clone() for k,v in Policy(small).to_official().items()}
     torch.save(weights, f.folder('off')/'steve1.weights')
-    f.add('published .weights', 'zip', 'off', 'steve1.weights', lambda d: network(Policy.from_official(d/'steve1.weights')), TENSORS)
+    f.add('published .weights', 'zip', 'off', 'steve1.weights',
+        lambda d: network(Policy.from_official(d/'steve1.weights')), TENSORS)
     torch.save(weights, f.folder('leg')/'steve1.weights', _use_new_zipfile_serialization=False)
-    f.add('published .weights, old format', 'bytes', 'leg', 'steve1.weights', lambda d: network(Policy.from_official(d/'steve1.weights')), TENSORS)
+    f.add('published .weights, old format', 'bytes', 'leg', 'steve1.weights',
+        lambda d: network(Policy.from_official(d/'steve1.weights')), TENSORS)
     torch.save(Prior(PriorConfig.preset('tiny')).to_official(), f.folder('pri')/'prior.pt')
-    f.add('published prior .pt', 'zip', 'pri', 'prior.pt', lambda d: network(Prior.load(convert_checkpoint(d/'prior.pt', d/'out.safetensors'))), TENSORS)
-    net = dict(attention_heads=2, attention_mask_style='clipped_causal', attention_memory_size=16, hidsize=16, img_shape=[32,32,3], impala_chans=[4,4,4],
+    f.add('published prior .pt', 'zip', 'pri', 'prior.pt',
+        lambda d: network(Prior.load(convert_checkpoint(d/'prior.pt', d/'out.safetensors'))), TENSORS)
+    net = dict(attention_heads=2, attention_mask_style='clipped_causal', attention_memory_size=16, hidsize=16,
+        img_shape=[32,32,3], impala_chans=[4,4,4],
         impala_width=1, n_recurrence_layers=1, pointwise_ratio=4, timesteps=8, recurrence_type='transformer')
     settings = dict(model=dict(args=dict(net=dict(args=net), pi_head_opts=dict(temperature=2.0))))
     (f.folder('mod')/'2x.model').write_bytes(pickle.dumps(settings, 2))
     torch.save(Policy(small.replace(n_res=2, d_image=256, d_goal=512)).to_official(), f.folder('mod')/'w.pt')
-    f.add('.model', 'bytes', 'mod', '2x.model', lambda d: network(Policy.from_official(d/'w.pt', d/'2x.model')), TENSORS)
+    f.add('.model', 'bytes', 'mod', '2x.model', lambda d: network(Policy.from_official(d/'w.pt', d/'2x.model')),
+        TENSORS)
     np.save(f.folder('goal')/'goal.npy', f.rng.standard_normal(8).astype(np.float32))
     f.add('goal.npy', 'npy', 'goal', 'goal.npy', lambda d: dict(goal=load_moment(str(d/'goal.npy'), 8).embed), {'goal'})
 
@@ -209,10 +251,12 @@ def tokenizer(f):
     words = [*letters, *(l+'</w>' for l in letters), *(a+b for a,b in merges), '<|startoftext|>', '<|endoftext|>']
     (folder/'vocab.json').write_text(json.dumps({w:i for i,w in enumerate(words)}))
     (folder/'merges.txt').write_text('#version: 0.2\n'+''.join(f'{a} {b}\n' for a,b in merges))
-    (folder/'tokenizer_config.json').write_text(json.dumps(dict(model_max_length=77, bos_token='<|startoftext|>', eos_token='<|endoftext|>', unk_token='<|endoftext|>')))
+    (folder/'tokenizer_config.json').write_text(json.dumps(dict(model_max_length=77, bos_token='<|startoftext|>',
+        eos_token='<|endoftext|>', unk_token='<|endoftext|>')))
     def ids(d): return dict(ids=ClipTokenizer(len(words), 16, cache=d)(['cat dog', 'cad']))
     for file,kind in (('vocab.json','json'), ('merges.txt','text'), ('tokenizer_config.json','json')):
-        f.add(f'tokenizer {file}', kind, 'tok', f'models--openai--clip-vit-base-patch16/snapshots/abc/{file}', ids, {'ids'})
+        f.add(f'tokenizer {file}', kind, 'tok', f'models--openai--clip-vit-base-patch16/snapshots/abc/{file}', ids,
+            {'ids'})
 
 # --- runs
 
@@ -226,19 +270,25 @@ def runs(f):
     from steve1.training.runs import RunFolder, plot_metrics
     root = set_data(f.folder('run'))
     (root/'cfg.yaml').write_text(yaml.safe_dump(json.loads(json.dumps(TrainConfig.preset('tiny').flat()))))
-    f.add('settings file', 'yaml', 'run', 'cfg.yaml', lambda d: parse_config(TrainConfig, ['--config', str(d/'cfg.yaml')]).to_dict(), set(TrainConfig().to_dict()))
+    f.add('settings file', 'yaml', 'run', 'cfg.yaml', lambda d: parse_config(TrainConfig,
+        ['--config', str(d/'cfg.yaml')]).to_dict(), set(TrainConfig().to_dict()))
     run = f.folder('run/runs/m')
     cfg = TrainConfig.preset('tiny').replace(name='m')
     (run/'config.yaml').write_text(yaml.safe_dump(json.loads(json.dumps(cfg.flat()))))
-    f.add('config.yaml of a run', 'yaml', 'run', 'runs/m/config.yaml', lambda d: dict(same=RunFolder('m').check_unused(cfg)), ())
+    f.add('config.yaml of a run', 'yaml', 'run', 'runs/m/config.yaml',
+        lambda d: dict(same=RunFolder('m').check_unused(cfg)), ())
     rows = [{'step':i, 'frames':64*i, 'kind':'train', 'loss/train':1.5} for i in range(1, 6)]
     (run/'metrics.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
-    def metrics(d): plt.close(plot_metrics('m')); return dict(rows=RunFolder('m').metrics()[:4])
+    def metrics(d):
+        plt.close(plot_metrics('m'))
+        return dict(rows=RunFolder('m').metrics()[:4])
     f.add('metrics.jsonl', 'jsonl', 'run', 'runs/m/metrics.jsonl', metrics, {'rows'})
     (state := run/'state').mkdir()
     torch.save(dict(step=3, model=dict(w=torch.ones(3)), seconds=1.), state/'main.pt')
     (state/'manifest.json').write_text(json.dumps({'main.pt':sha256(state/'main.pt')}))
-    def saved(d): run = RunFolder('m'); return dict(state=run.read_state(run.find_state(), 'main'))
+    def saved(d):
+        run = RunFolder('m')
+        return dict(state=run.read_state(run.find_state(), 'main'))
     f.add('main.pt of a state', 'zip', 'run', 'runs/m/state/main.pt', saved)
     f.add('manifest.json of a state', 'json', 'run', 'runs/m/state/manifest.json', saved)
 
@@ -251,11 +301,13 @@ def settings(f):
     from steve1.models.idm import IDMConfig
     from steve1.rollout import RolloutConfig
     from steve1.training.recipe import TrainConfig
-    for cls in (TrainConfig, RolloutConfig, EvalConfig, RecordingConfig, DataConfig, PolicyConfig, PriorConfig, MineCLIPConfig, IDMConfig):
+    for cls in (TrainConfig, RolloutConfig, EvalConfig, RecordingConfig, DataConfig, PolicyConfig, PriorConfig,
+        MineCLIPConfig, IDMConfig):
         (f.folder(f'par_{cls.__name__}')/'params.json').write_text(json.dumps(cls().to_dict()))
         def read(d, cls=cls):
             try: values = json.loads((d/'params.json').read_text())
-            except (ValueError, RecursionError) as e: raise ValueError(f'params.json: {e}') from None   # no JSON reaches a config
+            # no JSON reaches a config
+            except (ValueError, RecursionError) as e: raise ValueError(f'params.json: {e}') from None
             return cls.from_dict(values).to_dict()
         f.add(f'parameters of {cls.__name__}', 'json', f'par_{cls.__name__}', 'params.json', read, set(cls().to_dict()))
 

@@ -2,7 +2,8 @@
 import io, json, re, struct, zipfile
 
 DEEP = '['*900 + ']'*900
-ODD_VALUES = [None, True, False, -1, 0, 1, 2**31, 2**63, 10**30, 1e308, float('nan'), float('inf'), '', 'x'*5000, '\ud800', 'a\0b',
+ODD_VALUES = [None, True, False, -1, 0, 1, 2**31, 2**63, 10**30, 1e308, float('nan'), float('inf'), '', 'x'*5000,
+    '\ud800', 'a\0b',
     '../../../../tmp/x', '/etc/passwd', [], {}, [[]], {'a':{}}, '1', [1]*3, list(range(2000)), '<b>']
 
 def copy(x): return json.loads(json.dumps(x))
@@ -25,7 +26,8 @@ def change_value(x, rng):
         old, what = parent[k], rng.random()
         is_number = type(old) in (int, float)
         if what < .12: del parent[k]
-        elif what < .3 and is_number: parent[k] = rng.choice((-old, old+1, old*1000, old*10**9, old*10**15, old/3, -1, 0))
+        elif what < .3 and is_number:
+            parent[k] = rng.choice((-old, old+1, old*1000, old*10**9, old*10**15, old/3, -1, 0))
         elif what < .36 and isinstance(old, list) and old: parent[k] = rng.choice((old*2, old*50, old[:-1]))
         elif what < .42 and isinstance(parent, dict): parent[f'{k}x'] = parent.pop(k)
         elif what < .45: parent[k] = rng.choice((json.loads(DEEP), {'a':old}))
@@ -50,16 +52,20 @@ def change_bytes(data, rng):
             case 6: del b[i:i+k]
             case 7:
                 w = rng.choice((2, 4, 8))
-                b[i:i+w] = rng.choice((b'\xff'*w, b'\x7f'+b'\xff'*(w-1), bytes(w), (1).to_bytes(w, 'big'), (1 << 30).to_bytes(8, 'little')))
+                b[i:i+w] = rng.choice((b'\xff'*w, b'\x7f'+b'\xff'*(w-1), bytes(w), (1).to_bytes(w, 'big'),
+                    (1 << 30).to_bytes(8, 'little')))
             case 8: b[i:i+k] = rng.randbytes(k)
             case _:
                 if found := list(re.finditer(rb'\d+', bytes(b))):
                     m = rng.choice(found)
-                    b[m.start():m.end()] = rng.choice((b'0', b'-1', b'99999999999', b'9'*30, b'9'*5000, b'1e400', b'NaN'))
+                    b[m.start():m.end()] = rng.choice((b'0', b'-1', b'99999999999', b'9'*30, b'9'*5000, b'1e400',
+                        b'NaN'))
                 else: b += rng.randbytes(k)
     return bytes(b)
 
-BOXES = re.compile(rb'stts|stsz|stco|stsc|stss|ctts|elst|mvhd|mdhd|tkhd|stsd|avc1|avcC|colr|pasp|moov|trak|mdia|minf|stbl|mdat|ftyp|hdlr|dinf|dref|edts|uuid|free')
+BOXES = re.compile(
+    rb'stts|stsz|stco|stsc|stss|ctts|elst|mvhd|mdhd|tkhd|stsd|avc1|avcC|colr|pasp|moov|trak|mdia|minf|stbl|mdat|ftyp|hdlr|dinf|dref|edts|uuid|free'
+)
 
 def change_mp4(data, rng):
     "A field near the name of a box set to an extreme"
@@ -70,7 +76,8 @@ def change_mp4(data, rng):
         if not found: break
         i = max(0, rng.choice(found)-4+4*rng.randrange(12))
         old = int.from_bytes(b[i:i+4], 'big')
-        b[i:i+4] = rng.choice((0, 1, 2, 3, 20, 4096, 0xffff, 0x10000, 0x7fffffff, 0x80000000, 0xffffffff, rng.randrange(1 << 32),
+        b[i:i+4] = rng.choice((0, 1, 2, 3, 20, 4096, 0xffff, 0x10000, 0x7fffffff, 0x80000000, 0xffffffff,
+            rng.randrange(1 << 32),
             old ^ 1 << rng.randrange(32))).to_bytes(4, 'big')
     return bytes(b)
 
@@ -79,7 +86,8 @@ def change_safetensors(data, rng):
     if rng.random() < .25: return change_bytes(data, rng)
     n = struct.unpack('<Q', data[:8])[0]
     head, body = json.loads(data[8:8+n]), data[8+n:]
-    if rng.random() < .65: head['__metadata__']['steve1'] = json.dumps(change_value(json.loads(head['__metadata__']['steve1']), rng))
+    if rng.random() < .65:
+        head['__metadata__']['steve1'] = json.dumps(change_value(json.loads(head['__metadata__']['steve1']), rng))
     else: head = change_value(head, rng)
     text = json_bytes(head)
     text += b' '*(-len(text) % 8)
@@ -99,7 +107,8 @@ def change_zip(data, rng):
             content = old.read(i)
             if i is chosen:
                 content = change_bytes(content, rng)
-                if rng.random() < .1: i.filename = rng.choice(('../../x', '/tmp/x', i.filename+'x', 'archive/data/../data/0'))
+                if rng.random() < .1:
+                    i.filename = rng.choice(('../../x', '/tmp/x', i.filename+'x', 'archive/data/../data/0'))
                 if rng.random() < .1: new.writestr(i.filename, change_bytes(content, rng))
             new.writestr(i.filename, content)
     return out.getvalue()
@@ -112,7 +121,8 @@ def change_npy(data, rng):
     n = struct.unpack('<H', data[8:10])[0]
     head, body = data[10:10+n].decode('latin1'), data[10+n:]
     shape = rng.choice(('(0', '(1', '(-5', '(99999999999999', r'(\g<1>0', r'(2,3,\g<1>', '('))
-    change = rng.choice(((r"'[<|]\w+'", rng.choice(DTYPES)), ('False', 'True'), (r'\((\d+)', shape), ("'descr'", "'shape'"),
+    change = rng.choice(((r"'[<|]\w+'", rng.choice(DTYPES)), ('False', 'True'), (r'\((\d+)', shape),
+        ("'descr'", "'shape'"),
         (r'\}', '}; import os'), (r'\[\(', "[('x', '|O'), (")))
     head = re.sub(*change, head, count=rng.choice((0, 1))).rstrip()+' '
     head += ' '*(-(10+len(head)+1) % 64)+'\n'
@@ -132,7 +142,8 @@ def change_jsonl(data, rng):
     else: lines = lines*rng.choice((2, 30))
     return b'\n'.join(lines)+b'\n'*rng.randrange(2)
 
-ODD_LINES = ('../../../etc', '/etc/passwd', '/', '.', '', '\0', 'a\0b', 'x'*300, 'x'*70_000, 'é\u2028x', '\udcff', 's3://x/y', 'memory://nowhere/x',
+ODD_LINES = ('../../../etc', '/etc/passwd', '/', '.', '', '\0', 'a\0b', 'x'*300, 'x'*70_000, 'é\u2028x', '\udcff',
+    's3://x/y', 'memory://nowhere/x',
     'http://127.0.0.1:9/x', 'file:///etc', '-1', '1e9', '9'*23, '9'*5000, '{', 'null')
 
 def change_text(data, rng):
@@ -142,8 +153,10 @@ def change_text(data, rng):
     lines.insert(rng.randrange(len(lines)+1), rng.choice(ODD_LINES))
     return '\n'.join(lines).encode('utf-8', 'surrogateescape')
 
-BOMB = b'a: &a [x,x,x,x,x,x,x,x,x]\n'+b''.join(b'%c: &%c [%s]\n' % (98+i, 98+i, b','.join([b'*%c' % (97+i)]*9)) for i in range(9))+b'name: *j\n'
-YAML_TRAPS = (b'lr: !!python/object/apply:os.system ["true"]\n', BOMB, b'<<: *nothing\n', b'\tx', b'- 1', b'lr: 2001-13-45', b'seed: 0x'+b'f'*4000,
+BOMB = b'a: &a [x,x,x,x,x,x,x,x,x]\n'+b''.join(b'%c: &%c [%s]\n' % (98+i, 98+i, b','.join([b'*%c' % (97+i)]*9))
+    for i in range(9))+b'name: *j\n'
+YAML_TRAPS = (b'lr: !!python/object/apply:os.system ["true"]\n', BOMB, b'<<: *nothing\n', b'\tx', b'- 1',
+    b'lr: 2001-13-45', b'seed: 0x'+b'f'*4000,
     b'name: [', b'? [1,2]\n: 3\n', b'1: 2\n', b'\x00', b'lr: .nan', b'lr: .inf\n')
 
 def change_yaml(data, rng):
@@ -153,12 +166,15 @@ def change_yaml(data, rng):
     if rng.random() < .25: return data+b'\n'+rng.choice(YAML_TRAPS)
     return json_bytes(change_value(yaml.safe_load(data), rng))
 
-def change_json(data, rng): return change_bytes(data, rng) if rng.random() < .3 else json_bytes(change_value(json.loads(data), rng))
+def change_json(data, rng):
+    return change_bytes(data, rng) if rng.random() < .3 else json_bytes(change_value(json.loads(data), rng))
 
-CHANGES = dict(mp4=change_mp4, json=change_json, jsonl=change_jsonl, npy=change_npy, safetensors=change_safetensors, zip=change_zip, text=change_text,
+CHANGES = dict(mp4=change_mp4, json=change_json, jsonl=change_jsonl, npy=change_npy,
+    safetensors=change_safetensors, zip=change_zip, text=change_text,
     yaml=change_yaml, bytes=change_bytes)
 
 def mutate(data, kind, rng):
     "Another content for a file of a format"
     try: return CHANGES[kind](data, rng)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError): return change_bytes(data, rng)   # a value that no longer fits the change
+    # a value that no longer fits the change
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError): return change_bytes(data, rng)

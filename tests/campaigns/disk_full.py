@@ -19,7 +19,9 @@ def embed(src, out):
     from steve1.data.embed import embed_episodes
     if not (out/'d'/'e').exists():
         try: shutil.copytree(src/'short', out/'d'/'e')
-        except (OSError, shutil.Error): shutil.rmtree(out/'d', ignore_errors=True); os._exit(9)      # no room for what comes before
+        except (OSError, shutil.Error):
+            shutil.rmtree(out/'d', ignore_errors=True)
+            os._exit(9)      # no room for what comes before
     embed_episodes([out/'d'/'e'], str(src/'system'/'mineclip.safetensors'))
 
 def film(src, out):
@@ -28,7 +30,8 @@ def film(src, out):
     rng = np.random.default_rng(0)
     with atomic_path(out/'film.mp4') as p:
         w = VideoWriter(p, (90,160))
-        w.add(rng.integers(0, 255, (40,90,160,3), dtype=np.uint8)); w.close()
+        w.add(rng.integers(0, 255, (40,90,160,3), dtype=np.uint8))
+        w.close()
 
 def sheet(src, out):
     from steve1.base.overlay import save_image
@@ -42,11 +45,13 @@ def download(src, out):
             start = int((self.headers.get('Range') or 'bytes=0-')[6:].split('-')[0])
             self.send_response(206 if start else 200)
             if start: self.send_header('Content-Range', f'bytes {start}-{len(data)-1}/{len(data)}')
-            self.send_header('Content-Length', str(len(data)-start)); self.end_headers()
+            self.send_header('Content-Length', str(len(data)-start))
+            self.end_headers()
             try: self.wfile.write(data[start:])
             except OSError: pass
         def log_message(self, *a): pass
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler); server.daemon_threads = True
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     d._pause = lambda *a: .01
     d.download(f'http://127.0.0.1:{server.server_port}/x', out/'x.bin', size=len(data), retries=2, timeout=3)
@@ -72,7 +77,8 @@ def train(src, out, **kw):
     harness.set_data(out)
     for k in ('datasets', 'samplings'):
         if not (out/k).is_symlink(): (out/k).symlink_to(src/'toy'/k)
-    train(TrainConfig.preset('tiny', n_frames=6*64, save_every=2*64, log_every=1, val_every=3*64, **kw).replace(name='t'))
+    train(TrainConfig.preset('tiny', n_frames=6*64, save_every=2*64, log_every=1, val_every=3*64,
+        **kw).replace(name='t'))
 
 def features(src, out): train(src, out, freeze=('cnn',))
 
@@ -114,13 +120,15 @@ def index(src, out):
 
 def recordings(src, out):
     from steve1.data.importing import RecordingConfig, convert_recordings
-    table = convert_recordings([src/'mine'], out/'d', RecordingConfig(size=(64,64)), str(src/'system'/'mineclip.safetensors'), workers=0)
+    table = convert_recordings([src/'mine'], out/'d', RecordingConfig(size=(64,64)),
+        str(src/'system'/'mineclip.safetensors'), workers=0)
     if 'reason' in table and table.reason.notna().any(): raise RuntimeError(table.reason.dropna().iloc[0])
 
 def contractor(src, out):
     from steve1.data.contractor import ContractorConfig, convert_contractor
     from steve1.mineclip import MineCLIP
-    convert_contractor(src/'con'/'rec.mp4', src/'con'/'rec.jsonl', out/'e', ContractorConfig(size=(64,64)), MineCLIP.load(src/'system'/'mineclip.safetensors'))
+    convert_contractor(src/'con'/'rec.mp4', src/'con'/'rec.jsonl', out/'e', ContractorConfig(size=(64,64)),
+        MineCLIP.load(src/'system'/'mineclip.safetensors'))
 
 def legacy(src, out):
     from steve1.data.legacy import convert_published
@@ -134,8 +142,10 @@ def lerobot(src, out):
     from steve1.data.lerobot import export_lerobot
     if not (out/'lr').exists(): export_lerobot([src/'short'], out/'lr')
 
-WRITERS = dict(episode=episode, embed=embed, film=film, sheet=sheet, download=download, rollouts=rollouts, session=session, train=train, features=features,
-    prior=prior, policy=policy, official=official, pretrained=pretrained, convert=convert, sampling=sampling, ledger=ledger, index=index, recordings=recordings,
+WRITERS = dict(episode=episode, embed=embed, film=film, sheet=sheet, download=download, rollouts=rollouts,
+    session=session, train=train, features=features,
+    prior=prior, policy=policy, official=official, pretrained=pretrained, convert=convert, sampling=sampling,
+        ledger=ledger, index=index, recordings=recordings,
     contractor=contractor, legacy=legacy, mapped=mapped, lerobot=lerobot)
 CACHES = 'index', 'mapped'  # a cache that cannot be stored is no error
 
@@ -159,13 +169,16 @@ def materials():
     with EpisodeWriter(src/'short', ep.size, source='toy') as w: w.add_many(ep.frames(0, 60), ep.actions[:60])
     write_contractor(ep, src/'con'/'rec', size=(90,160), stop=40)
     (folder := src/'mine'/'r0').mkdir(parents=True)
-    w = VideoWriter(folder/'video.mp4', (64,64)); w.add(ep.frames(0, 40)); w.close()
-    lines = [json.dumps({k:int(r[k]) for k in KEYS} | dict(camera=[float(x) for x in r['camera']])) for r in ep.actions[:40]]
+    w = VideoWriter(folder/'video.mp4', (64,64))
+    w.add(ep.frames(0, 40)); w.close()
+    lines = [json.dumps({k:int(r[k]) for k in KEYS} | dict(camera=[float(x) for x in r['camera']]))
+        for r in ep.actions[:40]]
     (folder/'actions.jsonl').write_text('\n'.join(lines)+'\n')
     (src/'ready').touch()
     return src
 
-VARIES = ('ledger.jsonl', 'events.out', 'metrics.jsonl', '.lock', 'main.pt', 'rank0.pt', 'manifest.json', '.safetensors', 'README.md', 'index/', 'train.log', 'summary', 'metrics.csv', '.tmp-', '.pt')
+VARIES = ('ledger.jsonl', 'events.out', 'metrics.jsonl', '.lock', 'main.pt', 'rank0.pt', 'manifest.json',
+    '.safetensors', 'README.md', 'index/', 'train.log', 'summary', 'metrics.csv', '.tmp-', '.pt')
 def files(out):
     "What must be there: files by content, a ledger by its lines that are whole"
     from steve1.data.collect import Ledger
@@ -188,7 +201,8 @@ def whole(name):
 def can_mount():
     at = harness.campaign_folder()/'probe'
     at.mkdir(exist_ok=True)
-    ok = os.geteuid() == 0 and not subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k', 'none', at], capture_output=True).returncode
+    ok = os.geteuid() == 0 and not subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k', 'none', at],
+        capture_output=True).returncode
     if ok: subprocess.run(['umount', '-l', at], check=True)
     return ok
 
@@ -198,16 +212,21 @@ def broken(out):
     from steve1.base.untrusted import safe_torch_load
     from steve1.base.video import VideoReader
     import cv2, yaml, pyarrow.parquet
-    readers = {'.safetensors':load_tensors, '.pt':safe_torch_load, '.npy':np.load, '.json':lambda p: json.loads(p.read_text()),
-        '.mp4':lambda p: (v := VideoReader(p)).read(0, v.stream.frames or 1), '.parquet':pyarrow.parquet.read_table, '.yaml':lambda p: yaml.safe_load(p.read_text()) or 1/0}
+    readers = {'.safetensors':load_tensors, '.pt':safe_torch_load, '.npy':np.load,
+        '.json':lambda p: json.loads(p.read_text()),
+        '.mp4':lambda p: (v := VideoReader(p)).read(0, v.stream.frames or 1),
+            '.parquet':pyarrow.parquet.read_table, '.yaml':lambda p: yaml.safe_load(p.read_text()) or 1/0}
     bad = []
     for p in out.rglob('*'):
         rel = p.relative_to(out)
-        if not p.is_file() or any(x.startswith('.') or x in ('state.new', 'datasets', 'samplings', 'logs') for x in rel.parts): continue
+        if not p.is_file() or any(x.startswith('.') or x in ('state.new', 'datasets', 'samplings', 'logs')
+            for x in rel.parts):
+            continue
         try:
             if p.suffix in readers: readers[p.suffix](p)
             elif p.suffix == '.png': assert cv2.imread(str(p)) is not None, 'no picture'
-            if p.name == 'metadata.json' and (p.parent/'frames.mp4').exists() and p.parent != out/'d'/'e': validate_episode(p.parent)
+            if p.name == 'metadata.json' and (p.parent/'frames.mp4').exists() and p.parent != out/'d'/'e':
+                validate_episode(p.parent)
         except Exception as e: bad.append(f'{rel} ({type(e).__name__}: {str(e)[-120:]})')
     return bad
 
@@ -222,8 +241,11 @@ def run(case):
     how = case['how'] if can_mount() else 'limit'
     disk = harness.case_folder()/'disk'
     disk.mkdir()
-    if how == 'tmpfs': subprocess.run(['mount', '-t', 'tmpfs', '-o', f"size={max(4096, int(case['share']*(total*1.2+8192)))}", 'none', disk], check=True)
-    try: return attempt(name, src, disk, want, dict(file_size=int(case['share']*largest)) if how == 'limit' else {}, how)
+    if how == 'tmpfs':
+        subprocess.run(['mount', '-t', 'tmpfs', '-o', f"size={max(4096, int(case['share']*(total*1.2+8192)))}",
+            'none', disk], check=True)
+    try:
+        return attempt(name, src, disk, want, dict(file_size=int(case['share']*largest)) if how == 'limit' else {}, how)
     finally:
         if how == 'tmpfs': subprocess.run(['umount', '-l', disk], check=True)
 
@@ -231,16 +253,20 @@ def attempt(name, src, disk, want, limit, how):
     child = harness.fork(write, name, src, disk, **limit)
     status = child.wait(250)
     if status == 9: return 'ok'
-    if status not in (0, 1): return f"{'hang' if status == 'hang' else 'crash'}: {name} ended with {status}: {child.last()}"
+    if status not in (0, 1):
+        return f"{'hang' if status == 'hang' else 'crash'}: {name} ended with {status}: {child.last()}"
     said, bad = child.last(), broken(disk)
     if bad: return f"{'half done' if status else 'silent'}: {name}: {bad[:2]} after {said!r}"
-    if status == 0 and name not in CACHES and (diff := harness.difference(want, files(disk))): return f'silent: {name} lacks {diff[:3]}'
+    if status == 0 and name not in CACHES and (diff := harness.difference(want, files(disk))):
+        return f'silent: {name} lacks {diff[:3]}'
     if status and not ('free on its disk' in said or 'are free on' in said): return f'unclear: {name}: {said}'
-    left = [p for p in harness.temporary(disk) if name != 'download' or not p.endswith(('.part', '.note'))]   # a download goes on from its part
+    # a download goes on from its part
+    left = [p for p in harness.temporary(disk) if name != 'download' or not p.endswith(('.part', '.note'))]
     if left: return f'leftover: {name}: {left[:3]} after {said!r}'
     if how == 'tmpfs': subprocess.run(['mount', '-o', 'remount,size=1g', disk], check=True)
     child = harness.fork(write, name, src, disk)
     if status := child.wait(250): return f'no second try: {name} ended with {status}: {child.last()}'
     if diff := harness.difference(want, files(disk)): return f'differs: {name}: {diff[:3]} once there is room'
-    if (bad := broken(disk)) or (bad := harness.temporary(disk)): return f'leftover: {name}: {bad[:2]} once there is room'
+    if (bad := broken(disk)) or (bad := harness.temporary(disk)):
+        return f'leftover: {name}: {bad[:2]} once there is room'
     return 'ok'

@@ -11,7 +11,8 @@ EPISODES, STEPS, RUDE = 4, 4, [1, 2]
 def wrong_kinds(obs, infos):
     "What is not as the interface says, of one observation of all worlds"
     bad = []
-    if obs['pov'].dtype != np.uint8 or obs['pov'].shape[1:] != (64,64,3): bad.append(f"pov {obs['pov'].dtype} {obs['pov'].shape}")
+    if obs['pov'].dtype != np.uint8 or obs['pov'].shape[1:] != (64,64,3):
+        bad.append(f"pov {obs['pov'].dtype} {obs['pov'].shape}")
     for k,v in obs['location_stats'].items():
         if v.dtype != np.float64 or not np.isfinite(v).all(): bad.append(f'{k} {v}')
     for k,v in obs['inventory'].items():
@@ -23,13 +24,16 @@ def play(case):
     from steve1.base.actions import ACTION_DTYPE
     from steve1.world.process import ProcessEnv
     from steve1.world.supervised import ProcessVectorEnv, Supervised
-    make = lambda: ProcessEnv('_rude:Rude', path=WORLDS, step_timeout=4., reset_timeout=30., wait=False, rude=case['seed'], seeds=RUDE, call=case['call'], at=case['at'])
-    envs, actions = ProcessVectorEnv(make, 2, (64,64), autoreset_mode='Disabled', patience=100), np.zeros(2, ACTION_DTYPE)
+    make = lambda: ProcessEnv('_rude:Rude', path=WORLDS, step_timeout=4., reset_timeout=30., wait=False,
+        rude=case['seed'], seeds=RUDE, call=case['call'], at=case['at'])
+    envs, actions = ProcessVectorEnv(make, 2, (64,64), autoreset_mode='Disabled', patience=100), np.zeros(2,
+        ACTION_DTYPE)
     with Supervised(envs, [dict(seed=s) for s in range(EPISODES)]) as worlds:
         worlds.reset()
         while worlds.playing:
             obs, _, _, _, infos = worlds.step(actions)
-            if bad := wrong_kinds(obs, infos): print('WRONG', bad); os._exit(3)
+            if bad := wrong_kinds(obs, infos):
+                print('WRONG', bad); os._exit(3)
             for i,o in list(worlds.playing.items()):
                 if o.steps >= STEPS: worlds.end(i)
         rows = worlds.table()

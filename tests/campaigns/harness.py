@@ -55,7 +55,8 @@ def descendants(pid=None):
     for p in found: found += parents.get(p, [])
     out = {}
     for p in found[1:]:
-        with contextlib.suppress(OSError): out[p] = Path(f'/proc/{p}/cmdline').read_bytes().replace(b'\0', b' ').decode(errors='replace').strip()
+        with contextlib.suppress(OSError):
+            out[p] = Path(f'/proc/{p}/cmdline').read_bytes().replace(b'\0', b' ').decode(errors='replace').strip()
     return out
 
 def reap():
@@ -86,12 +87,15 @@ class Child:
     said: Path     # Standard output and errors
     status: int|None = None # Exit status; minus the signal that ended it; None: runs
     seconds: float = 0.
-    def __post_init__(self): self.since = time.monotonic(); _waited.add(self.pid)
+    def __post_init__(self):
+        self.since = time.monotonic(); _waited.add(self.pid)
 
     def alive(self):
         if self.status is None:
             pid, how = os.waitpid(self.pid, os.WNOHANG)
-            if pid: self.status, self.seconds = os.waitstatus_to_exitcode(how), time.monotonic()-self.since; _waited.discard(pid)
+            if pid:
+                self.status, self.seconds = os.waitstatus_to_exitcode(how), time.monotonic()-self.since
+                _waited.discard(pid)
         return self.status is None
 
     def wait(self, seconds=120.):
@@ -106,7 +110,8 @@ class Child:
         "Send a signal to it, with its session or alone; was it alive?"
         if not self.alive(): return False
         if group: # before its setsid a new child is in no session of its own
-            with contextlib.suppress(ProcessLookupError): os.killpg(self.pid, sig); return True
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, sig); return True
         os.kill(self.pid, sig)
         return True
 
@@ -133,28 +138,36 @@ def fork(f, *args, env=(), memory=None, file_size=None, said=None):
     env: variables that are changed. memory: MB beyond what this process holds. file_size: bytes of its largest file;
     with it, only the exception that ends the function is said."""
     said = Path(said or case_folder().with_name('said.txt'))
-    gc.collect(); sys.stdout.flush(); sys.stderr.flush()
+    gc.collect()
+    sys.stdout.flush(); sys.stderr.flush()
     pid = os.fork()
     if pid: return Child(pid, said)
     status = 70
     try:
         os.setsid()
         for fd in private: os.close(fd)
-        for s,h in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)): signal.signal(s, h)
+        for s,h in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL),
+            (signal.SIGHUP, signal.SIG_DFL)):
+            signal.signal(s, h)
         os.environ.update(env)
         null, out = os.open(os.devnull, os.O_RDWR), os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         first = out if file_size is None else null
-        os.dup2(null, 0); os.dup2(first, 1); os.dup2(first, 2)
-        sys.stdout, sys.stderr = (open(fd, 'w', 1, errors='replace', closefd=False) for fd in (1, 2))   # not those of pytest
+        os.dup2(null, 0)
+        os.dup2(first, 1); os.dup2(first, 2)
+        # not those of pytest
+        sys.stdout, sys.stderr = (open(fd, 'w', 1, errors='replace', closefd=False) for fd in (1, 2))
         _limit(memory, file_size)
         f(*args)
         status = 0
     except SystemExit as e: status = e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException:
-        if file_size is not None: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2); os.dup2(out, 2)
+        if file_size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2)
+            os.dup2(out, 2)
         status = 1; traceback.print_exc()
     finally:
-        with contextlib.suppress(BaseException): sys.stdout.flush(); sys.stderr.flush()
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush(); sys.stderr.flush()
         os._exit(status)
 
 def command(words, env=(), memory=None, file_size=None, said=None, stdin=subprocess.DEVNULL, stdout=None):
@@ -163,7 +176,8 @@ def command(words, env=(), memory=None, file_size=None, said=None, stdin=subproc
     here = Path(sys.executable).parent/str(words[0])
     words = [str(here) if here.exists() else str(words[0]), *map(str, words[1:])]
     with open(said, 'wb') as out:
-        p = subprocess.Popen(words, env=dict(os.environ) | dict(env), stdin=stdin, stdout=stdout or out, stderr=out, start_new_session=True,
+        p = subprocess.Popen(words, env=dict(os.environ) | dict(env), stdin=stdin, stdout=stdout or out,
+            stderr=out, start_new_session=True,
             preexec_fn=lambda: _limit(memory, file_size))
     p.returncode = 0          # `Child` waits for it, not subprocess
     return Child(p.pid, said)
@@ -175,7 +189,8 @@ def tree(folder, skip=lambda path: False):
     folder, out = Path(folder), {}
     for p in sorted(folder.rglob('*')):
         rel = p.relative_to(folder)
-        if p.is_file() and not p.is_symlink() and not skip(rel): out[rel.as_posix()] = hashlib.sha256(p.read_bytes()).hexdigest()[:16]
+        if p.is_file() and not p.is_symlink() and not skip(rel):
+            out[rel.as_posix()] = hashlib.sha256(p.read_bytes()).hexdigest()[:16]
     return out
 
 def difference(a, b):
@@ -215,6 +230,7 @@ def toy_data(root, n_episodes=8, n_steps=90):
             frames = rng.integers(0, 255, (n_steps,*cfg.image_size,3), dtype=np.uint8)
             with EpisodeWriter(Path(root)/'datasets'/name/f'{e:03d}', cfg.image_size, seed=e, source='toy') as w:
                 w.add_many(frames, dict(forward=rng.integers(0, 2, n_steps), camera=rng.choice([0.,3.], (n_steps,2))))
-                embeds = rng.standard_normal((n_steps, cfg.d_goal)); embeds[:15] = np.nan
+                embeds = rng.standard_normal((n_steps, cfg.d_goal))
+                embeds[:15] = np.nan
                 w.add_embeds(embeds, 'noise')
         make_sampling(name, [name], val_share=1/4, seed=0)

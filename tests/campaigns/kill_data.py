@@ -5,7 +5,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import numpy as np, torch
 import harness
-import steve1.data.embed, steve1.data.importing, steve1.data.generate, steve1.data.legacy, steve1.data.foreign # noqa: F401 - a child has them
+# noqa: F401 - a child has them
 from steve1.episodes import Episode, EpisodeError, clip_id, list_episodes, validate_episode
 
 LIMIT = 600.
@@ -19,11 +19,13 @@ def generate(root, out, case):
 
 def recordings(root, out, case):
     from steve1.data.importing import RecordingConfig, convert_recordings
-    convert_recordings([root/'mine'], out, RecordingConfig(size=(64,64)), root/'clip0/mineclip.safetensors', workers=case['workers'])
+    convert_recordings([root/'mine'], out, RecordingConfig(size=(64,64)), root/'clip0/mineclip.safetensors',
+        workers=case['workers'])
 
 def silent(root, out, case):
     from steve1.data.importing import RecordingConfig, convert_recordings
-    convert_recordings([root/'silent'], out, RecordingConfig(size=(64,64)), idm=root/'idm.safetensors', workers=case['workers'])
+    convert_recordings([root/'silent'], out, RecordingConfig(size=(64,64)), idm=root/'idm.safetensors',
+        workers=case['workers'])
 
 def embed(root, out, case):
     from steve1.data.embed import embed_episodes
@@ -31,7 +33,8 @@ def embed(root, out, case):
 
 def contractor(root, out, case):
     from steve1.data.collect import CollectConfig, RecordingIndex, collect
-    cfg = CollectConfig(raw=str(out)+'-raw', workers=case['workers'], threads=2, size=(64,64), clip=str(root/'clip0/mineclip.safetensors'))
+    cfg = CollectConfig(raw=str(out)+'-raw', workers=case['workers'], threads=2, size=(64,64),
+        clip=str(root/'clip0/mineclip.safetensors'))
     collect(RecordingIndex.read(root/'site'/'index.json').recordings, out, cfg)
 
 def legacy(root, out, case):
@@ -50,8 +53,10 @@ def sampling(root, out, case):
     from steve1.data.sampling import make_sampling
     make_sampling('drawn', [root/'emb'] if case.get('clip') else [root/'bare'], .25)
 
-COMMANDS = dict(generate=generate, recordings=recordings, silent=silent, embed=embed, contractor=contractor, legacy=legacy, lerobot=lerobot, foreign=foreign, sampling=sampling)
-LEADER = 'generate', 'recordings', 'silent', 'contractor', 'legacy', 'embed'  # have workers, which must end with their leader
+COMMANDS = dict(generate=generate, recordings=recordings, silent=silent, embed=embed, contractor=contractor,
+    legacy=legacy, lerobot=lerobot, foreign=foreign, sampling=sampling)
+# have workers, which must end with their leader
+LEADER = 'generate', 'recordings', 'silent', 'contractor', 'legacy', 'embed'
 
 def do(what, root, out, case):
     torch.set_num_threads(1)
@@ -68,7 +73,8 @@ class Site(SimpleHTTPRequestHandler):
 def serve(folder, port_file):
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Site, directory=str(folder)))
     server.daemon_threads = True
-    port_file.with_suffix('.new').write_text(str(server.server_port)); port_file.with_suffix('.new').rename(port_file)
+    port_file.with_suffix('.new').write_text(str(server.server_port))
+    port_file.with_suffix('.new').rename(port_file)
     server.serve_forever()
 
 def strip(path):
@@ -86,8 +92,10 @@ def make_recordings(root, sample):
         frames = ep.frames(0, N)
         for video in (root/'mine'/f'rec{i}'/'video.mp4', *([root/'silent'/f'walk{i}.mp4'] if i < 3 else [])):
             video.parent.mkdir(parents=True, exist_ok=True)
-            w = VideoWriter(video, (64,64)); w.add(frames); w.close()
-        lines = [json.dumps({k:int(r[k]) for k in KEYS} | dict(camera=[float(x) for x in r['camera']])) for r in ep.actions[:N]]
+            w = VideoWriter(video, (64,64))
+            w.add(frames); w.close()
+        lines = [json.dumps({k:int(r[k]) for k in KEYS} | dict(camera=[float(x) for x in r['camera']]))
+            for r in ep.actions[:N]]
         (root/'mine'/f'rec{i}'/'actions.jsonl').write_text('\n'.join(lines)+'\n')
         write_contractor(ep, root/'site'/'8.0'/f'play-{i}', size=(90,160), start=10, stop=10+N)
 
@@ -101,7 +109,8 @@ def materials():
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True); harness.set_data(root/'data')
     for i in (0, 1): System.random(root/f'clip{i}', i)
-    torch.manual_seed(0); IDM(IDMConfig.preset('tiny')).save(root/'idm.safetensors')
+    torch.manual_seed(0)
+    IDM(IDMConfig.preset('tiny')).save(root/'idm.safetensors')
     sample = [Episode(p) for p in list_episodes(harness.SAMPLE)][:4]
     make_recordings(root, sample)
     for i in range(4):
@@ -109,7 +118,8 @@ def materials():
         if i%2: (root/'published'/f'{i:02d}'/'len.txt').write_text('90')
     for ep in sample: # short ones: an embedding takes seconds
         from steve1.episodes import EpisodeWriter
-        with EpisodeWriter(root/'emb'/ep.path.name, ep.size, seed=1, source='toy') as w: w.add_many(ep.frames(0, 100), ep.actions[:100])
+        with EpisodeWriter(root/'emb'/ep.path.name, ep.size, seed=1, source='toy') as w:
+            w.add_many(ep.frames(0, 100), ep.actions[:100])
         shutil.copytree(root/'emb'/ep.path.name, root/'bare'/ep.path.name)
     relpaths = [f'8.0/play-{i}.mp4' for i in range(len(sample))]
     (root/'relpaths').write_text(json.dumps(relpaths))
@@ -123,7 +133,8 @@ def server():
     (root/'port').unlink(missing_ok=True)
     child = harness.fork(serve, root/'site', root/'port', said=root/'server.txt')
     while not (root/'port').exists(): time.sleep(.01)
-    index = dict(basedir=f"http://127.0.0.1:{(root/'port').read_text()}/", relpaths=json.loads((root/'relpaths').read_text()))
+    index = dict(basedir=f"http://127.0.0.1:{(root/'port').read_text()}/",
+        relpaths=json.loads((root/'relpaths').read_text()))
     (root/'site'/'index.json').write_text(json.dumps(index))
     return child
 
@@ -136,14 +147,16 @@ def clips():
 
 # --- what must hold
 
-def skip(rel): return rel.name in ('.lock', 'ledger.jsonl', '.ledger.jsonl.lock', 'recordings.jsonl') or harness.is_temporary(rel)
+def skip(rel):
+    return rel.name in ('.lock', 'ledger.jsonl', '.ledger.jsonl.lock', 'recordings.jsonl') or harness.is_temporary(rel)
 
 @functools.cache
 def embedding(path, id):
     from steve1.data.embed import embed_segments
     from steve1.base.video import resize_frames
     ep, clip = Episode(path), clips()[id]
-    return np.concatenate(list(embed_segments([resize_frames(ep.frames(), clip.image_size)], clip)))[15:].astype(np.float16)
+    return np.concatenate(list(embed_segments([resize_frames(ep.frames(), clip.image_size)],
+        clip)))[15:].astype(np.float16)
 
 def faults(what, out, root):
     "What is wrong with the episodes that can be seen"
@@ -158,7 +171,8 @@ def faults(what, out, root):
             continue
         named = (ep.meta.get('mineclip') or {}).get('id')
         if what == 'embed' and named:
-            if not np.allclose(np.asarray(ep.embeds[15:], np.float32), embedding(root/'bare'/e.name, named), atol=.02): bad.append(f'{e.name}: embeddings of another MineCLIP')
+            if not np.allclose(np.asarray(ep.embeds[15:], np.float32), embedding(root/'bare'/e.name, named), atol=.02):
+                bad.append(f'{e.name}: embeddings of another MineCLIP')
     return bad
 
 def sampling_fault():
@@ -196,7 +210,8 @@ def undisturbed(what, workers=0):
 def cases(rng):
     while True:
         for what in rng.sample(list(COMMANDS), len(COMMANDS)):
-            yield dict(what=what, workers=rng.choice((0, 0, 1)) if what in LEADER else 0, kills=rng.randint(3, 10), seed=rng.randrange(10**6))
+            yield dict(what=what, workers=rng.choice((0, 0, 1)) if what in LEADER else 0, kills=rng.randint(3, 10),
+                seed=rng.randrange(10**6))
 
 def run(case):
     what, rng, root, shared = case['what'], random.Random(case['seed']), materials(), harness.shared_memory()
@@ -225,8 +240,10 @@ def run(case):
         elif again: kills += 1                # it was quicker
     if left := harness.outliving(allowed=keep): return f'outlives: {left}'
     if bad := faults(what, out, root): return f'partial: {what} in the end: {bad[:2]}'
-    if different := harness.difference(whole, result(what, root, out)): return f'differs: {what} after {kills} kills: {different[:5]}'
-    left = [*harness.temporary(out), *map(str, out.parent.glob(f'.tmp-*-{out.name}')), *harness.temporary(root/'data'), *(str(p.name) for p in Path(f'{out}-raw').rglob('*') if p.is_file())]
+    if different := harness.difference(whole, result(what, root, out)):
+        return f'differs: {what} after {kills} kills: {different[:5]}'
+    left = [*harness.temporary(out), *map(str, out.parent.glob(f'.tmp-*-{out.name}')),
+        *harness.temporary(root/'data'), *(str(p.name) for p in Path(f'{out}-raw').rglob('*') if p.is_file())]
     if left: return f'leftover: {what} after {kills} kills: {left[:4]}'
     if new := harness.shared_memory()-shared: return f'leftover: {what} after {kills} kills: /dev/shm {sorted(new)[:4]}'
     return 'ok'

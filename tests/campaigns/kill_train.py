@@ -37,8 +37,10 @@ def start(variant, name):
     cfg, world = recipe(variant, name), 2 if variant.startswith('pair') else 1
     if world == 1: return [harness.fork(train, cfg)]
     store = harness.case_folder()/f'store{time.monotonic_ns()}'
-    env = dict(STEVE1_STORE=str(store), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', STEVE1_PROCS='2', ACCELERATE_USE_CPU='true', GLOO_SOCKET_IFNAME='lo')
-    return [harness.fork(train, cfg, env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), said=harness.campaign_folder()/f'said{r}.txt') for r in (0, 1)]
+    env = dict(STEVE1_STORE=str(store), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', STEVE1_PROCS='2',
+        ACCELERATE_USE_CPU='true', GLOO_SOCKET_IFNAME='lo')
+    return [harness.fork(train, cfg, env=env | dict(RANK=str(r), LOCAL_RANK=str(r)),
+        said=harness.campaign_folder()/f'said{r}.txt') for r in (0, 1)]
 
 @functools.cache
 def root():
@@ -77,7 +79,8 @@ def bits(run):
         with safe_open(f, 'pt') as s:
             out |= {f'{f.name}:{k}':s.get_tensor(k).numpy().tobytes() for k in s.keys()}
             record = json.loads(s.metadata()['steve1'])['record']
-        out[f'{f.name}:record'] = json.dumps({k:v for k,v in record.items() if k not in ('hours','date','train')}, sort_keys=True)
+        out[f'{f.name}:record'] = json.dumps({k:v for k,v in record.items() if k not in ('hours','date','train')},
+            sort_keys=True)
     rows = map(json.loads, (run/'metrics.jsonl').read_text().splitlines())
     out['metrics.jsonl'] = json.dumps([{k:v for k,v in r.items() if not k.startswith('speed/')} for r in rows])
     for f in sorted((run/'state').glob('*.pt')):
@@ -104,7 +107,8 @@ def strike(children, folder, rng, took):
 
 def cases(rng):
     while True:
-        for variant in rng.sample(list(VARIANTS), len(VARIANTS)): yield dict(variant=variant, kills=rng.randint(3, 10), seed=rng.randrange(10**6))
+        for variant in rng.sample(list(VARIANTS), len(VARIANTS)):
+            yield dict(variant=variant, kills=rng.randint(3, 10), seed=rng.randrange(10**6))
 
 def run(case):
     variant, rng, shared = case['variant'], random.Random(case['seed']), harness.shared_memory()
@@ -114,7 +118,8 @@ def run(case):
     if 'features' in variant: shutil.rmtree(root()/'cache', ignore_errors=True)
     while True:
         children = start(variant, folder.name)
-        if kills < case['kills'] and strike(children, folder, rng, took): kills += 1; continue
+        if kills < case['kills'] and strike(children, folder, rng, took):
+            kills += 1; continue
         ended = [c.wait(250) for c in children]
         if not any(ended): break
         if 'hang' in ended: return f'hang: {variant} after {kills} kills: {ended}'
@@ -122,11 +127,13 @@ def run(case):
             time.sleep(1); waited += 1
             if waited < 60: continue
         failed += 1
-        if failed > 1: return f'failed: {variant} after {kills} kills ended with {ended}: {" | ".join(c.last() for c in children)}'
+        if failed > 1:
+            return f'failed: {variant} after {kills} kills ended with {ended}: {" | ".join(c.last() for c in children)}'
     if left := harness.outliving(): return f'outlives: {left}'
     different = harness.difference(whole, bits(folder))
     if different: return f'differs: {variant} after {kills} kills: {len(different)} values, {different[:5]}'
     left = [*harness.temporary(root()), *(['state.new'] if (folder/'state.new').exists() else [])]
     if left: return f'leftover: {variant} after {kills} kills: {left[:4]}'
-    if new := harness.shared_memory()-shared: return f'leftover: {variant} after {kills} kills: /dev/shm {sorted(new)[:4]}'
+    if new := harness.shared_memory()-shared:
+        return f'leftover: {variant} after {kills} kills: /dev/shm {sorted(new)[:4]}'
     return 'ok'

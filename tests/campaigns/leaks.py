@@ -12,11 +12,13 @@ def held():
     "What this process holds"
     gc.collect()
     status = dict(l.split(':', 1) for l in Path('/proc/self/status').read_text().splitlines() if ':' in l)
-    return dict(mb=int(status['VmRSS'].split()[0])/1024, threads=int(status['Threads']), files=len(os.listdir('/proc/self/fd')), processes=len(harness.descendants()))
+    return dict(mb=int(status['VmRSS'].split()[0])/1024, threads=int(status['Threads']),
+        files=len(os.listdir('/proc/self/fd')), processes=len(harness.descendants()))
 
 def left():
     "Folders, except a cache of torch, and shared memory"
-    return {f'temp {p}' for p in os.listdir(tempfile.gettempdir()) if not p.startswith('torchinductor')} | {f'shm {p}' for p in harness.shared_memory()}
+    return {f'temp {p}' for p in os.listdir(tempfile.gettempdir())
+        if not p.startswith('torchinductor')} | {f'shm {p}' for p in harness.shared_memory()}
 
 @contextlib.contextmanager
 def expected(*errors):
@@ -35,7 +37,8 @@ def prepare(root):
     write_contractor(Episode(SAMPLE/'500000'), root/'8.0'/'r', size=(90,160), stop=40)
     (root/'8.0'/'half.mp4').write_bytes((root/'8.0'/'r.mp4').read_bytes()[:-400])
     (root/'cut.mp4').write_bytes((SAMPLE/'500000'/'frames.mp4').read_bytes()[:9000])
-    shutil.copytree(SAMPLE/'500000', root/'bent'); shutil.copytree(SAMPLE/'500000', root/'own')
+    shutil.copytree(SAMPLE/'500000', root/'bent')
+    shutil.copytree(SAMPLE/'500000', root/'own')
     data = bytearray((root/'bent'/'frames.mp4').read_bytes())
     data[20000:20600] = bytes(600)
     (root/'bent'/'frames.mp4').write_bytes(data)
@@ -68,7 +71,8 @@ def episodes(s, i):
 def broken_writers(s, i):
     from steve1.episodes import EpisodeWriter
     with expected(KeyError):
-        with EpisodeWriter(s['root']/'err', (32,32)) as w: w.add_many(s['noise'], dict(jump=[0]*4)); raise KeyError
+        with EpisodeWriter(s['root']/'err', (32,32)) as w:
+            w.add_many(s['noise'], dict(jump=[0]*4)); raise KeyError
 
 def validations(s, i):
     from steve1.episodes import validate_episode
@@ -109,8 +113,11 @@ def embeddings(s, i):
 
 def worlds(s, i):
     from steve1.world.process import EnvFailed, ProcessEnv
-    env = ProcessEnv('faulty:Faulty', path=[ROOT/'tests'/'fake_games'], fault=('die', 'raise', '')[i%3], at=2, step_timeout=10)
-    with expected(EnvFailed): env.reset(); env.step({}); env.step({})
+    env = ProcessEnv('faulty:Faulty', path=[ROOT/'tests'/'fake_games'], fault=('die', 'raise', '')[i%3], at=2,
+        step_timeout=10)
+    with expected(EnvFailed):
+        env.reset()
+        env.step({}); env.step({})
     env.close()
 
 def loads(s, i):
@@ -123,8 +130,11 @@ def training(s, i):
     train(TrainConfig.preset('tiny', n_frames=2*64, resume=False).replace(name='leak'))
 
 # repetitions at most, and what may grow in MB
-WORK = dict(rollouts=(200, 40), films=(150, 40), broken_films=(100, 40), episodes=(60, 40), broken_writers=(200, 40), validations=(150, 40), faulty_validations=(60, 40), readers=(200, 40), cut_readers=(150, 40),
-    streams=(200, 40), one_stream=(300, 40), conversions=(60, 40), embeddings=(100, 40), worlds=(40, 40), loads=(60, 40), training=(40, 80))
+WORK = dict(rollouts=(200, 40), films=(150, 40), broken_films=(100, 40), episodes=(60, 40),
+    broken_writers=(200, 40), validations=(150, 40), faulty_validations=(60, 40), readers=(200, 40),
+    cut_readers=(150, 40),
+    streams=(200, 40), one_stream=(300, 40), conversions=(60, 40), embeddings=(100, 40), worlds=(40, 40),
+        loads=(60, 40), training=(40, 80))
 
 def repeat(what, n, said):
     "In a child: the growth from the fifth part of the repetitions to their end"
@@ -140,7 +150,8 @@ def repeat(what, n, said):
     if not marks: marks.append(held())
     marks.append(held())
     first, last = marks[0], marks[-1]
-    said.write_text(json.dumps(dict(times=i+1, grew={k:round(last[k]-first[k], 1) for k in last}, tmp=harness.temporary(s['root']))))
+    said.write_text(json.dumps(dict(times=i+1, grew={k:round(last[k]-first[k], 1) for k in last},
+        tmp=harness.temporary(s['root']))))
 
 def cases(rng):
     while True:
@@ -159,7 +170,8 @@ def run(case):
     found = json.loads(said.read_text())
     grew = found['grew']
     if alive := harness.outliving(): return f"process: {case['what']} leaves {alive}"
-    if grew['mb'] > most or grew['files'] > 1 or grew['threads'] > 1 or grew['processes'] > 0: return f"leak: {case['what']} {found['times']} times: {grew}"
+    if grew['mb'] > most or grew['files'] > 1 or grew['threads'] > 1 or grew['processes'] > 0:
+        return f"leak: {case['what']} {found['times']} times: {grew}"
     if found['tmp']: return f"leftover: {case['what']}: {found['tmp'][:3]}"
     if more := sorted(left()-before): return f"leftover: {case['what']}: {more[:5]}"
     return 'ok'

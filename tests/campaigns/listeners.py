@@ -14,12 +14,15 @@ def listening(pids):
         inodes |= {l[8:-1] for l in links if l.startswith('socket:')}
     found = set()
     for kind in ('tcp', 'tcp6', 'udp', 'udp6'):
-        for line in Path(f'/proc/net/{kind}').read_text().splitlines()[1:] if Path(f'/proc/net/{kind}').exists() else ():
+        for line in (
+            Path(f'/proc/net/{kind}').read_text().splitlines()[1:] if Path(f'/proc/net/{kind}').exists() else ()
+        ):
             row = line.split()
             if row[9] not in inodes or kind.startswith('tcp') and row[3] != '0A': continue
             host, port = row[1].split(':')
             raw = b''.join(bytes.fromhex(host[i:i+8])[::-1] for i in range(0, len(host), 8))
-            found.add((kind, socket.inet_ntop(socket.AF_INET6 if len(raw) == 16 else socket.AF_INET, raw), int(port, 16)))
+            found.add((kind, socket.inet_ntop(socket.AF_INET6 if len(raw) == 16 else socket.AF_INET, raw),
+                int(port, 16)))
     return found
 
 def is_outside(address):
@@ -45,7 +48,8 @@ WAYS = dict(train=lambda c: train(c['procs'], c['workers']), generate=lambda c: 
 
 def cases(rng):
     while True:
-        for what in WAYS: yield dict(what=what, procs=rng.choice((1, 2, 2)), workers=rng.choice((0, 1)) if what == 'train' else 1)
+        for what in WAYS:
+            yield dict(what=what, procs=rng.choice((1, 2, 2)), workers=rng.choice((0, 1)) if what == 'train' else 1)
 
 def run(case):
     root = harness.campaign_folder()/'toy'

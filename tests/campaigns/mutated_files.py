@@ -5,7 +5,8 @@ import harness
 from _formats import make_formats
 from _mutations import mutate
 
-SECONDS, MEMORY, HELD = 20., 1000., 400. # a case may take; MB it may ask for, beyond what this process has; MB it may hold
+# a case may take; MB it may ask for, beyond what this process has; MB it may hold
+SECONDS, MEMORY, HELD = 20., 1000., 400.
 PRIVATE = {}
 
 def digest(x, h=None):
@@ -30,7 +31,8 @@ def formats():
         warnings.simplefilter('ignore')
         PRIVATE['formats'] = make_formats(harness.campaign_folder()/'sound')
         PRIVATE['found'] = {}
-        gc.collect(); gc.freeze()   # a collection before each fork would take longer than the case
+        gc.collect()
+        gc.freeze()   # a collection before each fork would take longer than the case
     return PRIVATE['formats']
 
 def at_fault(e):
@@ -44,8 +46,10 @@ def verdict(e, file):
     names |= {p.name for p in Path().rglob('*.*')}                       # or another file that it does not fit
     said = f'{type(e).__name__}: {text[:200]} @ {at_fault(e)}'
     if isinstance(e, MemoryError): return f'memory: {said}'
-    setting = re.match(r'\w*Config\b|.*\b(must|unknown|has no|is not|not one of|needs?|from|choose)\b', text, re.S) if file.name == 'params.json' else None
-    if isinstance(e, (ValueError, OSError)) and not isinstance(e, UnicodeError) or isinstance(e, TypeError) and re.match(r'\w*Config\.\w+: ', text):
+    setting = re.match(r'\w*Config\b|.*\b(must|unknown|has no|is not|not one of|needs?|from|choose)\b', text,
+        re.S) if file.name == 'params.json' else None
+    if isinstance(e, (ValueError, OSError)) and not isinstance(e, UnicodeError) or isinstance(e,
+        TypeError) and re.match(r'\w*Config\.\w+: ', text):
         return 'clean' if setting or any(n in text for n in names) else f'unnamed: {said}'
     return f'unclear: {said}'
 
@@ -57,7 +61,8 @@ def read(name, folder, out):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try: said = {k:digest(v) for k,v in f.read(folder).items()}
     except SystemExit: said = 'clean' # a command, which says why
-    except BaseException as e: said = verdict(e, Path(f.file)); traceback.print_exc()
+    except BaseException as e:
+        said = verdict(e, Path(f.file)); traceback.print_exc()
     grew = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)/1024
     if grew > HELD: said = f'memory: {grew:.0f} MB were held, then {said}'[:300]
     out.write_text(json.dumps(said))
@@ -87,7 +92,8 @@ def cases(rng):
     only = os.environ.get('TORTURE_FORMATS')
     if only: names = [n for n in names if re.search(only, n)]
     while True:
-        for name in names: yield dict(format=name, seed=rng.randrange(1 << 30), other=rng.choice(names) if rng.random() < .02 else '')
+        for name in names:
+            yield dict(format=name, seed=rng.randrange(1 << 30), other=rng.choice(names) if rng.random() < .02 else '')
 
 def run(case):
     f = formats()[case['format']]
@@ -98,11 +104,14 @@ def run(case):
     was = sound[f.name]
     def change(path):
         rng, other = random.Random(case['seed']), formats().get(case['other'])
-        data = mutate(path.read_bytes(), f.kind, rng) if other is None else (harness.campaign_folder()/'sound'/other.folder/other.file).read_bytes()
+        data = mutate(path.read_bytes(), f.kind,
+            rng) if other is None else (harness.campaign_folder()/'sound'/other.folder/other.file).read_bytes()
         path.write_bytes(data)
         shutil.copy(path, harness.case_folder()/path.name)
     found = attempt(f.name, change)
-    if f.kind == 'mp4' and isinstance(found, dict) and edit_list(f) != edit_list(f, harness.case_folder()/Path(f.file).name): return 'ok'
+    if f.kind == 'mp4' and isinstance(found, dict) and edit_list(f) != edit_list(f,
+        harness.case_folder()/Path(f.file).name):
+        return 'ok'
     if found == 'clean': return 'ok'
     if not isinstance(found, dict): return re.sub(r'^(\w+): ', rf'\1: {f.name}: ', found)
     changed = [k for k in was.keys() | found.keys() if was.get(k) != found.get(k) and k not in f.free]

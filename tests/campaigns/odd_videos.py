@@ -26,9 +26,11 @@ def colour_error(x):
     h, w = x.shape[:2]
     return max(int(np.abs(x[h*3//4, (2*k+1)*w//8].astype(int)-c).max()) for k,c in enumerate(PATCHES))
 
-CODECS = dict(mp4=('libx264','libx264','libx265','mpeg4'), mov=('libx264','mjpeg','prores_ks'), mkv=('libx264','libx265','ffv1','libvpx-vp9'),
+CODECS = dict(mp4=('libx264','libx264','libx265','mpeg4'), mov=('libx264','mjpeg','prores_ks'),
+    mkv=('libx264','libx265','ffv1','libvpx-vp9'),
     webm=('libvpx-vp9','libvpx'), avi=('mpeg4','mjpeg','libx264'))
-FORMATS = dict(libx264=('yuv420p','yuv422p','yuv444p','yuv420p10le'), libx265=('yuv420p','yuv420p10le'), mpeg4=('yuv420p',), mjpeg=('yuvj420p','yuvj444p'), prores_ks=('yuv422p10le',),
+FORMATS = dict(libx264=('yuv420p','yuv422p','yuv444p','yuv420p10le'), libx265=('yuv420p','yuv420p10le'),
+    mpeg4=('yuv420p',), mjpeg=('yuvj420p','yuvj444p'), prores_ks=('yuv422p10le',),
     ffv1=('yuv420p','yuv444p'), libvpx=('yuv420p',), **{'libvpx-vp9':('yuv420p','yuv444p')})
 RATES = 20, 30, 25, 60, 15, Fraction(30000,1001), 24, 12
 
@@ -39,16 +41,22 @@ def draw_case(rng):
     fmt = rng.choice(FORMATS[codec])
     rate = rng.choice(RATES)
     full = fmt.startswith('yuvj') or codec in ('libx264','libx265') and rng.random() < .3
-    case = dict(suffix=suffix, codec=codec, fmt=fmt, rate=[Fraction(rate).numerator, Fraction(rate).denominator], n=rng.randrange(20, 120), size=[rng.choice((64,90,96)), rng.choice((96,128,160))],
-        full=full, space=5 if codec in ('mjpeg','prores_ks') else rng.choice((2, 5, 1)) if codec in ('libx264','libx265') else 2, gop=rng.choice((1, 12, 250)), bframes=rng.choice((0, 2, 3)),
+    case = dict(suffix=suffix, codec=codec, fmt=fmt, rate=[Fraction(rate).numerator, Fraction(rate).denominator],
+        n=rng.randrange(20, 120), size=[rng.choice((64,90,96)), rng.choice((96,128,160))],
+        full=full, space=5 if codec in ('mjpeg','prores_ks') else rng.choice((2, 5, 1)) if codec in ('libx264',
+            'libx265') else 2, gop=rng.choice((1, 12, 250)), bframes=rng.choice((0, 2, 3)),
         audio=rng.random() < .2, fast=rng.random() < .2, fragments=False, seed=rng.randrange(1 << 30), odd='')
-    if not case['audio']: case['fragments'] = rng.random() < .2      # a sound track moves the first picture of a fragment
-    if suffix in ('mp4','mov') and codec == 'libx264' and fmt == 'yuv444p' and rng.random() < .5: case['size'] = [rng.choice((63,91)), rng.choice((97,129))]
+    # a sound track moves the first picture of a fragment
+    if not case['audio']: case['fragments'] = rng.random() < .2
+    if suffix in ('mp4','mov') and codec == 'libx264' and fmt == 'yuv444p' and rng.random() < .5:
+        case['size'] = [rng.choice((63,91)), rng.choice((97,129))]
     odds = ['varied', 'late', 'cut', 'damaged', 'gap', 'day', 'second']
     if suffix in ('mp4','mov'): odds += ['cover', 'turned', 'edits', 'doubled']
     if rng.random() < .6: case['odd'] = rng.choice(odds)
-    if suffix == 'avi' and case['odd'] in ('varied', 'gap', 'day', 'late'): case['odd'] = ''   # avi has one rate and no times
-    if suffix == 'webm' and case['odd'] == 'second': case['odd'] = ''                            # no second codec for it here
+    # avi has one rate and no times
+    if suffix == 'avi' and case['odd'] in ('varied', 'gap', 'day', 'late'): case['odd'] = ''
+    # no second codec for it here
+    if suffix == 'webm' and case['odd'] == 'second': case['odd'] = ''
     return case
 
 def times(case):
@@ -78,21 +86,26 @@ def write(path, case):
         else: c.time_base = 1/rate
         c.gop_size, c.color_range, c.colorspace = case['gop'], 2 if case['full'] else 1, case['space']
         if case['codec'] in ('libx264','libx265'):
-            s.options = dict(crf='8', preset='ultrafast', bf=str(case['bframes']), **({'x265-params':'log-level=none'} if case['codec'] == 'libx265' else {}))
+            s.options = dict(crf='8', preset='ultrafast', bf=str(case['bframes']),
+                **({'x265-params':'log-level=none'} if case['codec'] == 'libx265' else {}))
         elif case['codec'] in ('mpeg4','mjpeg','libvpx','libvpx-vp9'): c.bit_rate = 4_000_000
         if case['codec'].startswith('libvpx'): s.options = dict(deadline='realtime', **{'cpu-used':'8'})
         more = [out.add_stream('mpeg4', rate=20)] if case['odd'] == 'second' else []
         for m in more: m.height, m.width, m.pix_fmt = 32, 48, 'yuv420p'
-        sound = out.add_stream('libopus' if case['suffix'] == 'webm' else 'aac', rate=48000) if case['audio'] and case['suffix'] != 'avi' else None
+        sound = out.add_stream('libopus' if case['suffix'] == 'webm' else 'aac',
+            rate=48000) if case['audio'] and case['suffix'] != 'avi' else None
         space = dict(dst_colorspace=case['space']) if case['space'] in (1, 5) else dict(dst_colorspace=5)
         for i,t in enumerate(times(case)):
-            f = av.VideoFrame.from_ndarray(picture(i, (h,w)), format='rgb24').reformat(format=case['fmt'], dst_color_range=2 if case['full'] else 1, **space)
+            f = av.VideoFrame.from_ndarray(picture(i, (h,w)), format='rgb24').reformat(format=case['fmt'],
+                dst_color_range=2 if case['full'] else 1, **space)
             f.pts, f.time_base = (t, 1/(100*rate)) if case['suffix'] != 'avi' else (t//100, 1/rate)
             f.color_range, f.colorspace = 2 if case['full'] else 1, case['space']
             out.mux(s.encode(f))
         out.mux(s.encode())
         for m in more:
-            for i in range(10): f = av.VideoFrame.from_ndarray(np.zeros((32,48,3), np.uint8), format='rgb24'); f.pts = i; out.mux(m.encode(f))
+            for i in range(10):
+                f = av.VideoFrame.from_ndarray(np.zeros((32,48,3), np.uint8), format='rgb24')
+                f.pts = i; out.mux(m.encode(f))
             out.mux(m.encode())
         if sound:
             for k in range(8):
@@ -118,11 +131,14 @@ def make_odd(path, case):
     if odd == 'cut': data = data[:rng.randrange(1, len(data))]
     if odd == 'damaged':
         start = len(data)//4
-        for _ in range(rng.choice((1, 3))): i = rng.randrange(start, len(data)); data[i:i+200] = rng.choice((bytes(200), rng.randbytes(200)))[:len(data)-i]
+        for _ in range(rng.choice((1, 3))):
+            i = rng.randrange(start, len(data))
+            data[i:i+200] = rng.choice((bytes(200), rng.randbytes(200)))[:len(data)-i]
     if odd == 'turned':
         p, _ = box(data, [b'moov', b'trak', b'tkhd'])
         turn = rng.choice(((0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)))
-        struct.pack_into('>9i', data, p+12+(20 if data[p+8] == 0 else 32)+16, turn[0] << 16, turn[1] << 16, 0, turn[2] << 16, turn[3] << 16, 0, 0, 0, 1 << 30)
+        struct.pack_into('>9i', data, p+12+(20 if data[p+8] == 0 else 32)+16, turn[0] << 16, turn[1] << 16, 0,
+            turn[2] << 16, turn[3] << 16, 0, 0, 0, 1 << 30)
     if odd == 'edits':   # the first pictures are decoded and not shown
         try: p, n = box(data, [b'moov', b'trak', b'edts', b'elst'])
         except ValueError: return
@@ -163,7 +179,8 @@ def steps(path):
     (own := path.parent/'own').mkdir()
     shutil.copy(path, own/f'video{path.suffix}')
     n = Recording(own).n
-    (own/'actions.jsonl').write_text(''.join(json.dumps(dict.fromkeys(KEYS, 0) | dict(forward=1, camera=[0., 0.]))+'\n' for _ in range(n)))
+    (own/'actions.jsonl').write_text(''.join(json.dumps(dict.fromkeys(KEYS, 0) | dict(forward=1,
+        camera=[0., 0.]))+'\n' for _ in range(n)))
     h, w = Recording(own).size
     ep = Episode(convert_recording(own, path.parent/'ep', RecordingConfig(size=(h if h > 15 else 16, w))))
     return sequence(ep.frames())
@@ -196,7 +213,9 @@ def judge(case, name, found):
             k = min(len(numbers), len(want))
             numbers, want = numbers[:k], want[:k]
         near = sum(a != b for a,b in zip(numbers, want))     # Matroska counts milliseconds
-        if max((abs(a-b) for a,b in zip(numbers, want)), default=0) > 1 or case['suffix'] not in ('mkv','webm') and near > len(want)//3: return f'steps show {numbers[:12]}… for {want[:12]}…'
+        if max((abs(a-b) for a,b in zip(numbers, want)), default=0) > 1 or case['suffix'] not in ('mkv',
+            'webm') and near > len(want)//3:
+            return f'steps show {numbers[:12]}… for {want[:12]}…'
     elif numbers != want:
         at = next((i for i,(a,b) in enumerate(zip(numbers, want)) if a != b), min(len(numbers), len(want)))
         return f'{len(numbers)} pictures for {len(want)}, from {at} on {numbers[at:at+4]} for {want[at:at+4]}'
@@ -219,14 +238,17 @@ def run(case):
     write(path, case)
     make_odd(path, case)
     for name in READERS:
-        if (name, case['suffix'], case['codec']) == ('chunk', 'avi', 'libx264'): continue   # no presentation times: only read from its beginning
+        # no presentation times: only read from its beginning
+        if (name, case['suffix'], case['codec']) == ('chunk', 'avi', 'libx264'): continue
         out = harness.case_folder()/f'{name}.json'
         child = harness.fork(read, case, path, name, out, memory=1500)
         status = child.wait(40)
-        if status: return f"{'hang' if status == 'hang' else 'crash' if status < 0 else 'unclear'}: {name} of {case['odd'] or 'a sound file'}: {child.last()}"
+        if status:
+            return f"{'hang' if status == 'hang' else 'crash' if status < 0 else 'unclear'}: {name} of {case['odd'] or 'a sound file'}: {child.last()}"
         found = json.loads(out.read_text())
         if isinstance(found, str):
-            if path.name not in found and path.stem not in found and 'own' not in found: return f'unnamed: {name}: {found[:300]}'
+            if path.name not in found and path.stem not in found and 'own' not in found:
+                return f'unnamed: {name}: {found[:300]}'
             if case['odd'] in DAMAGE or case['odd'] == 'turned' or case['odd'] in MAY_REFUSE.get(name, ()): continue
             return f"refused: {name} of {case['odd'] or 'a sound file'}: {found[:300]}"
         if wrong := judge(case, name, found): return f"wrong: {name} of {case['odd'] or 'a sound file'}: {wrong}"

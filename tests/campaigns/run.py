@@ -61,7 +61,8 @@ def worker(name, seed, folder):
 
 def snapshot(out):
     "A copy of the repository, which does not change while campaigns run; the repository itself where git does not know it"
-    listed = subprocess.run(['git', '-C', str(ROOT), 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], capture_output=True, text=True)
+    listed = subprocess.run(['git', '-C', str(ROOT), 'ls-files', '-z', '--cached', '--others',
+        '--exclude-standard'], capture_output=True, text=True)
     names = [n for n in listed.stdout.split('\0') if n and (ROOT/n).is_file()]
     if listed.returncode or not names: return ROOT
     copy, names = out.resolve()/'repo', set(names)
@@ -84,14 +85,18 @@ class Campaign:
     def start(self):
         (self.folder/'tmp').mkdir(parents=True, exist_ok=True)
         one = {f'{k}_NUM_THREADS':'1' for k in ('OMP', 'MKL', 'OPENBLAS')}
-        env = dict(os.environ, **one, TMPDIR=str(self.folder/'tmp'), PYTHONPATH=str(self.repo), MPLBACKEND='agg', PYTHONUNBUFFERED='1',
-            STEVE1_DATA=str(self.folder/'data'), NUMBA_CACHE_DIR=os.environ.get('NUMBA_CACHE_DIR', str(ROOT/'data'/'cache'/'numba')))
+        env = dict(os.environ, **one, TMPDIR=str(self.folder/'tmp'), PYTHONPATH=str(self.repo), MPLBACKEND='agg',
+            PYTHONUNBUFFERED='1',
+            STEVE1_DATA=str(self.folder/'data'), NUMBA_CACHE_DIR=os.environ.get('NUMBA_CACHE_DIR',
+                str(ROOT/'data'/'cache'/'numba')))
         env.pop('STEVE1_TRACEBACK', None)
-        seed = f'{self.seed}+{self.starts}' if self.starts else self.seed   # a campaign that was ended goes on with other cases
+        # a campaign that was ended goes on with other cases
+        seed = f'{self.seed}+{self.starts}' if self.starts else self.seed
         script = self.repo/HERE.relative_to(ROOT)/'run.py'
         cmd = [sys.executable, str(script), '--worker', self.name, str(seed), str(self.folder)]
         self.log = open(self.folder/'log.txt', 'ab')
-        self.p = subprocess.Popen(cmd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, cwd=self.folder, start_new_session=True)
+        self.p = subprocess.Popen(cmd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+            cwd=self.folder, start_new_session=True)
         self.starts, self.rest, self.limit, self.begun = self.starts+1, b'', LIMIT, None
 
     def read(self, seconds):
@@ -109,7 +114,9 @@ class Campaign:
         return json.loads(line)
 
     def tell(self, what):
-        try: self.p.stdin.write(f'{what}\n'.encode()); self.p.stdin.flush()
+        try:
+            self.p.stdin.write(f'{what}\n'.encode())
+            self.p.stdin.flush()
         except BrokenPipeError: pass
 
     def end(self):
@@ -118,7 +125,9 @@ class Campaign:
         for p in family:
             try: os.kill(p, signal.SIGKILL)
             except ProcessLookupError: pass
-        self.p.wait(); self.p.stdin.close(); self.p.stdout.close(); self.log.close()
+        self.p.wait()
+        self.p.stdin.close()
+        self.p.stdout.close(); self.log.close()
         self.p = None
 
     def slice(self, seconds):
@@ -139,7 +148,8 @@ class Campaign:
             if 'limit' in got: self.limit = got['limit']
             elif 'begun' in got: self.begun = got['begun']
             elif 'outcome' in got:
-                self.note(got['case'], got['outcome'], got['trace']); first = False
+                self.note(got['case'], got['outcome'], got['trace'])
+                first = False
                 if got['outcome'] != 'ok': self.tell('noted')
                 if self.finished: self.end(); break
             else: self.finished |= got['done']; break
@@ -149,27 +159,36 @@ class Campaign:
         kind = outcome.partition(':')[0]
         self.counts[kind] += 1
         if kind == 'ok': return
-        if len(self.failures) == ENOUGH-1: self.finished = True; print(f'{self.name} ends: {ENOUGH} failures', flush=True)
+        if len(self.failures) == ENOUGH-1:
+            self.finished = True
+            print(f'{self.name} ends: {ENOUGH} failures', flush=True)
         kept = self.out/'failures'/f'{self.name}-{len(self.failures)+1}'
         kept.mkdir(parents=True)
         self.failures.append(dict(case=case, outcome=outcome, kept=kept.name))
-        print(f'{self.name}: {outcome[:300]}\n    {json.dumps(case)[:300]}\n    python tests/campaigns/run.py --repeat {os.path.relpath(kept/"case.json")}', flush=True)
+        print(f'{self.name}: {outcome[:300]}\n    {json.dumps(case)[:300]}\n    python tests/campaigns/run.py '
+            f'--repeat {os.path.relpath(kept/"case.json")}', flush=True)
         (kept/'case.json').write_text(json.dumps(dict(campaign=self.name, case=case, outcome=outcome), indent=1))
         if trace: (kept/'trace.txt').write_text(trace)
         for p in self.folder.glob('said*.txt'): shutil.copy(p, kept)
         here = self.folder/'case'
         size = sum(p.lstat().st_size for p in here.rglob('*') if p.is_file()) if here.exists() else 0
-        if here.exists() and size < KEPT and sum(1 for _ in here.rglob('*')) < 2000: shutil.copytree(here, kept/'case', symlinks=True, ignore_dangling_symlinks=True)
+        if here.exists() and size < KEPT and sum(1 for _ in here.rglob('*')) < 2000:
+            shutil.copytree(here, kept/'case', symlinks=True, ignore_dangling_symlinks=True)
 
 def commit():
-    def git(*words): return subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+    def git(*words):
+        return subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True).stdout.strip()
     return git('rev-parse', '--short', 'HEAD') + ('+' if git('status', '--porcelain') else '')
 
 def table(runs, facts):
     "The result as Markdown"
     about = campaigns()
-    lines = [f"{facts['date']}, commit {facts['commit']}, seed {facts['seed']}, {facts['minutes']:.0f} minutes on {facts['cores']} cores", '',
-        '| campaign | cases | ok | failures by class | what it tries |', '|---|---|---|---|---|']
+    lines = [
+        f"{facts['date']}, commit {facts['commit']}, seed {facts['seed']}, {facts['minutes']:.0f} minutes on {facts['cores']} cores",
+        '',
+        '| campaign | cases | ok | failures by class | what it tries |',
+        '|---|---|---|---|---|',
+    ]
     for c in runs:
         bad = ', '.join(f'{k}: {n}' for k,n in sorted(c.counts.items()) if k != 'ok') or '–'
         lines.append(f'| {c.name} | {sum(c.counts.values())} | {c.counts["ok"]} | {bad} | {about[c.name]} |')
@@ -179,13 +198,15 @@ def table(runs, facts):
 def report(runs, facts, out):
     out.mkdir(parents=True, exist_ok=True)
     (out/'last.md').write_text(table(runs, facts))
-    rows = [dict(campaign=c.name, cases=sum(c.counts.values()), counts=dict(c.counts), seconds=round(c.seconds), failures=c.failures) for c in runs]
+    rows = [dict(campaign=c.name, cases=sum(c.counts.values()), counts=dict(c.counts), seconds=round(c.seconds),
+        failures=c.failures) for c in runs]
     (out/'last.json').write_text(json.dumps(facts | dict(campaigns=rows), indent=1)+'\n')
 
 def torture(names, minutes, seed, jobs, out, slice_s=60.):
     "Run campaigns; the number of failed cases"
     start = time.monotonic()
-    facts = dict(date=time.strftime('%Y-%m-%d'), commit=commit(), seed=seed, minutes=minutes, cores=len(os.sched_getaffinity(0)))
+    facts = dict(date=time.strftime('%Y-%m-%d'), commit=commit(), seed=seed, minutes=minutes,
+        cores=len(os.sched_getaffinity(0)))
     print(f'seed {seed}: {", ".join(names)}', flush=True)
     shutil.rmtree(out/'failures', ignore_errors=True)
     repo = snapshot(out)
@@ -199,7 +220,8 @@ def torture(names, minutes, seed, jobs, out, slice_s=60.):
             c.slice(max(.01, min(slice_s, mine)))
         try:
             with ThreadPoolExecutor(jobs) as pool:
-                while any(not c.finished for c in runs) and (left() > 0 or not all(c.counts or c.finished for c in runs)):
+                while any(not c.finished for c in runs) and (left() > 0 or not all(c.counts or c.finished
+                    for c in runs)):
                     list(pool.map(one, runs))
                     report(runs, facts, out)
         except KeyboardInterrupt: print('stopped; the table so far:', flush=True)
@@ -220,7 +242,8 @@ def repeat(file):
     "Run the case of a failure again"
     what = json.loads(Path(file).read_text())
     with tempfile.TemporaryDirectory(prefix='steve1-torture-', ignore_cleanup_errors=True) as work:
-        os.environ.update(TMPDIR=str(work), STEVE1_DATA=str(Path(work)/'data'), OMP_NUM_THREADS='1'); tempfile.tempdir = None
+        os.environ.update(TMPDIR=str(work), STEVE1_DATA=str(Path(work)/'data'), OMP_NUM_THREADS='1')
+        tempfile.tempdir = None
         harness.adopt_orphans()
         harness.set_folders(work, Path(work)/'case')
         outcome, trace = try_case(importlib.import_module(what['campaign']), what['case'])
@@ -232,18 +255,24 @@ def main(argv=None):
     about = campaigns()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('campaigns', nargs='*', metavar='CAMPAIGN', help=f'of {", ".join(about)}; default: all')
-    p.add_argument('--minutes', type=float, default=60., help='for all campaigns together; each does at least one case (default 60)')
+    p.add_argument('--minutes', type=float, default=60., help='for all campaigns together; each does at least one '
+        'case (default 60)')
     p.add_argument('--seed', type=int, default=None, help='of the cases; default: another each time, printed')
     p.add_argument('--jobs', type=int, default=2, help='campaigns at a time (default 2)')
-    p.add_argument('--out', type=Path, default=ROOT/'data'/'torture', help='where tables and failures go (default data/torture)')
+    p.add_argument('--out', type=Path, default=ROOT/'data'/'torture', help='where tables and failures go (default '
+        'data/torture)')
     p.add_argument('--repeat', metavar='FILE', help='case.json of a failure')
-    p.add_argument('--publish', action='store_true', help='store the last table for the page on reliability (tests/campaigns/last.json)')
+    p.add_argument('--publish', action='store_true', help='store the last table for the page on reliability '
+        '(tests/campaigns/last.json)')
     p.add_argument('--list', action='store_true', help='list the campaigns')
     args = p.parse_args(argv)
-    if args.list: print('\n'.join(f'{k:18}{v}' for k,v in about.items())); return 0
+    if args.list:
+        print('\n'.join(f'{k:18}{v}' for k,v in about.items()))
+        return 0
     if args.repeat: return repeat(args.repeat)
     if args.publish: return publish(args.out)
-    if unknown := [n for n in args.campaigns if n not in about]: p.error(f'no campaign {unknown[0]}: {", ".join(about)}')
+    if unknown := [n for n in args.campaigns if n not in about]:
+        p.error(f'no campaign {unknown[0]}: {", ".join(about)}')
     if args.minutes <= 0 or args.jobs < 1: p.error('--minutes must be positive and --jobs at least 1')
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(10**6)
     failed, tried = torture(args.campaigns or list(about), args.minutes, seed, args.jobs, args.out)

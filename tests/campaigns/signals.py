@@ -5,27 +5,36 @@ import torch, torch.utils.tensorboard
 import harness, kill_data
 
 LIMIT = 600.
-CLIS = dict(generate='data.generate:generate_cli', embed='data.embed:embed_cli', recordings='data.importing:recordings_cli', contractor='data.collect:contractor_cli',
-    episode='data.inspect:episode_cli', train='train:train_cli', rollout='rollout:rollout_cli', play='demo:play_cli', foreign='data.foreign:foreign_cli',
-    sampling='data.sampling:sampling_cli', convert='models.published:convert_cli', download='models.published:download_cli', verify='verify:verify_cli')
+CLIS = dict(generate='data.generate:generate_cli', embed='data.embed:embed_cli',
+    recordings='data.importing:recordings_cli', contractor='data.collect:contractor_cli',
+    episode='data.inspect:episode_cli', train='train:train_cli', rollout='rollout:rollout_cli',
+        play='demo:play_cli', foreign='data.foreign:foreign_cli',
+    sampling='data.sampling:sampling_cli', convert='models.published:convert_cli',
+        download='models.published:download_cli', verify='verify:verify_cli')
 
 def lines(root):
     "Name -> (command, its words)"
     clip, system = str(root/'clip0'/'mineclip.safetensors'), str(root/'system')
     return dict(
         generate=('generate', 'out', '4', '--n_steps', '60', '--size', '32', '--workers', '0'),
-        generate_workers=('generate', 'out', '4', '--n_steps', '60', '--size', '32', '--workers', '1', '--play', '_toyplay:play'),
+        generate_workers=('generate', 'out', '4', '--n_steps', '60', '--size', '32', '--workers', '1', '--play',
+            '_toyplay:play'),
         embed=('embed', str(root/'out'/'emb'), '--clip', clip, '--workers', '0'),
         embed_workers=('embed', str(root/'out'/'emb'), '--clip', clip, '--workers', '1'),
         recordings=('recordings', str(root/'mine'), '--out', 'out', '--size', '64', '--clip', clip, '--workers', '0'),
-        silent=('recordings', str(root/'silent'), '--out', 'out', '--size', '64', '--idm', str(root/'idm.safetensors'), '--workers', '0'),
+        silent=('recordings', str(root/'silent'), '--out', 'out', '--size', '64', '--idm',
+            str(root/'idm.safetensors'), '--workers', '0'),
         contractor=('contractor', str(root/'site'/'index.json'), '--out', 'out', '--size', '64', '--workers', '0'),
         legacy=('episode', 'convert', str(root/'published'), 'out'),
         validate=('episode', 'validate', str(root/'emb')),
-        train=('train', '--preset', 'tiny', '--name', 'out', '--n_frames', '1600', '--save_every', '128', '--val_every', '192'),
-        train_features=('train', '--preset', 'tiny', '--name', 'out', '--n_frames', '1600', '--save_every', '128', '--freeze', 'cnn'),
-        train_ahead=('train', '--preset', 'tiny', '--name', 'out', '--n_frames', '1600', '--save_every', '128', '--workers', '2'),
-        rollout=('rollout', 'chop a tree, dig a hole', '--n_steps', '40', '--name', 'out', '--height', '90', '--weights', system),
+        train=('train', '--preset', 'tiny', '--name', 'out', '--n_frames', '1600', '--save_every', '128',
+            '--val_every', '192'),
+        train_features=('train', '--preset', 'tiny', '--name', 'out', '--n_frames', '1600', '--save_every', '128',
+            '--freeze', 'cnn'),
+        train_ahead=('train', '--preset', 'tiny', '--name', 'out', '--n_frames', '1600', '--save_every', '128',
+            '--workers', '2'),
+        rollout=('rollout', 'chop a tree, dig a hole', '--n_steps', '40', '--name', 'out', '--height', '90',
+            '--weights', system),
         play=('play', '--n_steps', '40', '--weights', system, '--folder', str(root/'data'/'runs'/'out')),
         index=('foreign', 'index', str(root/'emb'), '--link', 'out'),
         lerobot=('foreign', 'export', str(root/'emb'), str(root/'data'/'datasets'/'out'), '--limit', '3'),
@@ -34,7 +43,8 @@ def lines(root):
         download=('download', 'attn.pth', '--mirror', 'http://127.0.0.1:9/'),
         verify=('verify',))
 
-HOW = dict(interrupt=('SIGINT', True), terminate=('SIGTERM', False), terminate_all=('SIGTERM', True), hangup=('SIGHUP', True), pipe=('', False))
+HOW = dict(interrupt=('SIGINT', True), terminate=('SIGTERM', False), terminate_all=('SIGTERM', True),
+    hangup=('SIGHUP', True), pipe=('', False))
 WORST = dict(SIGINT=(130, -2), SIGTERM=(143, -15), SIGHUP=(129, -1))
 
 @functools.cache
@@ -51,7 +61,9 @@ def materials():
     return root
 
 def prepare(root):
-    for p in ('datasets/out', 'datasets/out.pt', 'runs/out', 'cache/features', 'cache/index', 'cache/contractor', 'weights/published'): harness.retry(root/'data'/p)
+    for p in ('datasets/out', 'datasets/out.pt', 'runs/out', 'cache/features', 'cache/index', 'cache/contractor',
+        'weights/published'):
+        harness.retry(root/'data'/p)
     harness.retry(root/'out')
     for p in (root/'data'/'samplings').glob('out_*'): p.unlink()
     (root/'data'/'datasets'/'out.pt').unlink(missing_ok=True)
@@ -106,7 +118,8 @@ def run(case):
     words = lines(root)[name]
     if case['fresh']:
         path = os.pathsep.join(map(str, (harness.ROOT, Path(__file__).parent)))     # of the toy play function
-        child = harness.command([f'steve1_{words[0]}', *words[1:]], env=dict(PYTHONPATH=path), stdin=into[0] if into[0] is not None else -3)
+        child = harness.command([f'steve1_{words[0]}', *words[1:]], env=dict(PYTHONPATH=path),
+            stdin=into[0] if into[0] is not None else -3)
         time.sleep(.15 + case['at']*4)
     else:
         child = harness.fork(call, words, out, into)
@@ -118,7 +131,8 @@ def run(case):
     status = child.wait(150)
     if name == 'play' and how != 'pipe': os.close(into[1])
     text = child.text()
-    allowed = (0, 1, 141, -13) if how == 'pipe' else (0, *WORST[sig]) + ((1,) if name in ('download', 'verify') or late else ())
+    allowed = (0, 1, 141, -13) if how == 'pipe' else (0, *WORST[sig]) + ((1,) if name in ('download', 'verify')
+        or late else ())
     if status == 'hang': return f'hang: {name} {how}: 150 s after the signal: {child.last()}'
     if status not in allowed: return f'status: {name} {how}: ended with {status}: {child.last()}'
     if 'Traceback' in text or 'Exception ignored' in text: return f'traceback: {name} {how}: {child.last()}'

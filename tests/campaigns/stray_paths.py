@@ -5,8 +5,10 @@ import harness
 from harness import SAMPLE
 
 LIMIT = 60.
-NAMES = ('{up}', '{out}/absolute', '/etc/passwd', '/proc/kmsg', '/dev/zero', '/dev/stdin', '..', '.', '', '~', '~nobody/x', 'a/../../{up}', 'a\\..\\..\\x', 'C:\\x', 'a\0b',
-    'a\nb', 'a\x7fb', 'a\u2028b', 'x'*250, 'x'*300, 'x'*5000, '\ud800', '.lock', 'frames.mp4/x', '$(touch x)', 'a?b#c', '-rf', 'con', 'é'*130, '%2e%2e%2fx', ' ', '\u202eevil', 'memory://x/y',
+NAMES = ('{up}', '{out}/absolute', '/etc/passwd', '/proc/kmsg', '/dev/zero', '/dev/stdin', '..', '.', '', '~',
+    '~nobody/x', 'a/../../{up}', 'a\\..\\..\\x', 'C:\\x', 'a\0b',
+    'a\nb', 'a\x7fb', 'a\u2028b', 'x'*250, 'x'*300, 'x'*5000, '\ud800', '.lock', 'frames.mp4/x', '$(touch x)',
+        'a?b#c', '-rf', 'con', 'é'*130, '%2e%2e%2fx', ' ', '\u202eevil', 'memory://x/y',
     'file:///etc/passwd')
 
 # --- what a stranger's folder may do: (root of the data, folder outside, the name) -> None
@@ -67,7 +69,9 @@ def index(root, out, name):
         collect(found, 'c', CollectConfig(workers=0, threads=1))
         Ledger(root/'datasets'/'c'/'ledger.jsonl')
     from steve1.data import collect as module
-    real, module._fetch_one = module._fetch_one, lambda entry, raw, retries: ('network', str(entry.raw_path(raw, '.mp4')))   # no waiting for a server
+    # no waiting for a server
+    real, module._fetch_one = module._fetch_one, lambda entry, raw, retries: ('network',
+        str(entry.raw_path(raw, '.mp4')))
     try: quiet(run)
     finally: module._fetch_one = real
 
@@ -76,8 +80,10 @@ def sampling(root, out, name):
     episode(root)
     quiet(lambda: make_sampling(name, 'd', .0))
     (root/'samplings').mkdir(exist_ok=True)
-    (root/'samplings'/'s_train.txt').write_text(name, encoding='utf-8', errors='replace'); (root/'samplings'/'s_val.txt').write_text('')
-    if not name.startswith(('/', '{', 'file:')): quiet(lambda: read_sampling('s'))    # an absolute line is the user's own
+    (root/'samplings'/'s_train.txt').write_text(name, encoding='utf-8', errors='replace')
+    (root/'samplings'/'s_val.txt').write_text('')
+    # an absolute line is the user's own
+    if not name.startswith(('/', '{', 'file:')): quiet(lambda: read_sampling('s'))
 
 def run_name(root, out, name):
     from steve1.evaluate import EvalConfig
@@ -94,7 +100,8 @@ def manifest(root, out, name):
     from steve1.training.runs import RunFolder
     (state := root/'runs'/'r'/'state').mkdir(parents=True)
     (state/'main.pt').write_bytes(b'x')
-    (state/'manifest.json').write_text(json.dumps({'main.pt':hashlib.sha256(b'x').hexdigest(), name:hashlib.sha256(b'precious').hexdigest()}))
+    (state/'manifest.json').write_text(json.dumps({'main.pt':hashlib.sha256(b'x').hexdigest(),
+        name:hashlib.sha256(b'precious').hexdigest()}))
     quiet(RunFolder('r').find_state)
 
 def recordings(root, out, name):
@@ -126,17 +133,46 @@ def link(what):
             quiet(write)
     return make
 
-LINKS = 'datasets/d/.lock', 'datasets/d/ledger.jsonl', 'datasets/d/.ledger.jsonl.lock', 'runs/r/config.yaml', 'runs/r/metrics.jsonl', 'runs/r/logs', 'runs/r/state', 'datasets/d/.tmp-x', 'dl/one/.tmp-x.part', 'dl/one/.tmp-x.note'
-WAYS = dict(checksums=checksums, features=features, origin=origin, address=address, index=index, sampling=sampling, run_name=run_name, manifest=manifest, recordings=recordings,
+LINKS = (
+    'datasets/d/.lock',
+    'datasets/d/ledger.jsonl',
+    'datasets/d/.ledger.jsonl.lock',
+    'runs/r/config.yaml',
+    'runs/r/metrics.jsonl',
+    'runs/r/logs',
+    'runs/r/state',
+    'datasets/d/.tmp-x',
+    'dl/one/.tmp-x.part',
+    'dl/one/.tmp-x.note',
+)
+WAYS = dict(checksums=checksums, features=features, origin=origin, address=address, index=index, sampling=sampling,
+    run_name=run_name, manifest=manifest, recordings=recordings,
     **{f'link {w}':link(w) for w in LINKS})
 
 # --- what is watched
 
-WRITES = {'open':0, 'os.mkdir':0, 'os.rename':1, 'os.remove':0, 'os.rmdir':0, 'os.truncate':0, 'os.symlink':1, 'os.link':1, 'os.chmod':0, 'shutil.rmtree':0}
+WRITES = {'open':0, 'os.mkdir':0, 'os.rename':1, 'os.remove':0, 'os.rmdir':0, 'os.truncate':0, 'os.symlink':1,
+    'os.link':1, 'os.chmod':0, 'shutil.rmtree':0}
 
 def watch(root, out, seen):
     "Note every path outside the data root that is opened or changed"
-    free = str(root), str(harness.campaign_folder()/'tmp'), sys.prefix, sys.base_prefix, str(harness.ROOT), '/usr', '/lib', '/proc/self', '/proc/meminfo', '/proc/stat', '/proc/cpuinfo', '/sys', '/dev/null', '/dev/shm', '/dev/urandom'
+    free = (
+        str(root),
+        str(harness.campaign_folder() / 'tmp'),
+        sys.prefix,
+        sys.base_prefix,
+        str(harness.ROOT),
+        '/usr',
+        '/lib',
+        '/proc/self',
+        '/proc/meminfo',
+        '/proc/stat',
+        '/proc/cpuinfo',
+        '/sys',
+        '/dev/null',
+        '/dev/shm',
+        '/dev/urandom',
+    )
     on = [True]
     def hook(event, args):
         if not on[0] or event not in WRITES: return
@@ -145,7 +181,9 @@ def watch(root, out, seen):
         on[0] = False
         try:
             p = os.path.abspath(os.fsdecode(p))
-            if not p.startswith(free) and not p.startswith(('/etc/localtime', '/etc/mime', '/etc/hosts', '/etc/resolv', '/etc/nsswitch', '/etc/host', '/etc/gai', str(Path.home()/'.cache'))): seen.append(f'{event} {p}')
+            if not p.startswith(free) and not p.startswith(('/etc/localtime', '/etc/mime', '/etc/hosts',
+                '/etc/resolv', '/etc/nsswitch', '/etc/host', '/etc/gai', str(Path.home()/'.cache'))):
+                seen.append(f'{event} {p}')
         finally: on[0] = True
     sys.addaudithook(hook)
     return on
@@ -154,7 +192,8 @@ def child(case, root, out, said):
     warnings.simplefilter('ignore')
     os.chdir(root)
     seen = []
-    name = case['name'].replace('{up}', os.path.relpath(out, root/'datasets'/'d'/'e')+'/stray').replace('{out}', str(out))
+    name = case['name'].replace('{up}', os.path.relpath(out, root/'datasets'/'d'/'e')+'/stray').replace('{out}',
+        str(out))
     on = watch(root, out, seen)
     try: WAYS[case['way']](root, out, name)
     finally: on[0] = False; said.write_text(json.dumps(seen[:5]))
@@ -166,15 +205,20 @@ def cases(rng):
 def run(case):
     here = harness.case_folder()
     root, out, said = here/'data', here/'outside', here/'seen.json'
-    (root/'datasets').mkdir(parents=True); (out/'folder').mkdir(parents=True)
-    (out/'victim').write_text('precious'); (out/'folder'/'keep').write_text('precious'); (out/'frames.mp4').write_text('x')
+    (root/'datasets').mkdir(parents=True)
+    (out/'folder').mkdir(parents=True)
+    (out/'victim').write_text('precious')
+    (out/'folder'/'keep').write_text('precious')
+    (out/'frames.mp4').write_text('x')
     before = harness.tree(out), {p.name for p in here.iterdir()}
     harness.set_data(root)
     import matplotlib.pyplot  # noqa: F401
-    import steve1.evaluate, steve1.training.features, steve1.data.importing, steve1.data.inspect, steve1.data.foreign  # noqa: F401  (once, not in each child)
+    # noqa: F401  (once, not in each child)
     p = harness.fork(child, case, root, out, said, memory=1500)
     status = p.wait(40)
-    if harness.tree(out) != before[0] or {p.name for p in here.iterdir()}-{'seen.json'} != before[1]: return f"outside: {case['way']} changed {harness.difference(harness.tree(out), before[0])}"
-    if status: return f"{'hang' if status == 'hang' else 'crash' if status < 0 else 'unclear'}: {case['way']}: {p.last()}"
+    if harness.tree(out) != before[0] or {p.name for p in here.iterdir()}-{'seen.json'} != before[1]:
+        return f"outside: {case['way']} changed {harness.difference(harness.tree(out), before[0])}"
+    if status:
+        return f"{'hang' if status == 'hang' else 'crash' if status < 0 else 'unclear'}: {case['way']}: {p.last()}"
     seen = json.loads(said.read_text())
     return f"outside: {case['way']}: {'; '.join(seen)}" if seen else 'ok'
