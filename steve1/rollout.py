@@ -229,7 +229,7 @@ _Seeds = tuple[int|str,...]
 @dataclass(frozen=True)
 class RolloutConfig(Config):
     "Everything that defines a run"
-    prompts: _Prompts = ('chop a tree',) # Sentences, moments (walk.mp4@9), schedules, unconditional; paper: the paper's
+    prompts: _Prompts = ('chop a tree',) # Sentences, moments (walk.mp4@9), schedules, or paper: all of the paper's
     name: str = 'rollout'          # Folder of the run, below data/runs
     seeds: _Seeds = (1_000_000,)   # Seeds of the worlds in which each prompt is played, with spaces or commas between
     n_steps: int = 300             # Steps to play, 20 a second

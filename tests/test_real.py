@@ -52,7 +52,11 @@ def test_written_as_real(tmp_path):
     assert set(real[0]) == set(written[0])
 
 def test_real_video(tmp_path):
-    "A video from another project is read whole, or refused with its name and the frame"
+    """A video from another project is read whole, or refused with its name and the frame.
+
+    This copy mixes two encodings of one recording: up to byte 524,288 (512 KiB) its data are of one, from there on and in its index
+    of another. The sizes in the index do not fit the slices of the pictures 1 to 112, and the only key frame is picture 0,
+    so that the later ones cannot be decoded rightly, either: what FFmpeg shows when it conceals errors is invented."""
     rec = Recording(FOREST)
     assert (rec.n, rec.size, rec.fps, rec.silent) == (200, (360,640), 30, True)
     try: n = len(list(rec.frames()))

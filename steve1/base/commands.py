@@ -202,28 +202,28 @@ def _default(value, spec=None):
 
 
 # %% ../../nbs/base/commands.ipynb #n021-1
-def _row(cls, f, comment):
+def _value(f): return f.default if f.default_factory is MISSING else f.default_factory()
+
+def _row(cls, f, comment, value):
     "A field as help shows it: its name, how it is given, what it is"
     kind, spec, place = typing.get_type_hints(cls)[f.name], _one_word(cls, f.name), f.name in _positionals(cls)
-    value = f.default if f.default_factory is MISSING else f.default_factory()
     option = f'--{f.name} {spec.metavar}' if spec else _option(f.name, kind, place, value)
     return f.name, option, f'{comment} {_default(value, spec)}'.strip()
 
-def _options(cls, group='options'):
-    "Group -> (heading, rows) of a config and the configs in it"
+def _options(cls, group='options', defaults=None):
+    "Group -> (heading, rows) of a config and the configs in it, whose defaults are those it gives them"
     hints, comments, places = typing.get_type_hints(cls), _comments(cls), _positionals(cls)
     group_of = {k:word for word,names in getattr(cls, 'groups', {}).items() for k in names}
     found = {group:(group, [])}
     for f in sorted(fields(cls), key=lambda f: f.name not in places):
-        comment = comments.get(f.name, '')
+        comment, value = comments.get(f.name, ''), getattr(defaults, f.name) if defaults else _value(f)
         if _is_config(hints[f.name]):
-            found |= _options(hints[f.name], f.name)
+            found |= _options(hints[f.name], f.name, None if value is MISSING else value)
             if comment: found[f.name] = f'{f.name} ({comment[0].lower()+comment[1:]})', found[f.name][1]
             continue
         word = group_of.get(f.name, group)
-        found.setdefault(word, (word, []))[1].append(_row(cls, f, comment))
+        found.setdefault(word, (word, []))[1].append(_row(cls, f, comment, value))
     return found
-
 
 # %% ../../nbs/base/commands.ipynb #n002
 _SCREEN = 40 # lines
