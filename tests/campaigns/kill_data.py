@@ -5,7 +5,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import numpy as np, torch
 import harness
-# noqa: F401 - a child has them
+import steve1.data.embed, steve1.data.importing, steve1.data.generate # noqa: F401 - a child has them
+import steve1.data.legacy, steve1.data.foreign # noqa: F401
 from steve1.episodes import Episode, EpisodeError, clip_id, list_episodes, validate_episode
 
 LIMIT = 600.

@@ -213,7 +213,8 @@ def run(case):
     before = harness.tree(out), {p.name for p in here.iterdir()}
     harness.set_data(root)
     import matplotlib.pyplot  # noqa: F401
-    # noqa: F401  (once, not in each child)
+    import steve1.evaluate, steve1.training.features, steve1.data.importing # noqa: F401  (once, not in each child)
+    import steve1.data.inspect, steve1.data.foreign # noqa: F401
     p = harness.fork(child, case, root, out, said, memory=1500)
     status = p.wait(40)
     if harness.tree(out) != before[0] or {p.name for p in here.iterdir()}-{'seen.json'} != before[1]:
