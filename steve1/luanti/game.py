@@ -10,7 +10,7 @@ import hashlib, json, math, os, shutil, subprocess, time
 from importlib.resources import files
 from pathlib import Path
 from fastcore.basics import patch
-from ..base.files import atomic_path
+from ..base.files import atomic_path, locked
 from ..config import data_dir
 from .clock import HeldClock, clock_library
 from .install import find_luanti
@@ -52,18 +52,23 @@ def _settings(size, view, map_seed):
 # %% ../../nbs/luanti/game.ipynb #c010
 _MEDIA = {'textures','sounds','models','media','locale'}
 
+def _link_media(game, folder):
+    "A link for each media file of the game, named by its SHA-1"
+    for here,_,names in os.walk(Path(game)/'mods'):
+        if not _MEDIA & set(Path(here).parts): continue
+        for path in (Path(here, n) for n in names):
+            link = folder/hashlib.sha1(path.read_bytes()).hexdigest()
+            if not link.is_symlink(): link.symlink_to(path)
+
 def _media_cache(game):
-    "A folder with a link for each media file of the game, named by its SHA-1"
+    "The folder of the game's media, made once, whichever of several games starts first"
     stamp = hashlib.sha256(f'{game} {os.stat(game).st_mtime_ns}'.encode()).hexdigest()[:12]
     cache = data_dir('cache', 'luanti', f'media-{stamp}')
-    if cache.is_dir(): return cache
-    with atomic_path(cache) as tmp:
-        tmp.mkdir()
-        for folder,_,names in os.walk(Path(game)/'mods'):
-            if not _MEDIA & set(Path(folder).parts): continue
-            for n in names:
-                link = tmp/hashlib.sha1(Path(folder, n).read_bytes()).hexdigest()
-                if not link.is_symlink(): link.symlink_to(Path(folder, n))
+    with locked(cache):
+        if cache.is_dir(): return cache
+        with atomic_path(cache) as tmp:
+            tmp.mkdir()
+            _link_media(game, tmp)
     return cache
 
 # %% ../../nbs/luanti/game.ipynb #c012
