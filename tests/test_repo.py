@@ -256,7 +256,7 @@ def test_what_ships_is_small(folder, limit):
     assert size < limit*MB, f'{folder} holds {size/MB:.1f} MB'
 
 @pytest.mark.parametrize('question', ['the sky is drawn', 'the goal enters the policy', 'an episode is written',
-    'a run resumes'])
+    'a stopped run resumes'])
 def test_the_index_answers(question):
     "One row, which names the notebook and what to look for in it"
     rows = [l for l in source(load(ROOT/'nbs'/'index.ipynb')['cells'][3]).splitlines() if l.startswith('| ')
