@@ -140,6 +140,17 @@ def server():
     return child
 
 @functools.cache
+def trainable():
+    "The materials, and beside them what plays and trains: weights of a system, a sampling"
+    from steve1.acting.goals import System
+    root = materials()
+    server()
+    if not (root/'system').exists(): System.random(root/'system')
+    if not (root/'data'/'samplings'/'tiny_val.txt').exists(): harness.toy_data(root/'data')
+    harness.set_data(root/'data')
+    return root
+
+@functools.cache
 def clips():
     "clip_id -> MineCLIP"
     from steve1.mineclip import MineCLIP

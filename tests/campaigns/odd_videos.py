@@ -40,6 +40,8 @@ def draw_case(rng):
     codec = rng.choice(CODECS[suffix])
     fmt = rng.choice(FORMATS[codec])
     rate = rng.choice(RATES)
+    # MPEG-4 counts time in at most 65,535 parts of a second
+    if codec == 'mpeg4' and (100*Fraction(rate)).numerator > 65535: rate = 30
     full = fmt.startswith('yuvj') or codec in ('libx264','libx265') and rng.random() < .3
     case = dict(suffix=suffix, codec=codec, fmt=fmt, rate=[Fraction(rate).numerator, Fraction(rate).denominator],
         n=rng.randrange(20, 120), size=[rng.choice((64,90,96)), rng.choice((96,128,160))],

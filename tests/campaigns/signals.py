@@ -49,15 +49,10 @@ WORST = dict(SIGINT=(130, -2), SIGTERM=(143, -15), SIGHUP=(129, -1))
 
 @functools.cache
 def materials():
-    from steve1.acting.goals import System
-    root = kill_data.materials()
-    kill_data.server()
-    if not (root/'system').exists(): System.random(root/'system')
-    if not (root/'data'/'samplings'/'tiny_val.txt').exists(): harness.toy_data(root/'data')
+    root = kill_data.trainable()
     for name in CLIS.values():                # a child has everything imported
         module, _, f = name.partition(':')
         __import__(f'steve1.{module}')
-    harness.set_data(root/'data')
     return root
 
 def prepare(root):

@@ -32,16 +32,6 @@ def do(what, root, out, case, start):
     while time.time() < start: time.sleep(.0005)
     (OURS.get(what) or kill_data.COMMANDS[what])(root, out, case)
 
-@functools.cache
-def materials():
-    from steve1.acting.goals import System
-    root = kill_data.materials()
-    kill_data.server()
-    if not (root/'system').exists(): System.random(root/'system')
-    if not (root/'data'/'samplings'/'tiny_val.txt').exists(): harness.toy_data(root/'data')
-    harness.set_data(root/'data')
-    return root
-
 def place(what, root, name):
     "Where it writes"
     return root/'data'/'runs'/name if what in ('train', 'features', 'rollouts') else root/'out'/name
@@ -74,7 +64,7 @@ def settings(what, i=0, n=1):
 
 @functools.cache
 def undisturbed(what):
-    root, t0 = materials(), time.monotonic()
+    root, t0 = kill_data.trainable(), time.monotonic()
     out = place(what, root, f'{what}-whole')
     prepare(what, root, out)
     child = harness.fork(do, what, root, out, settings(what), 0)
@@ -88,7 +78,7 @@ def cases(rng):
                 seed=rng.randrange(10**6))
 
 def run(case):
-    what, rng, root = case['what'], random.Random(case['seed']), materials()
+    what, rng, root = case['what'], random.Random(case['seed']), kill_data.trainable()
     n, (want, took) = 2 if what == 'embed' else case['n'], undisturbed(what)
     out = place(what, root, what)
     prepare(what, root, out)
