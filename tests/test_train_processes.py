@@ -1,5 +1,5 @@
 "Training in processes of their own: a stop button, a launch and its parent, several processes that are one, the commands"
-import os, re, signal, socket, subprocess, sys, time, warnings
+import os, re, signal, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from steve1.config import data_dir, repo_root
@@ -83,16 +83,20 @@ def test_a_launch_ends_with_its_parent(launched):
 
 PAIR = TINY.replace(n_frames=6*64, warmup_frames=0, schedule='constant', ema=0., augment=False)
 
+def start_ranks(fork, cfg, world=2):
+    "The processes of a run, as `launch` would start them: they meet in a file, so that no other program can take their port from them"
+    folder = tempfile.mkdtemp(dir=data_dir('runs'))
+    loopback = 'lo0' if sys.platform == 'darwin' else 'lo'
+    env = dict(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), STEVE1_STORE=os.path.join(folder, 'store'),
+        STEVE1_PROCS=str(world), GLOO_SOCKET_IFNAME=loopback, ACCELERATE_USE_CPU='true')
+    return [fork('run', config(cfg), RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(world)]
+
 def ranks(fork, cfg, world=2):
-    """The run in several processes, as torchrun would start them; started again if one dies of a signal.
+    """The run in several processes; started again if one dies of a signal.
     A sharded process on a loaded CPU once in some twenty runs died of a segmentation fault when weights were gathered at the end; the cause is not known.
     So that it does not pass unseen, such a death is a warning."""
     for _ in range(3):
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-        env = dict(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1',
-            MASTER_PORT=str(port), STEVE1_PROCS=str(world), ACCELERATE_USE_CPU='true')
-        ps = [fork('run', config(cfg), RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(world)]
+        ps = start_ranks(fork, cfg, world)
         for p in ps: p.join()
         if all(p.exitcode >= 0 for p in ps): break
         warnings.warn(f'processes ended with {[p.exitcode for p in ps]}; once more')
@@ -104,11 +108,7 @@ def ranks(fork, cfg, world=2):
 def test_ctrl_c_in_two_processes(fork):
     "Ctrl-C reaches every process, and torchrun then sends SIGTERM: one request, the state is saved, the run goes on"
     cfg = PAIR.replace(name='pair', n_frames=10**9, save_every=10**9)
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    env = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-        STEVE1_PROCS='2', ACCELERATE_USE_CPU='true')
-    ps = [fork('run', config(cfg), RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(2)]
+    ps = start_ranks(fork, cfg)
     end = time.monotonic()+60
     while not RunFolder('pair').metrics() and time.monotonic() < end: time.sleep(.05)
     for sig in (signal.SIGINT, signal.SIGTERM):
