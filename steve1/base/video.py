@@ -361,10 +361,18 @@ def _is_full(f):
 def _plane(p): return np.frombuffer(p, np.uint8).reshape(p.height, -1)[:,:p.width] # without its padding
 
 # %% ../../nbs/base/video.ipynb #s0b
+def _rgb_view(f, convert, **options):
+    "A video frame as RGB (h,w,3), in memory of its own; it is not copied once more"
+    x = convert.reformat(f, format='rgb24', **options)
+    if x is f: return x.to_ndarray()                      # the decoder may still need these bytes
+    rows = np.frombuffer(x.planes[0], np.uint8).reshape(x.height, -1)
+    return rows[:,:3*x.width].reshape(x.height, x.width, 3) # rows may be padded
+
 def _to_rgb(f, convert, out):
     "A video frame as RGB, into `out` (h,w,3)"
     if _is_full(f): _planes_to_rgb(*map(_plane, f.planes), out)
-    else: out[:] = convert.reformat(f, format='rgb24', **(_ONE if out.size < 2**18 else {})).to_ndarray()
+    else: out[:] = _rgb_view(f, convert, **(_ONE if out.size < 2**18 else {}))
+
 
 # %% ../../nbs/base/video.ipynb #e0all2
 def _said_duration(file, stream):
@@ -455,6 +463,16 @@ def all_frames(cls:VideoReader,
                 if fault := _frame_fault(f, size): raise VideoError(f"{path}: frame {i} cannot be used ({fault})")
                 yield f
                 i += 1
+
+# %% ../../nbs/base/video.ipynb #v310
+@patch(cls_method=True)
+def rgb(cls:VideoReader,
+    f,       # A frame of `all_frames`
+    convert, # A `VideoReformatter`
+) -> np.ndarray: # uint8 RGB (h,w,3), in memory of its own
+    "A frame as RGB, converted by FFmpeg in one thread"
+    return _rgb_view(f, convert, **_ONE)
+
 
 # %% ../../nbs/base/video.ipynb #e0count2
 @patch(cls_method=True)

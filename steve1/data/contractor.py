@@ -264,7 +264,7 @@ def _kept(self:ContractorFrames):
     convert, busy = VideoReformatter(), self.rec.busy
     for i,f in enumerate(self._decode()):
         if i >= len(busy) or not busy[i]: continue
-        full = convert.reformat(f, format='rgb24').to_ndarray()
+        full = VideoReader.rgb(f, convert)
         if self.rec.gui[i]: Cursor.draw(full, *self.rec.cursor[i], self.cursor)
         yield i, [resize_frames(full, s) for s in self.sizes]
 

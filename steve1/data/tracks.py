@@ -252,7 +252,8 @@ def _decode(self:Recording):
     "Yields the frames of the video"
     convert = VideoReformatter()
     with RecordingError.of_video(self.video):
-        for f in VideoReader.all_frames(self.video): yield convert.reformat(f, format='rgb24').to_ndarray()
+        for f in VideoReader.all_frames(self.video): yield VideoReader.rgb(f, convert)
+
 
 # %% ../../nbs/data/tracks.ipynb #c022
 _RENDERED = (360, 640) # height and width from which the published frames were reduced

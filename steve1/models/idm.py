@@ -411,6 +411,30 @@ def _reader(video, device):
 # %% ../../nbs/models/idm.ipynb #c042
 @patch
 @torch.inference_mode()
+def label_parts(self:IDM,
+    video,           # As for `label`
+    keep:int=1,      # Frames to keep from the middle of each window, 1 to `window`
+    alone:bool=False,# Does each window go through the network by itself, as published?
+    batch:int=32,    # Frames, and windows, at a time
+    dtype:str='float32', # As for `label`
+): # Yields first frame, one past the last, and their `IDMOutput` on the CPU: buttons (k,20,2), camera (k,2,11)
+    "Label a video of any length, some frames at a time and in order"
+    dev = self.buttons.weight.device
+    n, read = _reader(video, dev)
+    if not n: raise ValueError('the video has no frames')
+    latents, dtype = _Latents(self, read, n, batch), get_dtype(dev.type, dtype)
+    windows = _plan_windows(n, self.cfg.window, keep, short=alone).tolist()
+    same_layout = groupby(windows, lambda row: [at - row[0] for at in row]) # one length, the same frames kept
+    for (_, _, lo, hi), rows in same_layout:
+        for rows in chunked(rows, batch):
+            with torch.autocast(dev.type, dtype, enabled=dtype != torch.float32):
+                x = torch.cat([self.encode(read(s, e)) if alone else latents(s, e)[None] for s, e, _, _ in rows])
+                out = self.decode(x, asks=slice(lo, hi))
+            yield rows[0][2], rows[-1][3], IDMOutput(*(p.flatten(0, 1).cpu() for p in out))
+
+
+# %% ../../nbs/models/idm.ipynb #v304
+@patch
 def label(self:IDM,
     video,           # uint8 (n,h,w,3) at `image_size`, or an object with `n` and `frames(a,b)`, such as an `Episode`
     keep:int=1,      # Frames to keep from the middle of each window, 1 to `window`
@@ -420,18 +444,9 @@ def label(self:IDM,
     progress=None,   # Called with the number of frames done
 ) -> IDMOutput: # On the CPU: buttons (n,20,2), camera (n,2,11)
     "Label a video of any length"
-    dev = self.buttons.weight.device
-    n, read = _reader(video, dev)
-    if not n: raise ValueError('the video has no frames')
-    latents = _Latents(self, read, n, batch)
-    whole = IDMOutput(torch.empty(n, len(BUTTONS), 2), torch.empty(n, 2, CameraBins.N))
-    windows = _plan_windows(n, self.cfg.window, keep, short=alone).tolist()
-    same_layout = groupby(windows, lambda row: [at - row[0] for at in row]) # one length, the same frames kept
-    with torch.autocast(dev.type, dtype := get_dtype(dev.type, dtype), enabled=dtype != torch.float32):
-        for (_, _, lo, hi), rows in same_layout:
-            for rows in chunked(rows, batch):
-                x = torch.cat([self.encode(read(s, e)) if alone else latents(s, e)[None] for s, e, _, _ in rows])
-                a, b = rows[0][2], rows[-1][3]
-                for part, out in zip(whole, self.decode(x, asks=slice(lo, hi))): part[a:b] = out.flatten(0, 1)
-                if progress: progress(b)
-    return whole
+    parts = []
+    for _, done, out in self.label_parts(video, keep, alone, batch, dtype):
+        parts.append(out)
+        if progress: progress(done)
+    return IDMOutput(*map(torch.cat, zip(*parts)))
+
