@@ -375,7 +375,7 @@ def _frame_fault(f, size, gap=0):
     return ''
 
 # %% ../../nbs/base/video.ipynb #c019
-_ONE = dict(threads=1) if 'threads' in (VideoReformatter.reformat.__doc__ or '') else {} # older PyAV starts none
+VideoReader.ONE_THREAD = dict(threads=1) if 'threads' in (VideoReformatter.reformat.__doc__ or '') else {} # older PyAV starts none
 _BT601 = 2, 5, 6 # FFmpeg's colour spaces with the matrix of JPEG: unspecified, PAL, NTSC
 
 def _is_full(f):
@@ -383,20 +383,10 @@ def _is_full(f):
     return full and f.colorspace in _BT601
 
 def _plane(p): return np.frombuffer(p, np.uint8).reshape(p.height, -1)[:,:p.width] # without its padding
-
-# %% ../../nbs/base/video.ipynb #s0b
-def _rgb_view(f, convert, **options):
-    "A video frame as RGB (h,w,3), in memory of its own; it is not copied once more"
-    x = convert.reformat(f, format='rgb24', **options)
-    if x is f: return x.to_ndarray()                      # the decoder may still need these bytes
-    rows = np.frombuffer(x.planes[0], np.uint8).reshape(x.height, -1)
-    return rows[:,:3*x.width].reshape(x.height, x.width, 3) # rows may be padded
-
 def _to_rgb(f, convert, out):
     "A video frame as RGB, into `out` (h,w,3)"
     if _is_full(f): _planes_to_rgb(*map(_plane, f.planes), out)
-    else: out[:] = _rgb_view(f, convert, **(_ONE if out.size < 2**18 else {}))
-
+    else: out[:] = convert.reformat(f, format='rgb24', **(VideoReader.ONE_THREAD if out.size < 2**18 else {})).to_ndarray()
 
 # %% ../../nbs/base/video.ipynb #e0all2
 def _said_duration(file, stream):
@@ -493,16 +483,6 @@ def all_frames(cls:VideoReader,
                 yield f
                 i += 1
     if i < shown: raise VideoError(f"{path} is damaged: {i} of {shown} frames can be decoded; {_COPY}")
-
-# %% ../../nbs/base/video.ipynb #v310
-@patch(cls_method=True)
-def rgb(cls:VideoReader,
-    f,       # A frame of `all_frames`
-    convert, # A `VideoReformatter`
-) -> np.ndarray: # uint8 RGB (h,w,3), in memory of its own
-    "A frame as RGB, converted by FFmpeg in one thread"
-    return _rgb_view(f, convert, **_ONE)
-
 
 # %% ../../nbs/base/video.ipynb #e0count2
 @patch(cls_method=True)
