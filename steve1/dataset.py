@@ -285,7 +285,7 @@ def _usable(episodes, cfg):
     ok = [e for e in known if e.n >= cfg.shortest]
     if not ok:
         raise ValueError(f"none of {len(known)} episodes has {cfg.shortest} steps, "
-            f"which T={cfg.T} and min_gap={cfg.min_gap} need: "
+            f"which T={cfg.T}, piece={cfg.piece} and min_gap={cfg.min_gap} need: "
             "lower them, or add longer episodes")
     sizes = {e.size for e in ok}
     if len(sizes) > 1:  raise ValueError(f"episodes of different frame sizes in one run: {sorted(sizes)}; convert them")
