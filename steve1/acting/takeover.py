@@ -71,15 +71,15 @@ def _agent(self:_Turns):
     seed = int(rng.integers(2**31)) if rng.random()<.5 else None
     goal = system.text_goal(TASKS[self.task].prompt, seed).embed[None]
     draws = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    return Agent(system.policy, float(rng.choice(self.how.scales)), generator=draws), goal, system.weights
+    return Agent(system.policy, float(rng.choice(self.how.scales)) or None, generator=draws), goal, system.weights
 
 # %% ../../nbs/acting/takeover.ipynb #t011
 @patch
-def _next_turn(self:_Turns, world, obs):
-    "Hand over, the agent first; an expert begins anew, and closes an inventory that is not its task"
+def _next_turn(self:_Turns, agent, world, obs):
+    "Hand over, the agent first; both begin anew, and an expert closes an inventory that is not its task"
     self.mine = not self.mine
     self.left = int(self.rng.integers(*(self.how.agent_steps if self.mine else self.how.expert_steps), endpoint=True))
-    if self.mine: return
+    if self.mine: return agent.reset()
     close = [dict(inventory=1)]*bool(obs['isGuiOpen'] and self.task!='inventory')
     self.moves = chain(close, Expert(world, self.rng).wishes(self.task, self.left))
 
@@ -88,12 +88,11 @@ def _next_turn(self:_Turns, world, obs):
 def _steps(self:_Turns, env, obs):
     "Yield (frame, action row) of every step that is recorded"
     (agent, goal, weights), finder = self._agent(), EventFinder()
-    self.meta = dict(takeover=dict(task=self.task, scale=agent.cond_scale, weights=weights, how=self.how.to_dict()))
+    self.meta = dict(takeover=dict(task=self.task, scale=agent.cond_scale or 0., weights=weights, how=self.how.to_dict()))
     for _ in range(self.n_steps):
-        if self.left==0: self._next_turn(env.worlds[0], obs)
+        if self.left==0: self._next_turn(agent, env.worlds[0], obs)
         self.left -= 1
-        row = agent.act(obs['pov'][None], goal)[0] # also while the expert plays: the agent remembers it
-        if not self.mine: row = policy_row(next(self.moves))
+        row = agent.act(obs['pov'][None], goal)[0] if self.mine else policy_row(next(self.moves))
         after, _, _, _, infos = env.step(row[None])
         if not is_null(row[None])[0]:
             self.log.append(self.mine)
