@@ -32,7 +32,7 @@ _PICTURE = dict(fullscreen='false', autosave_screensize='false', video_driver='o
 # %% ../../nbs/luanti/game.ipynb #c006
 _MAP = dict(mg_name='v7', mg_flags='nocaves,nodungeons,light,decorations,biomes,ores',
     mgv7_spflags='nomountains,noridges,nofloatlands,nocaverns', num_emerge_threads=1, mesh_generation_threads=1,
-    server_map_save_interval=600, sqlite_synchronous=0, enable_damage='false', creative_mode='false',
+    server_map_save_interval=600, abm_interval=10**6, sqlite_synchronous=0, enable_damage='false', creative_mode='false',
     max_block_send_distance=5, max_block_generate_distance=5, active_block_range=2,
     max_simultaneous_block_sends_per_client=200, server_unload_unused_data_timeout=30,
     client_unload_unused_data_timeout=30, client_mapblock_limit=2000, bind_address='127.0.0.1')
@@ -139,7 +139,7 @@ def _await_start(self:Game, seconds=60.):
         end = time.monotonic()+seconds
         while not ready():
             self._check_alive()
-            if time.monotonic()>end: raise RuntimeError(f'Luanti has not started in {seconds:g} s: {self._words()}')
+            if time.monotonic()>end: raise TimeoutError(f'Luanti has not started in {seconds:g} s: {self._words()}')
             self.clock.advance() if self.clock else time.sleep(.02)
     if self.clock: self.clock.starting = False
     self.tick()
@@ -147,7 +147,7 @@ def _await_start(self:Game, seconds=60.):
 @patch
 def _check_alive(self:Game):
     status = self.proc.poll()
-    if status is not None: raise RuntimeError(f'Luanti has ended with status {status}: {self._words()}')
+    if status is not None: raise ChildProcessError(f'Luanti has ended with status {status}: {self._words()}')
 
 @patch
 def _words(self:Game):
