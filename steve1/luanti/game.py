@@ -133,7 +133,7 @@ def _launch(self:Game, parts, size, clock):
 
 # %% ../../nbs/luanti/game.ipynb #c015
 @patch
-def _await_start(self:Game, seconds=60.):
+def _await_start(self:Game, seconds=200.):
     "Wait for the window, then for the first report"
     for ready in (self.screen.adopt, lambda: self._read() is not None):
         end = time.monotonic()+seconds
