@@ -27,6 +27,7 @@ _PICTURE = dict(fullscreen='false', autosave_screensize='false', video_driver='o
     smooth_lighting='false', enable_shaders='false', enable_clouds='false', menu_clouds='false',
     enable_particles='false', leaves_style='fancy', view_bobbing_amount=0, fall_bobbing_amount=0, arm_inertia='false', enable_sound='false',
     enable_minimap='false', show_debug='false', hud_scaling=.5, tooltip_show_delay=10**6, show_advanced='false',
+    enable_post_processing='false', debanding='false', antialiasing='none', touch_controls='false', touch_gui='false',
     console_height=.1, ask_reconnect_on_crash='false', update_last_checked='disabled')
 
 # %% ../../nbs/luanti/game.ipynb #c006
@@ -100,13 +101,14 @@ mod_storage_backend = files
 creative_mode = false
 enable_damage = false
 '''
+_NAMES = 'MINETEST', 'LUANTI'   # the game's name in variables and folders, until 5.9 and since
 
 @patch
 def _prepare(self:Game, game, settings):
     "Write settings, world and mod; link the media"
-    media = self.folder/'home'/'minetest'/'media'
-    media.parent.mkdir(parents=True)
-    media.symlink_to(_media_cache(game))
+    for media in (self.folder/'home'/k.lower()/'media' for k in _NAMES):
+        media.parent.mkdir(parents=True)
+        media.symlink_to(_media_cache(game))
     shutil.copytree(str(files('steve1')/'luanti'/'agent'), self.world/'worldmods'/'agent')
     (self.world/'world.mt').write_text(_WORLD)
     (self.folder/'minetest.conf').write_text(settings)
@@ -117,7 +119,8 @@ def _launch(self:Game, parts, size, clock):
     "Start the screen, then the game; `clock`: the library, '' for real time"
     home, games = str(self.folder/'home'), str(Path(parts['minetest_game']).parent)
     env = {k:v for k,v in os.environ.items() if k!='LD_PRELOAD'}
-    env |= dict.fromkeys(('HOME','XDG_CACHE_HOME','MINETEST_USER_PATH'), home) | dict(MINETEST_GAME_PATH=games)
+    env |= dict.fromkeys(('HOME','XDG_CACHE_HOME',*(f'{k}_USER_PATH' for k in _NAMES)), home)
+    env |= {f'{k}_GAME_PATH':games for k in _NAMES}
     env |= dict(LIBGL_ALWAYS_SOFTWARE='1', LP_NUM_THREADS='1', LC_ALL='C')
     self.screen = Screen(self.folder, size, env)
     env |= dict(DISPLAY=self.screen.name)

@@ -11,6 +11,8 @@
 -- The report's `done` is the id of the last order that is finished, `reply` its answer (`error`: why it failed).
 -- Angles are in degrees and positions in nodes, as the game has them.
 
+local minetest = core   -- the game's own name from 5.10 on; 5.6 has both
+
 local folder = minetest.get_worldpath() .. "/"
 local step, events, reply, busy, done, watching = 0, {}, nil, nil, 0, nil
 local state = assert(io.open(folder .. "agent.state", "wb"))
