@@ -101,33 +101,21 @@ def inventory(self:Expert):
             way = np.array([to[1]-self.p.cursor_y, to[0]-self.p.cursor_x])*35
             yield dict(camera=np.clip(way+self.rng.normal(0,.3,2), -10, 10))
 
-# %% ../../nbs/world/experts.ipynb #c014
-@patch
-def land_ahead(self:Expert, heading, far=7):
-    "Is there land, and no cliff, in this direction?"
-    for d in (2,4,far):
-        x,z = self.column(*self.ahead(heading, d))
-        if self.w.blocks[x,SEA_LEVEL,z]==Kind.WATER or self.w.tops[0,x,z]>self.p.y+3*d/2+3: return False
-    return True
-
 # %% ../../nbs/world/experts.ipynb #c014-2
 @patch
 def explore(self:Expert):
-    "Run across the land, away from water and round obstacles"
-    h, level, t, last = self.p.yaw+self.rng.uniform(-60,60), self.rng.uniform(-2,12), 0, None
+    "Run and jump across the land, straight on but for what cannot be passed"
+    p, level, t, last, held = self.p, self.rng.uniform(-2,12), 0, None, 0
+    main = max(p.yaw+self.rng.uniform(-60,60,5), key=lambda h: self.course(h,40)[1])
     while True:
-        if self.rng.random()<.015: h += self.rng.uniform(-40,40)
-        if t%5==0 and not self.land_ahead(h):
-            others = h+np.array([30,-30,60,-60,90,-90,130,-130,180])
-            h = next((k for k in others if self.land_ahead(k)), h)
-        p = self.p
-        camera = self.turn(h,level)[0]
-        yield dict(camera=camera, forward=1, sprint=1, jump=int(p.bump or p.in_water or self.rng.random()<.03))
+        if t%4==0 and t>=held: h = self.course(main)[0]
+        if t%12==0:
+            if last and self.distance(*last)<1: h, held = main+self.rng.choice([-1,1])*self.rng.uniform(60,140), t+12
+            last = p.x, p.z
+        on_course = abs((h-p.yaw+180)%360-180)<20
+        jump = p.bump or p.in_water or on_course and not self.low_ahead(h)
+        yield dict(camera=self.turn(h, level)[0], forward=1, sprint=1, jump=int(jump))
         t += 1
-        if t%16==0:
-            place = np.array([self.p.x,self.p.z])
-            if last is not None and np.abs(place-last).sum()<1.2: h += self.rng.choice([-1,1])*self.rng.uniform(50,110)
-            last = place
 
 # %% ../../nbs/world/experts.ipynb #c015
 @patch

@@ -192,3 +192,74 @@ def wander(self:ScriptedPlayer, most):
     heading = self.p.yaw+self.rng.uniform(-120,120)
     yield from self.walk(*self.ahead(heading, 20), 3, most=most)
     yield dict(camera=self.turn(heading,5)[0])
+
+# %% ../../nbs/world/movement.ipynb #m011
+@jit
+def _is_solid(blocks, x, y, z): return y<0 or y>=HEIGHT or BLOCK_TABLE[blocks[x&WRAP,y,z&WRAP]]['solid']
+
+@jit
+def _feet(blocks, x, y, z):
+    "Level of the feet of a player who falls or floats from (x,y,z)"
+    x,z = x&WRAP, z&WRAP
+    while y>1 and not _is_solid(blocks,x,y-1,z) and blocks[x,y-1,z]!=Kind.WATER: y -= 1
+    while y<HEIGHT-3 and blocks[x,y,z]==Kind.WATER: y += 1
+    return y
+
+# %% ../../nbs/world/movement.ipynb #m012
+@jit
+def _stride(blocks, x, y, z, sin, cos):
+    "(level of the feet, steps taken) of the next half block; steps of -1: a wall"
+    climbs, low = 0, False
+    for k in (-.35,0.,.35):                                            # the middle and both shoulders
+        ix,iz = int(math.floor(x+.5*sin-k*cos)), int(math.floor(z+.5*cos+k*sin))
+        up = int(_is_solid(blocks,ix,y,iz))
+        if _is_solid(blocks,ix,y+up,iz) or _is_solid(blocks,ix,y+up+1,iz): return y,-1.
+        if up and _is_solid(blocks,int(math.floor(x-k*cos)),y+2,int(math.floor(z+k*sin))): return y,-1.
+        climbs, low = max(climbs,up), low or _is_solid(blocks,ix,y+up+2,iz)
+    ix,iz = int(math.floor(x+.5*sin)), int(math.floor(z+.5*cos))
+    feet = _feet(blocks, ix, y+int(_is_solid(blocks,ix,y,iz)), iz)
+    wet = blocks[ix&WRAP,feet-1,iz&WRAP]==Kind.WATER
+    return feet, .5/(.19 if wet else .28 if low else .44)+2.*climbs
+
+# %% ../../nbs/world/movement.ipynb #m013
+@jit
+def _run(blocks, x, y, z, yaw, steps):
+    "(blocks, x, y, z): how far a runner gets in this direction, and where to"
+    sin,cos,far = -math.sin(math.radians(yaw)), math.cos(math.radians(yaw)), 0.
+    while steps>0:
+        feet,taken = _stride(blocks, x, y, z, sin, cos)
+        if taken<0: break
+        x,y,z,far,steps = x+.5*sin, feet, z+.5*cos, far+.5, steps-taken
+    return far,x,y,z
+
+# %% ../../nbs/world/movement.ipynb #m015
+@jit
+def _progress(blocks, x, y, z, yaw, off, steps):
+    "Blocks gained towards `yaw` by a run in the direction yaw+off and by the best run after it"
+    far,x,y,z = _run(blocks, x, y, z, yaw+off, steps)
+    after = 0.
+    for turn in range(-80,81,20):
+        after = max(after, _run(blocks,x,y,z,yaw+turn,steps)[0]*math.cos(math.radians(turn)))
+    return far*math.cos(math.radians(off))+after-.01*abs(off)
+
+@jit
+def _course(blocks, x, y, z, yaw, steps):
+    "(direction, blocks gained) of the best way towards `yaw`"
+    best,off = -1e9,0
+    y = _feet(blocks, int(math.floor(x)), int(math.floor(y+.01)), int(math.floor(z)))
+    for a in range(-90,91,10):
+        gained = _progress(blocks, x, y, z, yaw, a, steps)
+        if gained>best: best,off = gained,a
+    return yaw+off, best
+
+# %% ../../nbs/world/movement.ipynb #m016
+@patch
+def course(self:ScriptedPlayer, heading, steps=24):
+    "(direction in degrees, blocks gained in twice as many steps) of the best way towards a heading"
+    return _course(self.w.blocks, self.p.x, self.p.y, self.p.z, heading, steps)
+
+@patch
+def low_ahead(self:ScriptedPlayer, heading):
+    "Does a ceiling stop a jump here or in the next two blocks?"
+    y, columns = int(np.floor(self.p.y+.01)), [self.column(*self.ahead(heading, d)) for d in (0,1,2)]
+    return any(_is_solid(self.w.blocks, x, y+k, z) for x,z in columns for k in (2,3))
