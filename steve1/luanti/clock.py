@@ -76,6 +76,7 @@ class HeldClock:
         self.f, self.libc = _Fields.from_buffer(self.map), ctypes.CDLL(None, use_errno=True)
         self.proc, self.threads = None, None
         self.starting = True   # until the first report of the server
+        self.patience = 250.   # seconds of real time in which the game comes to rest, even on a busy machine
 
     def watch(self,
         proc, # `subprocess.Popen` of the game
@@ -119,7 +120,7 @@ def settle(self:HeldClock,
 
 # %% ../../nbs/luanti/clock.ipynb #c018
 @patch
-def _await_nap(self:HeldClock, seconds=60.):
+def _await_nap(self:HeldClock):
     "Wait until the main thread sleeps; False if it waits for something else, as it may while the game starts"
     begun = time.monotonic()
     while True:
@@ -127,10 +128,16 @@ def _await_nap(self:HeldClock, seconds=60.):
         if self.f.asleep and self.f.until>self.f.now: return True
         if self.proc.poll() is not None: return False
         waited = time.monotonic()-begun
-        if waited>seconds: raise TimeoutError(f'the game has not come to rest within {seconds:g} s')
+        if waited>self.patience: raise TimeoutError(f'the game has not come to rest within {self.patience:g} s')
         if self._futex('naps', 0, seen, .1) and waited>2 and self.starting and self.settle(.1): return False
 
 # %% ../../nbs/luanti/clock.ipynb #c020
+@patch
+def _await_rest(self:HeldClock):
+    "As `settle`; time never moves on while the game is at work"
+    if self.settle(self.patience) or self.proc.poll() is not None: return
+    raise TimeoutError(f'the game is still at work after {self.patience:g} s')
+
 @patch
 def advance(self:HeldClock):
     "Let the client draw one picture, then let the server make one step, then let the map grow"
@@ -138,14 +145,14 @@ def advance(self:HeldClock):
     f.gate = _SERVER | _MESH | _EMERGE
     if f.asleep: self._set(f.until)
     napping = self._await_nap()
-    if napping: self.settle()
+    if napping: self._await_rest()
     f.gate, f.due = _EMERGE if napping else 0, 0
     self._set(max(f.now, f.until-_GRACE) if napping else f.now+_TICK)
-    if napping: self.settle()
+    if napping: self._await_rest()
     if napping and f.due:
         f.gate = _SERVER | _MESH
         self._set(f.now)
-        self.settle()
+        self._await_rest()
 
 # %% ../../nbs/luanti/clock.ipynb #c020b
 @patch
