@@ -33,9 +33,8 @@ def _plant_hit(tex, kind, lx, ly, lz, dx, dy, dz):
 @jit_inline
 def _face_point(hx, hy, hz, axis, s):
     "(face of the texture: 0 side, 1 top, 2 bottom; u; v) of a hit at (hx,hy,hz) in 0..1 of its block"
-    if axis==0: return 0, hz, hy
-    if axis==2: return 0, hx, hy
-    return (1 if s<0 else 2), hx, hz
+    face = 0 if axis!=1 else 1 if s<0 else 2
+    return face, (hz if axis==0 else hx), (hz if axis==1 else hy)
 
 @jit_inline
 def _texel(u, v):
@@ -116,13 +115,15 @@ _HIT = np.dtype([(n,'f8') for n in ('dx','dy','dz','t','swum','surface')] + [(n,
     [(n,'u1') for n in ('kind','axis','row','col')])       # `struct hit` of walk.c; direction of a ray and what it meets
 
 @jit
-def _eye(view, tops):
-    "14 numbers: x, y, z; the basis; half the picture's height at distance 1; under water?; height of the highest block"
-    eye, basis = np.empty(14), _view_basis(view[3], view[4])
-    eye[:3] = view[:3]
-    for k in range(8): eye[3+k] = basis[k]
-    eye[11], eye[12], eye[13] = math.tan(math.radians(FOV/2)), view[5], tops[1].max()
-    return eye
+def _eyes(views, tops):
+    "`(n,14)`: x, y, z; the basis; half the picture's height at distance 1; under water?; height of the highest block"
+    eyes = np.empty((len(views),14))
+    for i in range(len(views)):
+        eye, view, basis = eyes[i], views[i], _view_basis(views[i,3], views[i,4])
+        for k in range(3): eye[k] = view[k]
+        for k in range(8): eye[3+k] = basis[k]
+        eye[11], eye[12], eye[13] = math.tan(math.radians(FOV/2)), view[5], tops[i,1].max()
+    return eyes
 
 # %% ../../nbs/world/drawing.ipynb #d003
 @jit
@@ -154,6 +155,8 @@ def _compiled_walk():
     lib.cast_rows.restype = None
     return lib.cast_rows
 
+_TEXTURES_AT = TEXTURES.ctypes.data
+
 # %% ../../nbs/world/drawing.ipynb #c011
 @jit_inline
 def _cell_light(light, x, y, z): return light[x&WRAP,y,z&WRAP] if y>=0 and y<HEIGHT else 255
@@ -170,9 +173,10 @@ def _face_light(light, ix, iy, iz, axis, s, fu, fv):
     nx,ny,nz = _in_front(ix, iy, iz, axis, s)
     a,b = (1 if fu>.5 else -1), (1 if fv>.5 else -1)
     front = _cell_light(light, nx, ny, nz)
-    if axis==0:   p,q,r = _cell_light(light,nx,ny,nz+a), _cell_light(light,nx,ny+b,nz), _cell_light(light,nx,ny+b,nz+a)
-    elif axis==1: p,q,r = _cell_light(light,nx+a,ny,nz), _cell_light(light,nx,ny,nz+b), _cell_light(light,nx+a,ny,nz+b)
-    else:         p,q,r = _cell_light(light,nx+a,ny,nz), _cell_light(light,nx,ny+b,nz), _cell_light(light,nx+a,ny+b,nz)
+    ux,uz = (0 if axis==0 else a), (a if axis==0 else 0)   # one cell along u, one along v
+    vy,vz = (0 if axis==1 else b), (b if axis==1 else 0)
+    p, q = _cell_light(light, nx+ux, ny, nz+uz), _cell_light(light, nx, ny+vy, nz+vz)
+    r = _cell_light(light, nx+ux, ny+vy, nz+uz+vz)
     u,v = abs(fu-.5), abs(fv-.5)                           # 0 at the middle of the face, .5 at its corner
     return front*(1-u)*(1-v) + p*u*(1-v) + q*v*(1-u) + r*u*v
 
@@ -249,7 +253,7 @@ def _pixel(hit, light, clouds, tex, mean, ox, oy, oz, wet, texels, tx, ty, tz, c
     if kind==Kind.AIR or fog>0: r,g,b = _sky_color(clouds, ox, oy, oz, dx, dy, dz)
     if kind!=Kind.AIR:
         hx,hy,hz = ox+dx*t-ix, oy+dy*t-iy, oz+dz*t-iz
-        s = _sign(dx) if axis==0 else _sign(dy) if axis==1 else _sign(dz)
+        s = _sign(dx if axis==0 else dy if axis==1 else dz)
         br,bg,bb = _block_color(light, tex, mean, kind, ix, iy, iz, axis, t, hit.row, hit.col, hx, hy, hz, s, texels)
         if iy==ty and ix==tx and iz==tz:
             k = _aim_mark(kind, hx, hy, hz, t, texels, crack)
@@ -261,44 +265,45 @@ def _pixel(hit, light, clouds, tex, mean, ox, oy, oz, wet, texels, tx, ty, tz, c
 
 # %% ../../nbs/world/drawing.ipynb #d010
 @jit
-def _color_rows(hits, light, clouds, tex, mean, view, h, row0, out):
-    "Fill `out`, rows of a picture of h rows from row0 on, with the colours of what their rays met"
+def _color_rows(hits, light, clouds, tex, mean, views, out, k, row, n):
+    "Fill n rows of picture k from `row` on with the colours of what their rays met"
+    h, view = out.shape[1], views[k]
     texels = 2*math.tan(math.radians(FOV/2))/h*16          # that a pixel covers at distance 1
     ox,oy,oz,wet,crack = view[0], view[1], view[2], view[5]>0, view[9]
     tx,ty,tz = int(view[6]), int(view[7]), int(view[8])
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            r,g,b = _pixel(hits[i,j], light, clouds, tex, mean, ox, oy, oz, wet, texels, tx, ty, tz, crack)
-            out[i,j,0], out[i,j,1], out[i,j,2] = np.uint8(r), np.uint8(g), np.uint8(b)
+    for i in range(n):
+        for j in range(out.shape[2]):
+            r,g,b = _pixel(hits[i,j], light[k], clouds[k], tex, mean, ox, oy, oz, wet, texels, tx, ty, tz, crack)
+            out[k,row+i,j,0], out[k,row+i,j,1], out[k,row+i,j,2] = np.uint8(r), np.uint8(g), np.uint8(b)
 
 # %% ../../nbs/world/drawing.ipynb #d013
-def _draw_band(walk, blocks, light, clouds, view, eye, out, row, rows):
-    "Draw some rows of a picture `out` from `row` on; `walk` as `_compiled_walk` returns it"
-    h, band = len(out), out[row:row+rows]
-    hits = np.empty(band.shape[:2], _HIT)
-    if walk is None: _cast_rows(blocks, TEXTURES, eye, h, row, hits)
-    else: walk(blocks.ctypes.data, TEXTURES.ctypes.data, eye.ctypes.data, h, out.shape[1], row, len(hits), hits.ctypes.data)
-    _color_rows(hits, light, clouds, TEXTURES, MEAN_COLORS, view, h, row, band)
+def _draw_parts(parts, blocks, light, clouds, views, eyes, out):
+    "Draw parts of n pictures: (which, first row, rows)"
+    walk, (h,w) = _compiled_walk(), out.shape[1:3]
+    hits = np.empty((parts[0][2],w), _HIT)
+    worlds, looks, found = blocks.ctypes.data, eyes.ctypes.data, hits.ctypes.data
+    for k,row,n in parts:
+        if walk is None: _cast_rows(blocks[k], TEXTURES, eyes[k], h, row, hits[:n])
+        else: walk(worlds+k*blocks.strides[0], _TEXTURES_AT, looks+k*eyes.strides[0], h, w, row, n, found)
+        _color_rows(hits, light, clouds, TEXTURES, MEAN_COLORS, views, out, k, row, n)
 
 # %% ../../nbs/world/drawing.ipynb #c015
 @jit
 def _draw_rows(blocks, tops, light, clouds, tex, mean, views, out):
     "Draw n views row by row, in compiled code alone"
-    n,h,w = out.shape[0], out.shape[1], out.shape[2]
-    hits = np.empty((1,w), _HIT)
-    for k in range(n):
-        eye = _eye(views[k], tops[k])
+    hits, eyes, h = np.empty((1,out.shape[2]), _HIT), _eyes(views, tops), out.shape[1]
+    for k in range(len(out)):
         for i in range(h):
-            _cast_rows(blocks[k], tex, eye, h, i, hits)
-            _color_rows(hits, light[k], clouds[k], tex, mean, views[k], h, i, out[k,i:i+1])
+            _cast_rows(blocks[k], tex, eyes[k], h, i, hits)
+            _color_rows(hits, light, clouds, tex, mean, views, out, k, i, 1)
 
 # %% ../../nbs/world/drawing.ipynb #d011
-def _cores():
+def _threads():
     "Processor cores that this process may use"
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(allowed, int(os.environ.get('OMP_NUM_THREADS') or allowed))
 
-_SMALL, _BAND, _LARGE = 1024, 8192, 100_000 # pixels: of a thumbnail; cast before they are coloured; worth threads
+_SMALL, _BAND, _LARGE = 512, 8192, 100_000 # pixels: of a thumbnail; cast before they are coloured; worth threads
 
 # %% ../../nbs/world/drawing.ipynb #d012
 def draw_views(
@@ -310,14 +315,12 @@ def draw_views(
     out,    # uint8 `(n,h,w,3)`; written
 ): # Units: blocks; degrees, yaw 0 is south and 90 west, pitch 90 straight down; y<0 aims at nothing; a crack is 0..1
     "Draw what n eyes see"
-    n,h,w = out.shape[:3]
-    walk, size = _compiled_walk(), h*w
-    if size<_SMALL or walk is None and size<_LARGE:
+    (n,h,w), few = out.shape[:3], max(2, _BAND//out.shape[2]//2*2)
+    if h*w<_SMALL or h*w<_LARGE and _compiled_walk() is None:
         return _draw_rows(blocks, tops, light, clouds, TEXTURES, MEAN_COLORS, views, out)
-    rows = max(2, _BAND//w//2*2)
-    for i in range(n):
-        eye = _eye(views[i], tops[i])
-        draw = lambda row: _draw_band(walk, blocks[i], light[i], clouds[i], views[i], eye, out[i], row, rows)
-        if size<_LARGE: [draw(row) for row in range(0, h, rows)]
-        else:
-            with ThreadPoolExecutor(_cores()) as pool: list(pool.map(draw, range(0, h, rows)))
+    parts = [(k, row, min(few, h-row)) for k in range(n) for row in range(0, h, few)]
+    arrays = blocks, light, clouds, views, _eyes(views, tops), out
+    threads = min(_threads(), len(parts)) if h*w>=_LARGE else 1
+    if threads==1: return _draw_parts(parts, *arrays)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda i: _draw_parts(parts[i::threads], *arrays), range(threads)))

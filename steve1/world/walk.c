@@ -93,7 +93,7 @@ WIDE void cast_rows(const uint8_t *blocks, textures *tex, const double *eye, int
             sx[l] = (dx[l]>0 ? 1 : -1)*((int64_t)1<<32); sy[l] = dy[l]>0 ? 1<<16 : -(1<<16); sz[l] = dz[l]>0 ? 1 : -1;
         }
         for (int l = 0; l<N; l++) {
-            entered[l] = swum[l] = 0; surface[l] = -1; row[l] = col[l] = 0;
+            entered[l] = swum[l] = 0; surface[l] = -1; met[l] = AIR; row[l] = col[l] = 0;
             live |= (i0+l/ACROSS<n && j0+l%ACROSS<w)<<l;
         }
         __m512d tx = _mm512_loadu_pd(cx), ty = _mm512_loadu_pd(cy), tz = _mm512_loadu_pd(cz), t = _mm512_setzero_pd();
@@ -105,21 +105,22 @@ WIDE void cast_rows(const uint8_t *blocks, textures *tex, const double *eye, int
         const __mmask8 inside = live;
         while (1) {
             __m128i kind = look_up(blocks, cell);
-            __mmask8 over = _mm512_cmp_pd_mask(t, reach, _CMP_NLT_UQ);
-            __mmask8 event = (_mm_cmpneq_epi8_mask(kind, medium) | over) & live;
-            if (event) {
+            live &= _mm512_cmp_pd_mask(t, reach, _CMP_LT_OQ);
+            __mmask8 event = _mm_cmpneq_epi8_mask(kind, medium) & live;
+            if (event || !live) {
                 __m256i k = _mm256_cvtepu8_epi32(kind);
                 __mmask8 maybe = _mm256_test_epi32_mask(_mm256_srlv_epi32(_mm256_set1_epi32(PASSABLE), k),
-                                                        _mm256_set1_epi32(1)) & event & ~over;
+                                                        _mm256_set1_epi32(1)) & event;
                 __m512i axis = _mm512_mask_mov_epi64(_mm512_mask_mov_epi64(ALL(2), y, ALL(1)), x, ALL(0));
                 _mm512_mask_storeu_pd(t_at, event, t);
                 _mm512_mask_storeu_epi64(cell_at, event, cell);
                 _mm512_mask_storeu_epi64(axis_at, event, axis);
-                _mm256_mask_storeu_epi32(met, event, _mm256_maskz_mov_epi32(~over, k));
+                _mm256_mask_storeu_epi32(met, event, k);
                 live &= ~event | maybe;
                 __mmask8 dives = 0, surfaces = 0, swims = _mm_test_epi8_mask(medium, medium);
                 for (int r = maybe; r; r &= r-1) {
                     int l = __builtin_ctz(r), kd = met[l];
+                    met[l] = AIR;
                     if (kd==WATER) {
                         dives |= 1<<l; entered[l] = t_at[l];
                         if (surface[l]<0) surface[l] = t_at[l];
@@ -129,7 +130,7 @@ WIDE void cast_rows(const uint8_t *blocks, textures *tex, const double *eye, int
                         struct ray ray = { { ox, oy, oz }, dx[l], dy[l], dz[l], t_at[l], (cell_at[l]>>32)-ax0,
                                            cell_at[l]>>16&0xffff, (cell_at[l]&0xffff)-az0, axis_at[l] };
                         double s = stops(tex, kd, &ray, row+l, col+l);
-                        if (s<1e8) { t_at[l] = s; live &= ~(1<<l); continue; }
+                        if (s<1e8) { t_at[l] = s; met[l] = kd; live &= ~(1<<l); continue; }
                         row[l] = col[l] = 0;
                     }
                     if (swims>>l&1) { swum[l] += t_at[l]-entered[l]; surfaces |= 1<<l; }
@@ -149,7 +150,7 @@ WIDE void cast_rows(const uint8_t *blocks, textures *tex, const double *eye, int
         }
         _mm256_storeu_si256((void*)wet, _mm256_cvtepu8_epi32(medium));
         for (int l = 0; l<N; l++) if (inside>>l&1) {
-            double at = t_at[l]>far[l] ? far[l] : t_at[l], swam = swum[l]+(wet[l] ? at-entered[l] : 0.);
+            double at = met[l] && t_at[l]<far[l] ? t_at[l] : far[l], swam = swum[l]+(wet[l] ? at-entered[l] : 0.);
             struct hit hit = { dx[l], dy[l], dz[l], at, swam, surface[l] };
             if (met[l]) {
                 hit.x = (cell_at[l]>>32)-ax0; hit.y = cell_at[l]>>16&0xffff; hit.z = (cell_at[l]&0xffff)-az0;
