@@ -7,7 +7,7 @@ __all__ = ['relabel', 'DataConfig', 'joint_actions', 'action_counts', 'goal_rows
            'cut_lanes', 'to_device']
 
 # %% ../nbs/04_dataset.ipynb #c002
-import math, sys
+import math
 from collections import namedtuple
 from dataclasses import dataclass
 from itertools import count, islice
@@ -20,6 +20,7 @@ import torch
 from fastcore.basics import patch
 from .config import Config
 from .base.actions import ActionMap, N_BUTTONS, N_CAMERA
+from .base.jobs import read_ahead
 from .base.video import EpisodeError, GOP
 
 # %% ../nbs/04_dataset.ipynb #c002-2
@@ -284,7 +285,7 @@ def _usable(episodes, cfg):
     ok = [e for e in known if e.n >= cfg.shortest]
     if not ok:
         raise ValueError(f"none of {len(known)} episodes has {cfg.shortest} steps, "
-            f"which T={cfg.T} and min_gap={cfg.min_gap} need: "
+            f"which T={cfg.T}, piece={cfg.piece} and min_gap={cfg.min_gap} need: "
             "lower them, or add longer episodes")
     sizes = {e.size for e in ok}
     if len(sizes) > 1:  raise ValueError(f"episodes of different frame sizes in one run: {sorted(sizes)}; convert them")
@@ -380,12 +381,8 @@ def batches(self:ChunkStream,
     "The batches of training steps start, start+1, ..."
     steps, w = count(start) if stop is None else range(start, stop), min(workers, self.b)
     if not workers: return (self.batch(i) for i in steps)
-    own = torch.Generator() # the loader seeds its workers; that must not advance the run's generator
     parts = ((i, slice(k, None, w)) for i in steps for k in range(w)) # in turn: worker k has the lanes k, k+w, ...
-    how = 'fork' if sys.platform == 'linux' else None # other ways need named semaphores, which a killed run leaves behind
-    loader = torch.utils.data.DataLoader(self, batch_size=None, sampler=parts, num_workers=w, generator=own,
-        multiprocessing_context=how)
-    return self._joined(iter(loader), w)
+    return self._joined(read_ahead(self, parts, w), w)
 
 # %% ../nbs/04_dataset.ipynb #s07
 @patch

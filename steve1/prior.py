@@ -359,9 +359,11 @@ class _PriorRun(PriorTrainConfig):
 # %% ../nbs/06_prior.ipynb #r004
 def _read_run(cfg):
     "Training pairs and validation pairs of a run"
-    names = [cfg.pairs] if cfg.pairs else [f'samplings/{cfg.sampling}_train.txt', cfg.clip]
-    for p in filter(lambda p: not p.exists(), map(find_data, names)):
-        raise FileNotFoundError(f"{p.name} missing below {data_dir()}; {restore_hint(p) or 'make it first'}")
+    ways = {f'samplings/{cfg.sampling}_train.txt':f'`steve1_sampling {cfg.sampling} DATASET` makes it',
+        cfg.clip:'clip names the MineCLIP that embedded the episodes'}
+    if cfg.pairs: ways = {cfg.pairs:'`steve1_download data.pkl` fetches the published pairs'}
+    for p,way in ((find_data(name), way) for name,way in ways.items()):
+        if not p.exists(): raise FileNotFoundError(f'no {p}: {restore_hint(p) or way}')
     if cfg.pairs: return Pairs.from_file(find_data(cfg.pairs))
     clip, phrases = MineCLIP.load(find_data(cfg.clip)), {k:t.captions for k,t in TASKS.items()}
     read = lambda paths: [_SpanEvents(Episode(p)) if cfg.spans else Episode(p) for p in paths]

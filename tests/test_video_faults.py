@@ -164,6 +164,61 @@ def test_damage_that_the_decoder_notices_is_not_passed_on(tmp_path):
                 assert 'a.mp4' in str(e) and 'frame' in str(e)
     assert told >= 10
 
+# codecs that predict nothing from other frames, and those that seal their frames with a checksum
+SEALED = {'mjpeg':('a.mov','yuvj444p'), 'prores_ks':('a.mov','yuv422p10le'), 'ffv1':('a.mkv','yuv420p'),
+    'png':('a.mov','rgb24')}
+
+@pytest.mark.parametrize('codec', SEALED)
+def test_damage_that_is_only_logged_is_an_error(tmp_path, codec):
+    "MJPEG shows what it can decode, FFV1 the frame before, ProRes fails as if it had no permission"
+    path = write(tmp_path/SEALED[codec][0], 24, codec, SEALED[codec][1])
+    want, data, rng = list(range(24)), path.read_bytes(), np.random.default_rng(0)
+    assert numbers(read_all(path)) == want
+    refused = 0
+    for i in range(30):
+        bent, at = bytearray(data), int(rng.integers(len(data)//8, len(data)-200))
+        bent[at:at+120] = rng.bytes(120) if i%2 else bytes(120)
+        path.write_bytes(bent)
+        try: assert numbers(read_all(path)) == want
+        except (VideoError, EpisodeError) as e:
+            refused += 1
+            assert path.name in str(e)
+    assert refused > 20
+
+@pytest.mark.parametrize('read', READERS)
+@pytest.mark.parametrize('fault', ['no box', 'no scale'])
+def test_a_track_without_a_clock_is_refused(tmp_path, read, fault):
+    "FFmpeg takes another time scale, in which the edit list hides most frames"
+    path = write(tmp_path/'a.mp4')
+    data = bytearray(path.read_bytes())
+    at, _ = find_box(data, [b'moov', b'trak', b'mdia', b'mdhd'])
+    if fault == 'no box': data[at+4:at+8] = b'free'
+    else: data[at+20:at+24] = bytes(4)
+    path.write_bytes(data)
+    with pytest.raises((VideoError, EpisodeError), match='a.mp4 is no readable video .its time scale'): READERS[read](path)
+
+def test_frames_before_the_first_shown_do_not_count(tmp_path):
+    "An edit list that begins amid a group of pictures: the frames before it are decoded and not shown"
+    path = write(tmp_path/'a.mp4')
+    data = bytearray(path.read_bytes())
+    at, _ = find_box(data, [b'moov', b'trak', b'edts', b'elst'])
+    ticks = find_box(data, [b'moov', b'trak', b'mdia', b'mdhd'])[0]
+    struct.pack_into('>i', data, at+20, struct.unpack_from('>i', data, at+20)[0]+struct.unpack_from('>I', data,
+        ticks+20)[0]*6//20)
+    path.write_bytes(data)
+    assert VideoReader.count_frames(path) == VideoReader.frame_times(path).n == len(read_all(path)) == 34
+
+def test_frames_that_show_nothing_are_noticed(tmp_path):
+    "VP9 with a damaged header: a packet that the decoder takes without a frame or an error"
+    path = write(tmp_path/'a.webm', 40, 'libvpx-vp9', 'yuv420p')
+    with av.open(str(path)) as f: at = [p.pos for p in f.demux(video=0) if p.pos][20]
+    data, hits = path.read_bytes(), 0
+    for i in range(at, at+16):
+        path.write_bytes(data[:i]+bytes([data[i] ^ 2])+data[i+1:])
+        try: assert len(read_all(path)) == 40
+        except VideoError as e: hits += 'a.webm' in str(e)
+    assert hits
+
 def test_missing_frames_are_named(tmp_path):
     "A gap in the timestamps is not closed by the next frame"
     path = write(tmp_path/'a.mp4', times=[i+5*(i >= 20) for i in range(40)])
@@ -179,6 +234,17 @@ def test_frames_lost_in_a_matroska_file_are_noticed(tmp_path, read):
     path.write_bytes(data[:len(data)//2]+bytes(400)+data[len(data)//2+400:])
     for _ in range(2): # FFmpeg logs a repeated line once
         with pytest.raises(VideoError, match='a.mkv(: frame|.*frames are lost)'): READERS[read](path)
+
+def test_an_unknown_part_amid_frames_is_damage(tmp_path):
+    "A frame whose name in a Matroska file is damaged is passed over, without an error in the log"
+    path = write(tmp_path/'a.mkv', 100)
+    with av.open(str(path)) as f: at = [p.pos for p in f.demux(video=0) if p.pos][50]
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b'\xa3', 0, at+8) # a SimpleBlock begins
+    data[at] = 0xf1
+    path.write_bytes(data)
+    for read in ('count', 'times', 'frames'):
+        with pytest.raises(VideoError, match='a.mkv.*frames are lost'): READERS[read](path)
 
 @pytest.mark.parametrize('hidden', [0, 3])
 def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path, hidden):

@@ -8,7 +8,7 @@ __all__ = ['explained_writes', 'atomic_path', 'write_text', 'digest', 'sha256', 
 
 # %% ../../nbs/base/files.ipynb #c002
 import errno, hashlib, os, platform, re, shutil, socket, subprocess, uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from filelock import FileLock, Timeout
@@ -34,6 +34,13 @@ def _sweep(folder):
     for p in folder.glob(f'.tmp-{_MACHINE}-*'):
         owner = re.match(r'\.tmp-\w+-(\d+)-', p.name)
         if owner and not _is_alive(int(owner[1])): _remove(p)
+
+def _sweep_shared(folder=Path('/dev/shm')):
+    "Remove batches that a reading process was handing over in shared memory when it was killed (Linux)"
+    for p in folder.glob('torch_*_*') if hasattr(os, 'getuid') else ():
+        owner = re.match(r'torch_(\d+)_', p.name)
+        with suppress(OSError):
+            if owner and not _is_alive(int(owner[1])) and p.lstat().st_uid == os.getuid(): p.unlink()
 
 # %% ../../nbs/base/files.ipynb #n021
 _FAILED = re.compile(r'enforce fail|iostream error|No space left|StorageFull|File too large|quota exceeded'
@@ -192,6 +199,7 @@ def sole_writer(
         raise RuntimeError(f"another process is writing to {folder}; wait for it or choose another name") from None
     try:
         for p in folder.glob('.tmp-*'): _clear(p)
+        _sweep_shared()
         yield
     finally: lock.release()
 

@@ -7,9 +7,11 @@ __all__ = ['GOP', 'toy_play', 'resize_frames', 'VideoOutput', 'VideoSettings', '
            'short_error', 'open_video', 'VideoReader']
 
 # %% ../../nbs/base/video.ipynb #c002
-import os
+import errno, os, re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 import av
@@ -65,8 +67,6 @@ def _to_planes(frames):
         y,cr,cb = cv2.split(cv2.cvtColor(flat, cv2.COLOR_RGB2YCrCb))
         for o,p in zip(out, (y,cb,cr)): o[s] = p.reshape(-1,h,w)
     return out
-
-# %% ../../nbs/base/video.ipynb #s0a
 def _planes_to_rgb(y, cb, cr, out):
     "Planes uint8 (h,w) to RGB, into `out` (h,w,3)"
     cv2.cvtColor(cv2.merge((y,cr,cb)), cv2.COLOR_YCrCb2RGB, dst=out)
@@ -111,8 +111,6 @@ def check(self:VideoOutput):
     if (e := self.sink.error) is None: return
     self.raised = True
     raise OSError(e.errno, e.strerror, self.sink.name) if isinstance(e, OSError) else e
-
-# %% ../../nbs/base/video.ipynb #e0out05-1
 @patch
 def mux(self:VideoOutput,
     packets, # One packet, or several
@@ -176,6 +174,9 @@ class VideoWriter:
         if self._full: # full range, BT.601: other players must know
             self._stream.codec_context.color_range, self._stream.codec_context.colorspace = 2, 5
 
+    def __enter__(self): return self
+    def __exit__(self, *error): self.close()
+
 # %% ../../nbs/base/video.ipynb #c012
 @patch
 def add(self:VideoWriter,
@@ -199,11 +200,6 @@ def close(self:VideoWriter):
         if self.n and not self._output.raised: self._output.mux(self._stream.encode())
     finally: self._output.close()
 
-@patch
-def __enter__(self:VideoWriter): return self
-@patch
-def __exit__(self:VideoWriter, kind, error, trace): self.close()
-
 # %% ../../nbs/base/video.ipynb #e0wri02
 def _rgb_frames(frames):
     "Video frames that the encoder converts to 4:2:0"
@@ -221,6 +217,7 @@ def _full_frames(frames):
 # %% ../../nbs/base/video.ipynb #e0open2
 _CONTAINERS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi' # FFmpeg's names of the formats that are opened
 _NO_INDEX = 'its index is missing or damaged: the file may be cut short'
+_NO_CLOCK = 'its time scale is missing or damaged'
 _COPY = 'copy or record it again'
 
 class VideoError(ValueError):
@@ -235,9 +232,11 @@ def short_error(
     if isinstance(e, MemoryError): return 'it asks for more memory than there is'
     return str(e).partition('\n')[0].partition(": '")[0]
 
+def _is_system(e): return isinstance(e, OSError) and e.errno != errno.EPERM # decoders return -1, which is EPERM
+
 def _raise_video_error(path, what, e):
     "Raise FFmpeg's error `e`: as an OSError if it is one, else as a VideoError that begins with the path"
-    if isinstance(e, OSError): raise type(e)(e.errno, e.strerror, str(path)) from None
+    if _is_system(e): raise type(e)(e.errno, e.strerror, str(path)) from None
     raise VideoError(f"{path}{what} ({short_error(e)})") from None
 
 # %% ../../nbs/base/video.ipynb #e0open3b
@@ -250,6 +249,33 @@ def _open_container(path, is_mp4, **options):
     except av.error.FFmpegError as e:
         if isinstance(e, av.error.InvalidDataError) and is_mp4: e = _NO_INDEX
         _raise_video_error(path, ' is no readable video', e)
+
+# %% ../../nbs/base/video.ipynb #e0open5
+def _prepare(file, stream):
+    "Set how a stream is decoded; what is wrong with it, or ''"
+    ctx = stream.codec_context
+    ctx.thread_count = 1
+    if ctx.codec.intra_only or ctx.name == 'png': ctx.options = dict(err_detect='crccheck+explode') # else only logged
+    scaled = stream.duration is not None and (stream.time_base < 1 or stream.frames == 1)
+    return '' if scaled or not stream.frames or 'mov' not in file.format.name else _NO_CLOCK
+
+# %% ../../nbs/base/video.ipynb #e0open7
+@contextmanager
+def _log(level=av.logging.ERROR):
+    "A list of what FFmpeg logs in this thread at a level, or a graver one: (level, who, text)"
+    before = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(level); av.logging.set_skip_repeated(False)
+    try:
+        with av.logging.Capture(True) as log: yield log
+    finally: av.logging.set_level(before[0]); av.logging.set_skip_repeated(before[1])
+
+def _decode(packet):
+    "The frames of a packet; FFV1 logs a wrong checksum and conceals the damage, here it is an error"
+    if packet.stream.codec_context.name != 'ffv1': return packet.decode()
+    with _log() as log: frames = packet.decode()
+    if any('CRC mismatch' in text for _,_,text in log):
+        raise av.error.InvalidDataError(errno.EILSEQ, 'a checksum is wrong')
+    return frames
 
 # %% ../../nbs/base/video.ipynb #e0open3
 def open_video(
@@ -264,7 +290,9 @@ def open_video(
         file.close()
         fault = _NO_INDEX if head[4:8] == b'ftyp' and not file.streams else 'a file without a video in it'
         raise VideoError(f"{path} is no readable video ({fault})")
-    streams[0].codec_context.thread_count = 1
+    if fault := _prepare(file, streams[0]):
+        file.close()
+        raise VideoError(f"{path} is no readable video ({fault})")
     return file, streams[0]
 
 # %% ../../nbs/base/video.ipynb #c016
@@ -283,13 +311,9 @@ class VideoReader:
         self._zero = self.stream.start_time or 0                # time of frame 0, in the file's units
         self._tick = float(1/(self.rate*self.stream.time_base)) # time from frame to frame
 
-# %% ../../nbs/base/video.ipynb #e0read3
-@patch
-def close(self:VideoReader): self.file.close()
-@patch
-def __enter__(self:VideoReader): return self
-@patch
-def __exit__(self:VideoReader, *error): self.close()
+    def close(self): self.file.close()
+    def __enter__(self): return self
+    def __exit__(self, *error): self.close()
 
 # %% ../../nbs/base/video.ipynb #c017
 @patch
@@ -309,7 +333,7 @@ def read(self:VideoReader,
             if (got := got+1) == n: break
         else: fault = 'the video ends there'
     except av.error.FFmpegError as e:
-        if isinstance(e, OSError): raise
+        if _is_system(e): raise
         fault = short_error(e)
     self._at = stop if got == n else None
     if got < n: self._fail(start+got, start, stop, fault)
@@ -336,7 +360,7 @@ def _from(self:VideoReader, start):
     "Decoded frames from `start` on, with their numbers"
     if self._at != start:
         self.file.seek(self._zero+int(start*self._tick), stream=self.stream)
-        self._decoded = self.file.decode(self.stream)
+        self._decoded = chain.from_iterable(map(_decode, self.file.demux(self.stream)))
     for f in self._decoded:
         i = round((f.pts-self._zero)/self._tick)
         if i >= start: yield i, f # before it comes the run-up from the key frame
@@ -351,7 +375,7 @@ def _frame_fault(f, size, gap=0):
     return ''
 
 # %% ../../nbs/base/video.ipynb #c019
-_ONE = dict(threads=1) if 'threads' in (VideoReformatter.reformat.__doc__ or '') else {} # older PyAV starts none
+VideoReader.ONE_THREAD = dict(threads=1) if 'threads' in (VideoReformatter.reformat.__doc__ or '') else {} # older PyAV starts none
 _BT601 = 2, 5, 6 # FFmpeg's colour spaces with the matrix of JPEG: unspecified, PAL, NTSC
 
 def _is_full(f):
@@ -359,12 +383,10 @@ def _is_full(f):
     return full and f.colorspace in _BT601
 
 def _plane(p): return np.frombuffer(p, np.uint8).reshape(p.height, -1)[:,:p.width] # without its padding
-
-# %% ../../nbs/base/video.ipynb #s0b
 def _to_rgb(f, convert, out):
     "A video frame as RGB, into `out` (h,w,3)"
     if _is_full(f): _planes_to_rgb(*map(_plane, f.planes), out)
-    else: out[:] = convert.reformat(f, format='rgb24', **(_ONE if out.size < 2**18 else {})).to_ndarray()
+    else: out[:] = convert.reformat(f, format='rgb24', **(VideoReader.ONE_THREAD if out.size < 2**18 else {})).to_ndarray()
 
 # %% ../../nbs/base/video.ipynb #e0all2
 def _said_duration(file, stream):
@@ -382,19 +404,23 @@ def _indexed(path, stream):
     with _open_container(path, True, advanced_editlist='0') as f: n = len(f.streams[stream.index].index_entries)
     return left if n == stream.frames else stream.frames
 
+# %% ../../nbs/base/video.ipynb #s0c2
+def _matroska_fault(line, first):
+    "What a line of FFmpeg's log says is wrong with a Matroska file whose first frame is at byte `first`; '' for nothing"
+    level, name, text = line
+    unknown = re.match(r'Unknown entry .* at pos\. (\d+)', text) # one amid the frames may have swallowed some
+    bad = level <= av.logging.ERROR or unknown and int(unknown[1]) > first
+    return text.strip() if name.startswith('matroska') and bad else ''
+
 def _check_matroska(path, file):
     "Raise VideoError if FFmpeg skips parts of a Matroska file: it does so with no more than a line in its log"
     if 'matroska' not in file.format.name: return
-    before = av.logging.get_level(), av.logging.get_skip_repeated()
-    av.logging.set_level(av.logging.ERROR); av.logging.set_skip_repeated(False)
+    at = []
     try:
-        with av.logging.Capture(True) as log, _open_container(path, False) as f:
-            for _ in f.demux(): pass
+        with _log(av.logging.DEBUG) as log, _open_container(path, False) as f:
+            at = [p.pos for p in f.demux() if p.pos is not None]
     except av.error.FFmpegError: return # the pass that follows says where
-    finally: av.logging.set_level(before[0]); av.logging.set_skip_repeated(before[1])
-    faults = [text.strip() for _,name,text in log if name.startswith('matroska')]
-    if faults: raise VideoError(f"{path} is cut short or damaged, and frames are lost ({faults[0]}); {_COPY}")
-
+    if faults := [s for s in map(_matroska_fault, log, repeat(min(at, default=0))) if s]: raise VideoError(f"{path} is cut short or damaged, and frames are lost ({faults[0]}); {_COPY}")
 
 # %% ../../nbs/base/video.ipynb #s0c
 def _packets(path, file, stream):
@@ -444,17 +470,19 @@ def all_frames(cls:VideoReader,
     path:str|Path, # A video file
 ): # Yields PyAV's frames
     "All frames in order; VideoError if one cannot be used or the file is cut short"
-    (file, stream), i = open_video(path), 0
+    (file, stream), i, shown = open_video(path), 0, 0
     size = stream.codec_context.height, stream.codec_context.width
     with file:
         _check_matroska(path, file)
         for p in _packets(path, file, stream):
-            try: frames = p.decode()
+            shown += p.size > 0 and not p.is_discard
+            try: frames = _decode(p)
             except av.error.FFmpegError as e: _raise_video_error(path, f': frame {i} cannot be decoded', e)
             for f in frames:
                 if fault := _frame_fault(f, size): raise VideoError(f"{path}: frame {i} cannot be used ({fault})")
                 yield f
                 i += 1
+    if i < shown: raise VideoError(f"{path} is damaged: {i} of {shown} frames can be decoded; {_COPY}")
 
 # %% ../../nbs/base/video.ipynb #e0count2
 @patch(cls_method=True)
@@ -466,7 +494,7 @@ def count_frames(cls:VideoReader,
     with file:
         if not stream.frames or stream.frames != len(stream.index_entries): # no mp4
             _check_matroska(path, file)
-            return sum(p.size > 0 for p in _packets(path, file, stream))
+            return sum(p.size > 0 and not p.is_discard for p in _packets(path, file, stream))
         last = max(e.pos+e.size for e in stream.index_entries)
         if last > file.size: raise VideoError(f"{path} is cut short: {file.size:,} bytes of at least {last:,}")
-        return stream.frames
+        return sum(not e.is_discard for e in stream.index_entries)

@@ -81,6 +81,14 @@ def check(self:IDMConfig):
 # %% ../../nbs/models/idm.ipynb #c007
 _SHARPNESS = 300. # A mean difference of 1/300 of full scale makes a shift e times less likely
 
+def _brightness(img, scale): # uint8 (b,t,h,w,3) -> int16 (b,t,h/scale,w/scale), 0 to 765*scale**2
+    "Sums of the colours over squares of scale×scale pixels"
+    x, red, blue = img[..., 1].short(), img[..., 0], img[..., 2]
+    x = x.add_(red).add_(blue)
+    x = sum(x[..., i::scale, :] for i in range(scale))
+    return sum(x[..., i::scale] for i in range(scale))
+
+
 # %% ../../nbs/models/idm.ipynb #c007-1
 class _BlockMatching(nn.Module):
     "Block matching with the next frame, read by linear maps"
@@ -93,23 +101,38 @@ class _BlockMatching(nn.Module):
         n_shifts = [(2 * dy + 1) * (2 * dx + 1) for _, dy, dx in shifts]
         self.read = nn.ModuleList(linear(n * k * k, d) for n in n_shifts for k in _GRIDS)
 
-    def forward(self, x): # (b,3,t+1,h,w) in 0..1 -> (b,t,d)
-        parts = (p.flatten(1) for s in self.shifts for p in self.fit(x, *s))
-        return sum(read(p) for read, p in zip(self.read, parts)).unflatten(0, (len(x), -1))
+    def forward(self, img): # uint8 (b,t+1,h,w,3) -> (b,t,d)
+        parts = (p.flatten(1) for s in self.shifts for p in self.fit(img, *s))
+        return sum(read(p) for read, p in zip(self.read, parts)).unflatten(0, (len(img), -1))
+
+# %% ../../nbs/models/idm.ipynb #v301
+def _differences(here, there, k, top): # int16 (n,h,w), (n,h+2dy,w+2dx), 0 to top -> (shifts,n,k,w)
+    "Sums of absolute differences at every shift, over the rows of k parts; int16 where it holds them"
+    (n, h, w), (H, W) = here.shape, there.shape[1:]
+    kind = torch.int16 if top * (h // k) < 2**15 else torch.int32
+    out = here.new_empty((H - h + 1) * (W - w + 1), n, k, w, dtype=kind)
+    d = torch.empty_like(here)
+    rows = d.unflatten(1, (k, -1))                                            # (n,k,h/k,w), the memory of d
+    for o, (i, j) in zip(out, ((i, j) for i in range(H - h + 1) for j in range(W - w + 1))):
+        torch.sub(here, there[:, i:i + h, j:j + w], out=d).abs_()
+        torch.sum(rows, 2, dtype=kind, out=o)
+    return out
+
 
 # %% ../../nbs/models/idm.ipynb #m003
 @patch
 @torch.no_grad()
-def fit(self:_BlockMatching, x, scale, dy, dx): # x (b,3,t+1,h,w) in 0..1 -> for each grid of k×k parts (b*t,shifts,k,k)
+def fit(self:_BlockMatching, img, scale, dy, dx): # uint8 (b,t+1,h,w,3) -> for each grid of k×k parts (b*t,shifts,k,k)
     "How well each part fits the shifted next frame: a distribution over shifts"
-    grey = F.avg_pool2d(x.float().mean(1), scale)                            # (b,t+1,h/scale,w/scale)
+    grey, k = _brightness(img, scale), _GRIDS[0]
     h, w = grey.shape[-2:]
-    here = grey[:, :-1].flatten(0, 1)
-    there = F.pad(grey[:, 1:], (dx, dx, dy, dy), mode='replicate').flatten(0, 1)
-    part = h // _GRIDS[0], w // _GRIDS[0]
-    moves = [(i, j) for i in range(2 * dy + 1) for j in range(2 * dx + 1)]
-    cost = torch.stack([F.avg_pool2d((here - there[:, i:i + h, j:j + w]).abs_(), part) for i, j in moves], 1)
-    return [(F.adaptive_avg_pool2d(cost, k) * -_SHARPNESS).softmax(1) for k in _GRIDS]
+    here, there = (x.flatten(0, 1) for x in (grey[:, :-1], grey[:, 1:]))
+    for dim, size, d in ((1, h, dy), (2, w, dx)):                            # repeat the border
+        there = there.index_select(dim, torch.arange(-d, size + d, device=img.device).clamp(0, size - 1))
+    cost = _differences(here, there, k, 765 * scale**2).float().unflatten(-1, (k, -1)).sum(-1).transpose(0, 1)
+    cost = cost * (-_SHARPNESS * k * k / (765 * scale**2 * h * w))           # (b*t,shifts,k,k), means of 0..1
+    return [cost.unflatten(3, (g, -1)).unflatten(2, (g, -1)).mean((3, 5)).softmax(1) for g in _GRIDS]
+
 
 # %% ../../nbs/models/idm.ipynb #m006
 class _FullAttention(MemoryAttention):
@@ -158,12 +181,12 @@ def encode(self:IDM,
 ): # Latents (b,t-left-right,hidsize)
     "One latent for each frame, from it and its nearest neighbours in time"
     x, r = frames_to_float(img, self.cfg.image_size, self.buttons.weight.dtype), self.cfg.taps // 2
-    frames = F.pad(x.permute(0, 4, 1, 2, 3), (0, 0, 0, 0, r - left, r - right)) # (b,3,t',h,w); a negative pad cuts
-    x = self.motion(frames)                                                     # (b,motion,t,h,w)
+    black = (0, 0, 0, 0, 0, 0, r - left, r - right)                             # a negative number cuts
+    x = self.motion(F.pad(x, black).permute(0, 4, 1, 2, 3))                     # (b,motion,t,h,w)
     b, _, t = x.shape[:3]
     x = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
     x = self.embed(self.trunk(x)).unflatten(0, (b, t))
-    return x + self.match(frames[:, :, r:r + t + 1]) if self.cfg.shifts else x
+    return x + self.match(F.pad(img, black)[:, r:r + t + 1]) if self.cfg.shifts else x
 
 # %% ../../nbs/models/idm.ipynb #c013-1
 @patch
@@ -388,6 +411,30 @@ def _reader(video, device):
 # %% ../../nbs/models/idm.ipynb #c042
 @patch
 @torch.inference_mode()
+def label_parts(self:IDM,
+    video,           # As for `label`
+    keep:int=1,      # Frames to keep from the middle of each window, 1 to `window`
+    alone:bool=False,# Does each window go through the network by itself, as published?
+    batch:int=32,    # Frames, and windows, at a time
+    dtype:str='float32', # As for `label`
+): # Yields first frame, one past the last, and their `IDMOutput` on the CPU: buttons (k,20,2), camera (k,2,11)
+    "Label a video of any length, some frames at a time and in order"
+    dev = self.buttons.weight.device
+    n, read = _reader(video, dev)
+    if not n: raise ValueError('the video has no frames')
+    latents, dtype = _Latents(self, read, n, batch), get_dtype(dev.type, dtype)
+    windows = _plan_windows(n, self.cfg.window, keep, short=alone).tolist()
+    same_layout = groupby(windows, lambda row: [at - row[0] for at in row]) # one length, the same frames kept
+    for (_, _, lo, hi), rows in same_layout:
+        for rows in chunked(rows, batch):
+            with torch.autocast(dev.type, dtype, enabled=dtype != torch.float32):
+                x = torch.cat([self.encode(read(s, e)) if alone else latents(s, e)[None] for s, e, _, _ in rows])
+                out = self.decode(x, asks=slice(lo, hi))
+            yield rows[0][2], rows[-1][3], IDMOutput(*(p.flatten(0, 1).cpu() for p in out))
+
+
+# %% ../../nbs/models/idm.ipynb #v304
+@patch
 def label(self:IDM,
     video,           # uint8 (n,h,w,3) at `image_size`, or an object with `n` and `frames(a,b)`, such as an `Episode`
     keep:int=1,      # Frames to keep from the middle of each window, 1 to `window`
@@ -397,18 +444,9 @@ def label(self:IDM,
     progress=None,   # Called with the number of frames done
 ) -> IDMOutput: # On the CPU: buttons (n,20,2), camera (n,2,11)
     "Label a video of any length"
-    dev = self.buttons.weight.device
-    n, read = _reader(video, dev)
-    if not n: raise ValueError('the video has no frames')
-    latents = _Latents(self, read, n, batch)
-    whole = IDMOutput(torch.empty(n, len(BUTTONS), 2), torch.empty(n, 2, CameraBins.N))
-    windows = _plan_windows(n, self.cfg.window, keep, short=alone).tolist()
-    same_layout = groupby(windows, lambda row: [at - row[0] for at in row]) # one length, the same frames kept
-    with torch.autocast(dev.type, dtype := get_dtype(dev.type, dtype), enabled=dtype != torch.float32):
-        for (_, _, lo, hi), rows in same_layout:
-            for rows in chunked(rows, batch):
-                x = torch.cat([self.encode(read(s, e)) if alone else latents(s, e)[None] for s, e, _, _ in rows])
-                a, b = rows[0][2], rows[-1][3]
-                for part, out in zip(whole, self.decode(x, asks=slice(lo, hi))): part[a:b] = out.flatten(0, 1)
-                if progress: progress(b)
-    return whole
+    parts = []
+    for _, done, out in self.label_parts(video, keep, alone, batch, dtype):
+        parts.append(out)
+        if progress: progress(done)
+    return IDMOutput(*map(torch.cat, zip(*parts)))
+

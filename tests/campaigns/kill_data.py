@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np, torch
 import harness
 import steve1.data.embed, steve1.data.importing, steve1.data.generate # noqa: F401 - a child has them
-import steve1.data.legacy, steve1.data.foreign # noqa: F401
+import steve1.data.legacy, steve1.data.foreign, steve1.data.basalt # noqa: F401
 from steve1.episodes import Episode, EpisodeError, clip_id, list_episodes, validate_episode
 
 LIMIT = 600.
@@ -38,6 +38,12 @@ def contractor(root, out, case):
         clip=str(root/'clip0/mineclip.safetensors'))
     collect(RecordingIndex.read(root/'site'/'index.json').recordings, out, cfg)
 
+def basalt(root, out, case):
+    from steve1.data.basalt import BasaltConfig, collect_basalt
+    cfg = BasaltConfig(raw=str(out)+'-raw', workers=case['workers'], threads=2, size=(64,64), task='find-cave',
+        clip=str(root/'clip0/mineclip.safetensors'))
+    collect_basalt(root/'site'/'index.json', out, cfg)
+
 def legacy(root, out, case):
     from steve1.data.legacy import convert_all
     convert_all([(p, Path(out)/p.name) for p in sorted((root/'published').iterdir())], case['workers'])
@@ -55,9 +61,9 @@ def sampling(root, out, case):
     make_sampling('drawn', [root/'emb'] if case.get('clip') else [root/'bare'], .25)
 
 COMMANDS = dict(generate=generate, recordings=recordings, silent=silent, embed=embed, contractor=contractor,
-    legacy=legacy, lerobot=lerobot, foreign=foreign, sampling=sampling)
+    basalt=basalt, legacy=legacy, lerobot=lerobot, foreign=foreign, sampling=sampling)
 # have workers, which must end with their leader
-LEADER = 'generate', 'recordings', 'silent', 'contractor', 'legacy', 'embed'
+LEADER = 'generate', 'recordings', 'silent', 'contractor', 'basalt', 'legacy', 'embed'
 
 def do(what, root, out, case):
     torch.set_num_threads(1)
@@ -222,7 +228,7 @@ def undisturbed(what, workers=0):
 def cases(rng):
     while True:
         for what in rng.sample(list(COMMANDS), len(COMMANDS)):
-            yield dict(what=what, workers=rng.choice((0, 0, 1)) if what in LEADER else 0, kills=rng.randint(3, 10),
+            yield dict(what=what, workers=rng.choice((0, 1, 2)) if what in LEADER else 0, kills=rng.randint(3, 10),
                 seed=rng.randrange(10**6))
 
 def run(case):

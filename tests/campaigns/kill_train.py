@@ -1,6 +1,6 @@
 """Training killed at random with SIGKILL until it ends: every bit of an undisturbed run, nothing left over"""
-import functools, json, random, shutil, time
-import torch, torch.utils.tensorboard
+import functools, json, pickle, random, shutil, time
+import numpy as np, torch, torch.utils.tensorboard
 import harness
 from steve1.training.recipe import TrainConfig
 
@@ -17,7 +17,8 @@ VARIANTS = dict(
     idm=dict(policy='idm/tiny', p_uncond=1., n_frames=16*64),
     pair=dict(n_frames=16*64),
     pair_features=dict(freeze=('cnn',), n_frames=16*64),
-    launch=dict(n_frames=16*64))
+    launch=dict(n_frames=16*64),
+    prior=dict(steps=400, val_every=20, batch=32, pairs='pairs.pkl'))
 
 def recipe(variant, name): return TrainConfig.preset('tiny', **(BASE | VARIANTS[variant])).replace(name=name)
 
@@ -31,8 +32,24 @@ def launched(cfg):
     from steve1.training.launch import launch
     launch(cfg, procs=2)
 
+def prior(settings, name):
+    "A prior has no saved state: a killed training begins anew"
+    from steve1.prior import prior_cli
+    torch.set_num_threads(1)
+    words = [w for k,v in settings.items() for w in (f'--{k}', str(v))]
+    prior_cli([*words, '--out', f'runs/{name}/prior.safetensors'])
+
+def make_pairs(path):
+    "Pairs of text and goal as published, of noise"
+    rng = np.random.default_rng(0)
+    text, goal = rng.standard_normal((12,8)), rng.standard_normal((400,8))
+    goals = [(text[i%12]+g)[None].astype(np.float32) for i,g in enumerate(goal)]
+    path.write_bytes(pickle.dumps(dict(text_embeddings=[text[i%12][None].astype(np.float32) for i in range(400)],
+        visual_embeddings=goals), 4))
+
 def start(variant, name):
     "The processes of a training"
+    if variant == 'prior': return [harness.fork(prior, VARIANTS[variant], name)]
     if variant == 'launch': return [harness.fork(launched, recipe(variant, name))]
     cfg, world = recipe(variant, name), 2 if variant.startswith('pair') else 1
     if world == 1: return [harness.fork(train, cfg)]
@@ -49,6 +66,7 @@ def root():
     if (folder/'ready').exists(): return harness.set_data(folder)
     shutil.rmtree(folder, ignore_errors=True)
     harness.toy_data(folder)
+    make_pairs(folder/'pairs.pkl')
     child = harness.fork(train, TrainConfig.preset('tiny', n_frames=4*64).replace(name='start'))
     assert child.wait(400) == 0, child.text()[-2000:]
     (folder/'ready').touch()
