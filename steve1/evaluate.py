@@ -24,7 +24,9 @@ from .base.files import atomic_path, check_name
 # %% ../nbs/08_evaluate.ipynb #c002-2
 from .base.jobs import run_jobs
 from .world.tasks import METRICS, TASKS
+from .world.envs import ENVS
 from .world.experts import expert_score
+from .world.process import EnvFailed
 from .models.frames import resize_for_clip
 from .mineclip import MineCLIP
 from .episodes import Episode, list_episodes
@@ -227,7 +229,10 @@ def _lost(job, cause):
     return [(empty, cause) for _ in job.cases]
 
 # %% ../nbs/08_evaluate.ipynb #c022
-def _run_expert(job): return expert_score(*job)      # (task, seed, steps) -> the expert's own score
+def _run_expert(job):
+    "(an expert's own score, why its world failed) for (task, seed, steps, task, world)"
+    try: return expert_score(*job), ''
+    except EnvFailed as e: return np.nan, str(e)
 
 # %% ../nbs/08_evaluate.ipynb #a012
 def _code_version():
@@ -258,9 +263,11 @@ def _agent_rows(cfg, run):
             yield from ((*world, m, float(v), why) for m,v in zip(names, values))
 
 def _expert_rows(cfg, run):
-    jobs = [(t, s, cfg.n_steps) for t in cfg.tasks for s in read_seeds(cfg.n_seeds)]
-    for (t,s,_),value,cause in _done(_run_expert, jobs, cfg, 'experts', run):
-        yield t, 'expert', TASKS[t].arena, s, TASKS[t].metric, np.nan if cause else value, cause
+    if not getattr(ENVS[cfg.env], 'has_arenas', False): return    # they read a map, which Minecraft does not show
+    jobs = [(t, s, cfg.n_steps, t, cfg.env) for t in cfg.tasks for s in read_seeds(cfg.n_seeds)]
+    for (t,s,*_),played,cause in _done(_run_expert, jobs, cfg, 'experts', run):
+        value, why = played or (np.nan, cause)
+        yield t, 'expert', TASKS[t].arena, s, TASKS[t].metric, value, why
 
 # %% ../nbs/08_evaluate.ipynb #a011
 def evaluate(
