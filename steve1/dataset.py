@@ -26,6 +26,7 @@ from .base.video import EpisodeError, GOP
 # %% ../nbs/04_dataset.ipynb #c002-2
 from .episodes import Episode
 from .training.augment import draw_changes
+from .training.boundaries import event_spans
 
 # %% ../nbs/04_dataset.ipynb #c005
 def _draw_goals(n, min_gap, max_gap, rng): # int64 (k,): the steps whose embeddings are the goals; the last is n-1
@@ -70,7 +71,7 @@ class DataConfig(Config):
     start:int = 0          # First step of an episode that is used
     cut:Literal['random','shift'] = 'random' # Chunks begin at a random step each pass, or one chunk's length apart from `start` on
     piece:int = 0          # Steps of a segment, after which the memory is emptied (with --cut shift); 0: whole episodes
-    goals:Literal['visit','chunk','span'] = 'visit' # Drawn once an episode pass, once a chunk, or ends of labelled spans
+    goals:Literal['visit','chunk','span','event'] = 'visit' # Drawn once a pass or a chunk; ends of labelled spans, or of events
     augment:bool|Literal['mild','colour','vpt'] = False # Random changes of the pictures; true: mild
     grey:float = 0.        # Share of episode passes in grey, 0 to 1
     all_steps:bool = False # Train on masked steps, too, where they were recorded (for a model that labels)
@@ -183,6 +184,7 @@ class EpisodePass:
         rng, n = seed if hasattr(seed, 'integers') else np.random.default_rng(seed), self.ep.n
         self.goal_idx = relabel(n, cfg.min_gap, cfg.max_gap, rng, cfg.goal_lag)
         if cfg.goals == 'span': self.goal_idx = _span_goals(self.goal_idx, self.ep.spans)
+        if cfg.goals == 'event': self.goal_idx = _span_goals(self.goal_idx, event_spans(self.ep))
         self.starts = _chunk_starts(n, cfg, rng, segment)
         draws = rng.random(1 if cfg.piece else len(self.starts))
         self.dropped = np.broadcast_to(draws < cfg.p_uncond, len(self.starts))
@@ -285,8 +287,7 @@ def _usable(episodes, cfg):
     ok = [e for e in known if e.n >= cfg.shortest]
     if not ok:
         raise ValueError(f"none of {len(known)} episodes has {cfg.shortest} steps, "
-            f"which T={cfg.T} and min_gap={cfg.min_gap} need: "
-            "lower them, or add longer episodes")
+            f"which T={cfg.T}, piece={cfg.piece} and min_gap={cfg.min_gap} need: lower them, or add longer episodes")
     sizes = {e.size for e in ok}
     if len(sizes) > 1:  raise ValueError(f"episodes of different frame sizes in one run: {sorted(sizes)}; convert them")
     return ok, [e.path for e in known if e.n < cfg.shortest]

@@ -13,7 +13,7 @@ from pathlib import Path
 import importlib.metadata as metadata
 import numpy as np
 from packaging.requirements import Requirement
-from .config import Config, data_dir, find_data, get_device, get_dtype, repo_root, restore_hint
+from .config import Config, data_dir, find_data, get_device, get_dtype, install_hint, repo_root, restore_hint
 from .base.checkpoints import file_kind, load_tensors
 from .base.commands import command
 from .luanti.install import LUANTI_INSTALL, luanti_parts
@@ -45,8 +45,6 @@ def _guarded(check, name, fix):
 # %% ../nbs/10_verify.ipynb #c010
 def _in_clone(): return (repo_root()/'settings.ini').exists()
 
-def _reinstall(): return 'make setup' if _in_clone() else 'pip install --force-reinstall steve1'
-
 def _check_python():
     "Python 3.10 to 3.12"
     v = sys.version_info
@@ -69,8 +67,8 @@ def _check_package(r):
     "Is a requirement installed, in a version that fits?"
     try: version = metadata.version(r.name)
     except metadata.PackageNotFoundError:
-        return Check(r.name, False, f'not installed, {r.specifier or "any version"} wanted', _reinstall())
-    fix = 'rm .venv/.ready; make setup' if _in_clone() else _reinstall()
+        return Check(r.name, False, f'not installed, {r.specifier or "any version"} wanted', install_hint())
+    fix = 'rm .venv/.ready; make setup' if _in_clone() else install_hint()
     fits = r.specifier.contains(version, prereleases=True)
     return Check(r.name, fits, f'{version}  (wanted {r.specifier or "any"})', fix)
 
@@ -123,7 +121,7 @@ def _check_video():
         with VideoWriter(f'{tmp}/x.mp4', (64,64)) as out: out.add(frames)
         with VideoReader(f'{tmp}/x.mp4') as file: back = file.read(0, 8)
     error = np.abs(back.astype(int) - frames).mean() if back.shape == frames.shape else np.inf
-    return [Check('video', bool(error < 8), f'h264 4:4:4, 8 frames, mean error {error:.1f} of 255', _reinstall())]
+    return [Check('video', bool(error < 8), f'h264 4:4:4, 8 frames, mean error {error:.1f} of 255', install_hint())]
 
 # %% ../nbs/10_verify.ipynb #c018
 # File name -> kind of network
@@ -324,6 +322,7 @@ _EXTRAS = dict(
     ray='to run jobs on several machines',
     wandb='to log to Weights & Biases',
     lerobot='to write LeRobot datasets',
+    words='to train the text tower on pretrained word vectors',
     clip='the tokenizer of the published MineCLIP where the Hugging Face hub is out of reach')
 
 def _extras():
@@ -340,8 +339,7 @@ def _check_extra(extra):
     have = _check_packages([str(Requirement(o.split(';')[0])) for o in _requirements(f'{extra}_requirements')])
     gone = [c.name for c in have if not c.ok]
     text = 'without ' + ' and '.join(gone) if gone else ' and '.join(c.name for c in have)
-    fix = f"pip install -e '.[{extra}]'" if _in_clone() else f"pip install 'steve1[{extra}]'"
-    return Check(extra, True, f"{text}; {_EXTRAS.get(extra, 'an extra')}", fix, optional=bool(gone))
+    return Check(extra, True, f"{text}; {_EXTRAS[extra]}", install_hint(extra), optional=bool(gone))
 
 # %% ../nbs/10_verify.ipynb #a012
 def _plays(system, goal, n):
@@ -367,7 +365,7 @@ def _check_rollout(n=20):
     ok, compiling, playing = _plays(system, goal, n)
     ok = ok and bool(np.isfinite(goal.embed).all() and goal.embed.any())
     text = f"{n} steps of {goal.name!r} in {playing:.1f} s, after {loading+compiling:.1f} s of loading and compiling"
-    return [Check('rollout', ok, text + ('' if ok else ': nothing moved, or values are not finite'), _reinstall())]
+    return [Check('rollout', ok, text + ('' if ok else ': nothing moved, or values are not finite'), install_hint())]
 
 # %% ../nbs/10_verify.ipynb #c043
 _ONE_TRAINING = 'MineCLIP, prior and policy must come from one training'
@@ -382,7 +380,7 @@ def verify() -> list: # of `Check`, in the order in which one would fix them
         extras=lambda: [_check_extra(e) for e in _extras()],
         luanti=_check_luanti, minerl=lambda: _check_game('minerl'), minestudio=lambda: _check_game('minestudio'),
         java=_check_java, published=_check_weights_published, tokenizer=_check_tokenizer, hub=_check_hub)
-    return [c for name,f in checks.items() for c in _guarded(f, name, _FIXES.get(name, _reinstall()))]
+    return [c for name,f in checks.items() for c in _guarded(f, name, _FIXES.get(name, install_hint()))]
 
 # %% ../nbs/10_verify.ipynb #v143
 def _report(checks, every=False):

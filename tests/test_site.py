@@ -50,6 +50,13 @@ def test_pages_load_nothing_from_elsewhere(site):
         assert not re.search(r'@import\s+["\'](https?:)?//|url\(["\']?(https?:)?//',
             css.read_text(encoding='utf-8')), css.name
 
+def test_a_formula_stays_in_its_line(site):
+    inline = r'<math[^>]*display="inline"'
+    texts = {p.name:p.read_text(encoding='utf-8') for p in site[1]}
+    assert sum(len(re.findall(inline, t)) for t in texts.values()) > 50
+    alone = [f'{n}: {m[0][-60:]}' for n,t in texts.items() for m in re.finditer(r'</(?:p|div|h\d|ul|ol)>\s*'+inline, t)]
+    assert not alone, alone
+
 def test_every_notebook_and_module_has_a_page(site):
     out, pages = site
     sys.path.insert(0, str(ROOT/'tools'))

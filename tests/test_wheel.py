@@ -76,7 +76,6 @@ def test_three_commands_on_an_empty_folder(env, tmp_path):
         list((data / 'runs' / 'try').glob('*.mp4')) and (data / 'runs' / 'try_train' / 'latest.safetensors').is_file()
     ), verified
     assert not list(work.iterdir())
-    outside = [p for p in home.rglob('*') if p.is_file() and not p.is_relative_to(data)
-        and not p.is_relative_to(home/'.cache')]
+    outside = [p for p in home.rglob('*') if p.is_file() and not p.is_relative_to(data)]
     assert not outside, outside
     assert {p for p in site.rglob('*') if '__pycache__' not in p.parts} == before

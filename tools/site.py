@@ -25,7 +25,7 @@ def formulas(text):
         block, inline = m[1], m[2]
         try: out = to_mathml(block or inline, display='block' if block else 'inline')
         except Exception: return m[0]                               # no formula after all
-        return f'\n\n<div class="formula">{out}</div>\n\n' if block else out
+        return f'\n\n<div class="formula">{out}</div>\n\n' if block else f'<span>{out}</span>' # Markdown takes <math> alone for a block
     return re.sub(CODE+r'|\$\$(.+?)\$\$|(?<![\\\w$])\$([^$\n]+?)\$(?!\w)', math, text, flags=re.S)
 
 def options(text):
@@ -135,7 +135,7 @@ def navigation(modules):
             for p in sorted((NBS/folder).glob('*.ipynb'), key=lambda p: (place(p), p))]
     packages = {f'steve1.{k}' if k else 'steve1':[m for m in modules if m.rpartition('.')[0] == k]
         for k in dict.fromkeys(['', *(m.rpartition('.')[0] for m in modules)])}
-    nav = [{'Home':'index.md'}, {'Story':story}, {'Rooms':rooms}, {'Experiments':of('experiments')},
+    nav = [{'Home':'index.md'}, {'Story':story}, {'Supporting notebooks':rooms}, {'Experiments':of('experiments')},
         {'Guides':of('guides')}]
     if (NBS/'guides'/'zh').is_dir(): nav.append({'中文':[{'简介':'zh.md'}, *of('guides/zh')]})
     return nav + [{'Reference':[{k:[{m.rpartition('.')[2]:f'api/{m}.md'} for m in ms]} for k,ms in packages.items()]}]
@@ -146,7 +146,7 @@ FIRST = ['quickstart', 'how_it_works', 'finetune', 'old_commands', 'commands']
 STYLE = """.md-grid { max-width: 72rem }
 .md-typeset pre > code { font-size: .6rem }
 .md-typeset table:not([class]) { font-size: .68rem }
-.md-typeset .formula { overflow-x: auto; margin: 1em 0 }
+.md-typeset .formula { overflow: auto hidden; margin: 1em 0; padding-bottom: .2em }
 .md-typeset img { background: #fff }
 .md-typeset .option { white-space: nowrap }
 """

@@ -63,12 +63,18 @@ def load(cls:System,
     return cls(nets['mineclip'], nets.get('prior'), nets['policy'], {k:sha256(p)[:16] for k,p in paths.items()})
 
 # %% ../../nbs/acting/goals.ipynb #a101
+def _find_policy(name):
+    "A file as typed, or by its name in `data/weights/published`"
+    places = typed_path(name), find_data('weights', 'published', name)
+    if found := next((p for p in places if p.is_file()), None): return found
+    raise FileNotFoundError(f'no policy file {places[0]}: a training writes runs/NAME/best.safetensors, '
+        '`steve1_download steve1.weights` fetches a published one')
+
 def _find_networks(weights_dir, policy=''):
     "Network -> its file; only the prior may be missing"
     folder, files = typed_path(weights_dir) if weights_dir else data_dir('weights'), [f'{k}.safetensors' for k in _NETWORKS]
     paths = {k:folder/f if weights_dir else find_data('weights', f) for k,f in zip(_NETWORKS, files)}
-    if policy: paths['policy'] = typed_path(policy)
-    if policy and not paths['policy'].is_file(): raise FileNotFoundError(f"no policy file {paths['policy']}")
+    if policy: paths['policy'] = _find_policy(policy)
     missing = [k for k,p in paths.items() if not p.is_file()]
     if set(missing)-{'prior'}:
         hint = restore_hint('weights')

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 import cv2
 from tqdm import tqdm
+from ..config import install_hint
 
 # %% ../../nbs/base/jobs.ipynb #c005
 def _end_with_parent():
@@ -119,7 +120,7 @@ def _start_ray(workers):
     "(the module, whether it was started here)"
     try: import ray
     except ImportError:
-        raise RuntimeError("engine 'ray' needs Ray: `pip install -e '.[ray]'`; engine 'local' needs nothing") from None
+        raise RuntimeError(f"engine 'ray' needs Ray: `{install_hint('ray')}`; engine 'local' needs nothing") from None
     if ray.is_initialized(): return ray, False
     here = {} if os.environ.get('RAY_ADDRESS') else dict(num_cpus=workers or None, _node_ip_address='127.0.0.1')
     ray.init(include_dashboard=False, log_to_driver=False, logging_level='error', **here)

@@ -10,15 +10,14 @@ import math, os, shutil, sys, time
 import cv2
 import numpy as np
 from fastcore.basics import patch
+from ..config import install_hint
 
 # %% ../../nbs/base/live.ipynb #l005
-_NO_PYGAME = "a window needs pygame: pip install -e '.[play]'"
-
 def open_pygame(): # The module
     "pygame with a display, or a RuntimeError that says what is missing"
     os.environ.setdefault('PYGAME_HIDE_SUPPORT_PROMPT', '1')
     try: import pygame
-    except ImportError: raise RuntimeError(_NO_PYGAME) from None
+    except ImportError: raise RuntimeError(f"a window needs pygame: {install_hint('play')}") from None
     try:
         pygame.display.init()
         pygame.font.init()

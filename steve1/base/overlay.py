@@ -44,8 +44,8 @@ def _system_fonts(char):
 @lru_cache(256)
 def _font(missing=''):
     "The font that matplotlib installs, or one of the system that has the characters that this one lacks"
-    from matplotlib import font_manager
-    own = font_manager.findfont('DejaVu Sans:bold')
+    import matplotlib # not font_manager, which lists all fonts of the system in a file in the user's cache folder
+    own = str(Path(matplotlib.get_data_path())/'fonts'/'ttf'/'DejaVuSans-Bold.ttf')
     if not missing or _has(own, missing): return _load_font(own)
     path = next((f for f in _system_fonts(missing[0]) if f and _has(f, missing)), None)
     if path: return _load_font(path)

@@ -375,7 +375,7 @@ def _frame_fault(f, size, gap=0):
     return ''
 
 # %% ../../nbs/base/video.ipynb #c019
-_ONE = dict(threads=1) if 'threads' in (VideoReformatter.reformat.__doc__ or '') else {} # older PyAV starts none
+VideoReader.ONE_THREAD = dict(threads=1) if 'threads' in (VideoReformatter.reformat.__doc__ or '') else {} # older PyAV starts none
 _BT601 = 2, 5, 6 # FFmpeg's colour spaces with the matrix of JPEG: unspecified, PAL, NTSC
 
 def _is_full(f):
@@ -386,7 +386,7 @@ def _plane(p): return np.frombuffer(p, np.uint8).reshape(p.height, -1)[:,:p.widt
 def _to_rgb(f, convert, out):
     "A video frame as RGB, into `out` (h,w,3)"
     if _is_full(f): _planes_to_rgb(*map(_plane, f.planes), out)
-    else: out[:] = convert.reformat(f, format='rgb24', **(_ONE if out.size < 2**18 else {})).to_ndarray()
+    else: out[:] = convert.reformat(f, format='rgb24', **(VideoReader.ONE_THREAD if out.size < 2**18 else {})).to_ndarray()
 
 # %% ../../nbs/base/video.ipynb #e0all2
 def _said_duration(file, stream):

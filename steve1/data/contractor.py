@@ -254,6 +254,14 @@ class ContractorFrames:
         self.sizes = [tuple(s) for s in sizes]
         self.n, self.size = 0, None # frames decoded so far, and their height and width
 
+    @staticmethod
+    def rgb(f, convert): # a frame of `VideoReader.all_frames`, a `VideoReformatter` -> uint8 RGB (h,w,3)
+        "A frame as RGB, converted by FFmpeg in one thread, in memory of its own and not copied once more"
+        x = convert.reformat(f, format='rgb24', **VideoReader.ONE_THREAD)
+        if x is f: return x.to_ndarray()                                          # the decoder may still need its bytes
+        rows = np.frombuffer(x.planes[0], np.uint8).reshape(x.height, -1)         # rows may be padded
+        return rows[:,:3*x.width].reshape(x.height, x.width, 3)
+
     def __iter__(self): # Yields step indices (k,) and for each size uint8 RGB (k,h,w,3)
         yield from batches(self._kept(), self.step)
 
@@ -264,7 +272,7 @@ def _kept(self:ContractorFrames):
     convert, busy = VideoReformatter(), self.rec.busy
     for i,f in enumerate(self._decode()):
         if i >= len(busy) or not busy[i]: continue
-        full = convert.reformat(f, format='rgb24').to_ndarray()
+        full = self.rgb(f, convert)
         if self.rec.gui[i]: Cursor.draw(full, *self.rec.cursor[i], self.cursor)
         yield i, [resize_frames(full, s) for s in self.sizes]
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 from fastcore.basics import patch
+from ..config import install_hint
 from ..base.actions import KEYS
 from ..base.files import atomic_path
 from ..base.video import EpisodeError, VideoOutput, VideoWriter, open_video
@@ -175,7 +176,7 @@ def _arrow():
     "pyarrow and its parquet module"
     try: import pyarrow, pyarrow.parquet as parquet
     except ImportError:
-        text = "LeRobot's format needs pyarrow: pip install 'steve1[lerobot]', or pip install pyarrow"
+        text = f"LeRobot's format needs pyarrow: {install_hint('lerobot')}, or pip install pyarrow"
         raise ImportError(text) from None
     return pyarrow, parquet
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from ..config import Config
-from ..base.actions import is_null
+from ..base.actions import ACTION_DTYPE, is_null
 from ..base.commands import FrameSize
 from ..base.files import atomic_path
 from ..episodes import EpisodeWriter
@@ -105,6 +105,25 @@ def _step_frames(rec, plan, lines, sizes):
     for _ in frames: pass # damage in the frames that are not needed is an error, too
 
 # %% ../../nbs/data/recordings.ipynb #c011
+def _convert_silent(rec, out, cfg, clip, idm):
+    "An episode of a video alone: steps are written as they are labelled"
+    rows, confidence = np.zeros(rec.times.n_steps, ACTION_DTYPE), np.zeros(rec.times.n_steps, np.float32)
+    def kept(): # (step, [frame of each size]); by then its row is known
+        for a, said, sure, copies in label_recording(rec, load_idm(str(idm)), cfg.frame_sizes(clip)):
+            at = slice(a, a+len(said))
+            rows[at], confidence[at] = said, sure
+            for i in np.flatnonzero(cfg.keep_null | ~is_null(said)): yield a+i, copies[i]
+    with atomic_path(out) as tmp:
+        with EpisodeWriter(tmp, cfg.size, source='recording', crf=cfg.crf) as w:
+            write_recording(w, batches(kept()), rows, clip)
+            lines = ActionLines(rows, 'labelled', None, None)
+            plan = plan_recording(rec, lines, cfg.replace(action_fps=20.)) # labels come one a step
+            w.meta |= dict(recording=plan.facts, conversion=cfg.to_dict())
+        write_confidence(tmp, confidence, plan.step, idm, cfg.min_confidence)
+    return out
+
+
+# %% ../../nbs/data/recordings.ipynb #v305
 def convert_recording(
     path:str|Path,  # The recording's folder, or a video
     out:str|Path,   # The episode's folder; must not exist
@@ -116,15 +135,13 @@ def convert_recording(
     "Make an episode of a recording, in constant memory"
     out = Path(out)
     if out.exists(): raise FileExistsError(f"{out} exists already; remove it to convert again")
-    rec, confidence = Recording(path, cfg.fps), None
-    label = lines is None and rec.silent and idm
-    if label: lines, confidence = label_recording(rec, load_idm(str(idm)))
-    elif lines is None: lines = ActionLines.read(rec.path/'actions.jsonl')
-    plan = plan_recording(rec, lines, cfg.replace(action_fps=20.) if label else cfg) # labels come one a step
+    rec = Recording(path, cfg.fps)
+    if lines is None and rec.silent and idm: return _convert_silent(rec, out, cfg, clip, idm)
+    lines = ActionLines.read(rec.path/'actions.jsonl') if lines is None else lines
+    plan = plan_recording(rec, lines, cfg)
     frames = batches(_step_frames(rec, plan, lines, cfg.frame_sizes(clip)))
-    with atomic_path(out) as tmp:
-        with EpisodeWriter(tmp, cfg.size, source='recording', crf=cfg.crf) as w:
-            write_recording(w, frames, plan.rows, clip)
-            w.meta |= dict(recording=plan.facts, conversion=cfg.to_dict())
-        if label: write_confidence(tmp, confidence, plan.step, idm, cfg.min_confidence)
+    with EpisodeWriter(out, cfg.size, source='recording', crf=cfg.crf) as w:
+        write_recording(w, frames, plan.rows, clip)
+        w.meta |= dict(recording=plan.facts, conversion=cfg.to_dict())
     return out
+

@@ -6,6 +6,7 @@
 __all__ = ['load_idm', 'label_recording', 'low_confidence', 'true_runs', 'write_confidence']
 
 # %% ../../nbs/data/silent.ipynb #c002
+from collections import deque
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
@@ -14,26 +15,30 @@ from ..base.files import sha256
 from ..base.remote import EpisodeFolder
 from ..episodes import Episode
 from .contractor import RecordingError
-from .tracks import ActionLines, Recording, fit_frame
+from .tracks import Recording, fit_frame
 
 # %% ../../nbs/data/silent.ipynb #c005
 class _StepFrames:
     "What a recording shows at each step, read once and in order"
-    def __init__(self, rec, size):
+    def __init__(self, rec, size, others=()):
         self.n, self.start, self.held = rec.times.n_steps, 0, [] # held: the frames from step `start` on
-        self.shown = self._shown(rec, np.bincount(rec.times.frames_at(self.n), minlength=rec.n), size)
+        self.copies = deque()   # for each step that was read, and not taken yet: the frame at the other sizes
+        self.shown = self._shown(rec, np.bincount(rec.times.frames_at(self.n), minlength=rec.n), (size, *others))
 
-    def _shown(self, rec, times, size):
+    def _shown(self, rec, times, sizes):
         for x,k in zip(rec.frames(), times): # a frame is shown at k steps
-            x = fit_frame(x, size) if k else None
-            for _ in range(k): yield x
+            fitted = {s:fit_frame(x, s) for s in map(tuple, sizes)} if k else {}
+            for _ in range(k): yield fitted[tuple(sizes[0])], [fitted[tuple(s)] for s in sizes[1:]]
+
 
 # %% ../../nbs/data/silent.ipynb #e000
 @patch
 def frames(self:_StepFrames, a, b): # uint8 (b-a,h,w,3)
     "The frames of steps a..b-1; `a` must not decrease from call to call"
     if a < self.start: raise IndexError(f"step {a} was let go, the first available is {self.start}")
-    while self.start+len(self.held) < b: self.held.append(next(self.shown))
+    while self.start+len(self.held) < b:
+        x, copies = next(self.shown)
+        self.held.append(x); self.copies.append(copies)
     del self.held[:a-self.start]
     self.start = a
     return np.stack(self.held[:b-a])
@@ -55,11 +60,15 @@ def load_idm(
 def label_recording(
     rec:Recording, # A video alone
     idm,           # An `IDM`
-) -> tuple: # `ActionLines`, one a step; float32 (n,), the model's probability of each
-    "What was done at each step, as a model sees it"
+    sizes=(),      # (height, width) of each copy of the frames
+): # Yields first step, rows (k,) of `ACTION_DTYPE`, confidence float32 (k,), for each step [frame of each size]
+    "What is done at each step, as a model sees it, and what is shown; each frame is decoded once"
     from steve1.models.idm import label_rows
-    rows, confidence = label_rows(idm.label(_StepFrames(rec, idm.cfg.image_size), dtype='auto'))
-    return ActionLines(rows, 'labelled', None, None), confidence
+    steps = _StepFrames(rec, idm.cfg.image_size, sizes)
+    for a, b, out in idm.label_parts(steps, batch=64, dtype='auto'):
+        yield a, *label_rows(out), [steps.copies.popleft() for _ in range(a, b)]
+    for _ in steps.shown: pass # damage in the frames that are not needed is an error, too
+
 
 # %% ../../nbs/data/silent.ipynb #c008
 def low_confidence(

