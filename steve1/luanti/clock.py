@@ -6,25 +6,14 @@
 __all__ = ['clock_library', 'HeldClock']
 
 # %% ../../nbs/luanti/clock.ipynb #c002
-import ctypes, hashlib, mmap, os, shutil, subprocess, time
-from importlib.resources import files
+import ctypes, mmap, os, time
 from fastcore.basics import patch
-from ..base.files import atomic_path
-from ..config import data_dir
+from ..base.files import compiled_library
 
 # %% ../../nbs/luanti/clock.ipynb #c007
 def clock_library() -> str: # Path of the shared library, '' without a C compiler
     "The held clock, built on first use"
-    source = files('steve1')/'luanti'/'clock.c'
-    text = source.read_bytes()
-    lib = data_dir('cache', 'luanti', f'clock-{hashlib.sha256(text).hexdigest()[:12]}.so')
-    cc = next(filter(None, map(shutil.which, ('cc','gcc','clang'))), None)
-    if lib.exists(): return str(lib)
-    if not cc: return ''
-    with atomic_path(lib) as tmp:
-        r = subprocess.run([cc, '-O2', '-shared', '-fPIC', '-o', str(tmp), str(source)], capture_output=True, text=True)
-        if r.returncode: raise RuntimeError(f'{cc} could not build {source.name}: {r.stderr.strip()[-500:]}')
-    return str(lib)
+    return compiled_library('luanti/clock.c', '-O2')
 
 # %% ../../nbs/luanti/clock.ipynb #c009
 class _Threads:
