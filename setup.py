@@ -16,7 +16,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='MIT',
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '', long_description_content_type='text/markdown',
     packages=[*find_packages(include=['steve1', 'steve1.*']), 'steve1.shipped'], package_dir={'steve1.shipped':'data'},
-    package_data={'steve1':['py.typed'], 'steve1.luanti':['clock.c', 'agent/*'], 'steve1.shipped':ships}, python_requires='>='+cfg['min_python'],
+    package_data={'steve1':['py.typed'], 'steve1.luanti':['clock.c', 'agent/*'], 'steve1.world':['walk.c'], 'steve1.shipped':ships}, python_requires='>='+cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={k[:-len(suffix)]:v.split() for k,v in cfg.items() if k.endswith(suffix)},
     entry_points={'console_scripts': cfg.get('console_scripts', '').split()},

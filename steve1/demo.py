@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from .config import Config, get_device, get_dtype
 from .base.commands import command
 from .base.live import LivePicture
+from .luanti.install import find_luanti
 from .world.blocks import ARENAS
 from .world.tasks import METRICS
 from .world.play import jpeg, play_human
@@ -117,6 +118,13 @@ def _button(self:Demo, W, text, f, icon='', tip='', toggle=False):
     else: b.on_click(lambda _: self._try(f))
     return b
 
+# %% ../nbs/09_demo.ipynb #l002
+def _worlds(now):
+    "Names of the worlds that can be chosen; `now`: the session's own"
+    try: found = ['blockworld', 'luanti'] if find_luanti() else []
+    except FileNotFoundError: found = ['blockworld']
+    return list(dict.fromkeys([*found, now]))
+
 # %% ../nbs/09_demo.ipynb #a007
 @patch
 def _buttons(self:Demo, W):
@@ -135,7 +143,7 @@ def _buttons(self:Demo, W):
 # %% ../nbs/09_demo.ipynb #d107
 @patch
 def _controls(self:Demo, W):
-    "Prompt line, guidance, seed and arena"
+    "Prompt line, guidance, world, seed and arena"
     s = self.session
     asked = '' if s.asked==UNCONDITIONAL else s.asked
     self.text = W.Text(asked, placeholder='Type a prompt, and press Enter', continuous_update=False)
@@ -145,6 +153,8 @@ def _controls(self:Demo, W):
     self.tell.on_click(lambda _: self._try(self.say, self.text.value))
     self.scale = W.FloatSlider(s.scale, min=0, max=8, step=.25, description='guidance', readout_format='.2f')
     self.scale.observe(lambda c: self._try(s.guide, c['new']), 'value')
+    self.env = W.Dropdown(options=_worlds(s.env), value=s.env, description='world')
+    self.env.observe(lambda c: self._try(self.new_world), 'value')
     self.seed = W.IntText(s.seed, description='seed')
     self.arena = W.Dropdown(options=list(ARENAS), value=s.arena, description='arena')
     self.arena.observe(lambda c: self._try(self.new_world), 'value')
@@ -166,7 +176,8 @@ def _arrange(self:Demo, W):
     buttons, line = box(W.HBox, 's1-bar', *self.buttons.values()), box(W.HBox, 's1-bar', self.text, self.tell)
     prompts = chips('the paper', True), chips('BlockWorld', False)
     left = box(W.VBox, 's1-left', self.image, buttons, line, *prompts, self.note)
-    settings = box(W.VBox, 's1-set', self.scale, box(W.HBox, 's1-two', self.seed, self.arena))
+    place = box(W.HBox, 's1-two', self.seed, self.arena)
+    settings = box(W.VBox, 's1-set', self.scale, *([self.env] if len(self.env.options)>1 else []), place)
     side = box(W.VBox, 's1-side', self.side, settings)
     self.box = box(W.VBox, 's1', W.HTML(_STYLE), self.title, box(W.HBox, 's1-body', left, side))
 
@@ -183,7 +194,8 @@ def show(self:Demo,
     state = 'rec' if s.film else 'on' if s.playing else ''
     pace = f'{s.fps:.1f} steps/s · ' if s.playing else ''
     filming = f' · filming {s.film.n/FPS:.0f} s' if s.film else ''
-    now = html.escape(f'{pace}step {s.t} · {s.arena} {s.seed}{filming}')
+    where = f'{s.arena} {s.seed}' if s.env=='blockworld' else f'{s.env} {s.arena} {s.seed}'
+    now = html.escape(f'{pace}step {s.t} · {where}{filming}')
     self.title.value = f'<div class="s1-title"><h1>STEVE-1</h1><span><i class="{state}"></i>{now}</span></div>'
     self.side.value = s.panel()
 
@@ -260,7 +272,8 @@ def forget(self:Demo):
 @patch
 def new_world(self:Demo):
     "Start the world that seed and arena name"
-    self.session.new_world(self.seed.value, self.arena.value); self.tell_user('')
+    if self.env.value!=self.session.env: self.tell_user(f'{self.env.value} starts …')
+    self.session.new_world(self.seed.value, self.arena.value, self.env.value); self.tell_user('')
 
 @patch
 def keys(self:Demo,
@@ -409,15 +422,15 @@ def talk(self:_PromptLine,
 # %% ../nbs/09_demo.ipynb #c031
 @dataclass(frozen=True)
 class _PlayConfig(Config):
-    "Give the agent prompts line by line, or play BlockWorld yourself"
-    human: bool = False           # Play BlockWorld yourself, in a window (needs pygame)
+    "Give the agent prompts line by line, or play yourself"
+    human: bool = False           # Play yourself, in a window (needs pygame)
     seed: int = 1_000_000         # Seed of the world
     arena: str|None = None        # plains, forest, meadow, lake or beach; none: forest, with --human plains
     n_steps: int|None = None      # Steps that a line is played, 20 a second; none: 100. With --human: steps of the game
     cond_scale: float|None = None # Guidance of the agent, from 0; none: what suits its weights
     show: bool = False            # Show the picture while a line is played, in a window (with pygame) or the terminal
     folder: str|None = None       # Folder of the films; none: data/runs/play
-    env: str = 'blockworld'       # World that the agent plays in: blockworld, luanti, minerl or minestudio
+    env: str = 'blockworld'       # World to play in: blockworld, luanti, minerl or minestudio
     weights: str|None = None      # Folder of mineclip, prior and policy .safetensors; none: data/weights, or what ships
     policy: str = ''              # Policy that plays instead of the folder's, such as runs/finetune/best.safetensors
     device: str = 'cpu'           # Where networks compute: cpu, cuda or mps; auto: the best there is
@@ -428,8 +441,8 @@ class _PlayConfig(Config):
 # %% ../nbs/09_demo.ipynb #d131
 @command('steve1_play')
 def play_cli(cfg:_PlayConfig):
-    "Tell the agent what to do, line by line; or play BlockWorld yourself"
-    if cfg.human: return play_human(cfg.seed, cfg.arena or 'plains', cfg.scale, cfg.n_steps)
+    "Tell the agent what to do, line by line; or play yourself"
+    if cfg.human: return play_human(cfg.seed, cfg.arena or 'plains', cfg.scale, cfg.n_steps, cfg.env)
     n_steps = 100 if cfg.n_steps is None else cfg.n_steps
     with LivePicture('steve1_play') if cfg.show else contextlib.nullcontext() as live:
         system = System.load(cfg.weights, cfg.device, cfg.policy)

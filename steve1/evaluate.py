@@ -24,7 +24,9 @@ from .base.files import atomic_path, check_name
 # %% ../nbs/08_evaluate.ipynb #c002-2
 from .base.jobs import run_jobs
 from .world.tasks import METRICS, TASKS
+from .world.envs import ENVS
 from .world.experts import expert_score
+from .world.process import EnvFailed
 from .models.frames import resize_for_clip
 from .mineclip import MineCLIP
 from .episodes import Episode, list_episodes
@@ -45,9 +47,11 @@ def _find(name):
 
 # %% ../nbs/08_evaluate.ipynb #b105
 def read_seeds(
-    n:int=None, # The first n; None: all
+    n:int=None,     # How many; None: all of the list
+    first:int=None, # Worlds of one's own: this seed and those that follow; None: the list
 ) -> tuple: # Seeds of evaluation worlds
-    "The published list of evaluation seeds"
+    "The published list of evaluation seeds, or seeds in a row"
+    if first is not None: return tuple(range(first, first+n))
     path = _find('seeds.txt')
     words = path.read_text(errors='replace').split()
     if bad := [w for w in words if not re.fullmatch(r'[0-9]{1,18}', w)]:
@@ -66,7 +70,8 @@ class EvalConfig(Config):
     "Everything that defines an evaluation"
     name: str = 'evaluate'      # Folder below data/runs
     tasks: tuple[str,...] = tuple(TASKS) # Which of `TASKS`
-    n_seeds: int = 20           # Worlds a task: the first n of data/seeds.txt
+    n_seeds: int = 20           # Worlds a task
+    first_seed: int|None = None # Worlds of one's own: this seed and those that follow; None: data/seeds.txt
     n_steps: int = 400          # Steps of 1/20 s
     cond_scale: float = 1.5     # Guidance
     goal: Literal['prior','draw','text','scaled'] = 'prior' # Prior, z=0 or drawn by seed; text embedding, as it is or scaled
@@ -92,6 +97,8 @@ def check(self:EvalConfig):
     if not self.tasks: raise ValueError(f"tasks is empty: choose from {', '.join(TASKS)}")
     for k in ('n_seeds','n_steps','batch'):
         if getattr(self, k)<1: raise ValueError(f'{k}={getattr(self, k)} must be positive')
+    if self.first_seed is not None and not 0<=self.first_seed<2**62:
+        raise ValueError(f'first_seed={self.first_seed} must be a whole number from 0 to 2^62')
     check_name(self.name)
 
 _NOT_IN_ID = ('name','batch','workers','device','weights','policy','experts','baselines','clip','process')
@@ -100,7 +107,7 @@ _NOT_IN_ID = ('name','batch','workers','device','weights','policy','experts','ba
 @patch(as_prop=True)
 def id(self:EvalConfig): # 8 hexadecimal digits
     "Identifies the settings that change the numbers"
-    d = {k:v for k,v in self.to_dict().items() if k not in _NOT_IN_ID}
+    d = {k:v for k,v in self.to_dict().items() if k not in _NOT_IN_ID and v is not None}
     return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:8]
 
 # %% ../nbs/08_evaluate.ipynb #c010
@@ -185,7 +192,7 @@ class _Job(NamedTuple):
 
 def _worlds(cfg, condition):
     "(task or '', condition, arena, seed) of all worlds of a condition"
-    seeds = read_seeds(cfg.n_seeds)
+    seeds = read_seeds(cfg.n_seeds, cfg.first_seed)
     if condition in (UNCONDITIONAL, 'random'):
         arenas = dict.fromkeys(TASKS[t].arena for t in cfg.tasks)
         return [('', condition, a, s) for a in arenas for s in seeds]
@@ -227,7 +234,10 @@ def _lost(job, cause):
     return [(empty, cause) for _ in job.cases]
 
 # %% ../nbs/08_evaluate.ipynb #c022
-def _run_expert(job): return expert_score(*job)      # (task, seed, steps) -> the expert's own score
+def _run_expert(job):
+    "(an expert's own score, why its world failed) for (task, seed, steps, task, world)"
+    try: return expert_score(*job), ''
+    except EnvFailed as e: return np.nan, str(e)
 
 # %% ../nbs/08_evaluate.ipynb #a012
 def _code_version():
@@ -258,9 +268,12 @@ def _agent_rows(cfg, run):
             yield from ((*world, m, float(v), why) for m,v in zip(names, values))
 
 def _expert_rows(cfg, run):
-    jobs = [(t, s, cfg.n_steps) for t in cfg.tasks for s in read_seeds(cfg.n_seeds)]
-    for (t,s,_),value,cause in _done(_run_expert, jobs, cfg, 'experts', run):
-        yield t, 'expert', TASKS[t].arena, s, TASKS[t].metric, np.nan if cause else value, cause
+    if not getattr(ENVS[cfg.env], 'has_arenas', False): return    # they read a map, which Minecraft does not show
+    seeds = read_seeds(cfg.n_seeds, cfg.first_seed)
+    jobs = [(t, s, cfg.n_steps, t, cfg.env) for t in cfg.tasks for s in seeds]
+    for (t,s,*_),played,cause in _done(_run_expert, jobs, cfg, 'experts', run):
+        value, why = played or (np.nan, cause)
+        yield t, 'expert', TASKS[t].arena, s, TASKS[t].metric, value, why
 
 # %% ../nbs/08_evaluate.ipynb #a011
 def evaluate(

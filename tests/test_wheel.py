@@ -48,7 +48,7 @@ def test_what_ships_is_in_the_wheel(wheel):
     inside = names(wheel)
     tracked = subprocess.run(['git', 'ls-files', 'data'], cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert {f'steve1/shipped/{t.removeprefix("data/")}' for t in tracked} <= inside
-    assert {f'steve1/{n}' for n in ('py.typed', 'world/worker.py', 'luanti/clock.c', 'luanti/agent/init.lua',
+    assert {f'steve1/{n}' for n in ('py.typed', 'world/worker.py', 'luanti/clock.c', 'world/walk.c', 'luanti/agent/init.lua',
         'luanti/agent/mod.conf')} <= inside
     assert not [n for n in inside if n.startswith('steve1/shipped') and any(d in n for d in ('/runs/', '/cache/',
         '/datasets/', '/published/'))]

@@ -64,6 +64,11 @@ def t(self:Session) -> int:
     return self.game.t if self.game else 0
 
 @patch(as_prop=True)
+def env(self:Session) -> str:
+    "The world's name, one of `steve1.world.envs.ENVS`"
+    return self.kw.get('env', 'blockworld')
+
+@patch(as_prop=True)
 def values(self:Session) -> dict: # Metric -> value
     "What has been measured in this world"
     return self.game.values[0]
@@ -91,16 +96,16 @@ def say(self:Session,
     prompt:str, # Text, 'folder@step', 'unconditional', or a schedule 'a for 100 steps, then b'
 ) -> Goal: # What the agent makes of it; of a schedule, the first
     "Tell the agent what to do from now on"
-    self.plan, self.asked = self._make_plan(prompt), prompt.strip()
+    self.plan, self.asked = self._make_plan(prompt, self.seed), prompt.strip()
     if self.game: self._begin_plan(); self.cuts.append((self.t, self.prompt))
     return self.goal
 
 # %% ../../nbs/acting/session.ipynb #c009b
 @patch
-def _make_plan(self:Session, prompt):
+def _make_plan(self:Session, prompt, seed):
     "The stages of a prompt, with the tasks that the paper's prompts are about"
     known = {p:TASKS[k] for k,p in PAPER_PROMPTS.items()}
-    stages = parse_schedule(self.system, prompt, self.seed)
+    stages = parse_schedule(self.system, prompt, seed)
     return tuple(replace(s, goal=replace(s.goal, task=s.goal.task or known.get(s.goal.name))) for s in stages)
 
 # %% ../../nbs/acting/session.ipynb #c009c
@@ -133,20 +138,21 @@ def _tune(self:Session):
 def new_world(self:Session,
     seed:int=None,   # None: the same again
     arena:str=None,  # None: the same again
+    env:str=None,    # One of `steve1.world.envs.ENVS`; None: the same again
 ):
-    "Start anew, in this world or another"
+    "Start anew, in this world or another; one that cannot start costs nothing"
     seed, arena = self.seed if seed is None else seed, arena or self.arena
     if arena not in ARENAS: raise ValueError(f"unknown arena {arena!r}: choose from {', '.join(ARENAS)}")
     if not isinstance(seed, (int, np.integer)) or seed<0:
         raise ValueError(f'a seed is a whole number from 0, not {seed!r}')
+    plan, kw = self.plan if seed==self.seed else self._make_plan(self.asked, seed), self.kw | ({'env':env} if env else {})
+    game = Rollout(self.system.policy, [make_case(plan, int(seed), self.scale, arena)], **kw)
     if self.game: self.game.close()
-    if seed!=self.seed: self.seed = int(seed); self.plan = self._make_plan(self.asked)
-    self.arena = arena
-    self.game = Rollout(self.system.policy, [make_case(self.plan, self.seed, self.scale, arena)], **self.kw)
+    self.seed, self.arena, self.plan, self.kw, self.game = int(seed), arena, plan, kw, game
     self._tune()                                          # guided from the first step, whatever the scale
     self._reset_scores()
     self.frame = self.picture()
-    self._note('new world', seed=self.seed, arena=arena)
+    self._note('new world', seed=self.seed, env=self.env, arena=arena)
 
 # %% ../../nbs/acting/session.ipynb #c011b
 @patch
@@ -263,7 +269,7 @@ def record(self:Session,
         film = VideoWriter(stack.enter_context(atomic_path(path)), self.size, settings=VideoSettings.FILM)
         self.path, self.film, self._reel = path, film, stack.pop_all()
     columns = {k:[] for k in ('prompt','step','cond_scale','similarity','events')}
-    facts = dict(fps=FPS, size=list(self.size), weights=self.system.weights, seed=self.seed, arena=self.arena)
+    facts = dict(fps=FPS, size=list(self.size), weights=self.system.weights, seed=self.seed, env=self.env, arena=self.arena)
     self.script = facts | columns
     return path
 

@@ -24,12 +24,13 @@ from .players import Mix
 EXPERTS = 'steve1.world.experts:play'   # the play function of the scripted experts
 
 def _play_function(name):
-    "The play function of the name 'module:function'; a function is returned as it is"
+    "The play function of the name 'module:function', or 'module:class' for a `Config` that plays; a function is returned as it is"
     if callable(name): return name
     module, _, f = name.partition(':')
-    try: return getattr(importlib.import_module(module), f)
+    try: found = getattr(importlib.import_module(module), f)
     except (ImportError, AttributeError, ValueError) as e:
         raise ValueError(f"no play function {name!r} ({e}); give 'module:function', such as {EXPERTS!r}") from None
+    return found() if isinstance(found, type) else found # a `Config` that plays, by its default settings
 
 # %% ../../nbs/data/generate.ipynb #c005b
 def _source(play):

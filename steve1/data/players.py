@@ -24,6 +24,7 @@ from ..base.video import resize_frames
 # %% ../../nbs/data/players.ipynb #c002-2
 from ..world.blocks import ARENAS
 from ..world.envs import ENVS, make_vec
+from ..world.mirror import Mirror, WATCH
 from ..world.vector import one_world
 from ..world.tasks import EventFinder, TASKS
 from ..world.experts import Expert, START_ITEMS, equal_spans, policy_row
@@ -75,7 +76,7 @@ class _PolicyPlayer:
 class _ExpertPlayer:
     "The scripted experts at play"
     def __init__(self,
-        world,     # BlockWorld's `World`
+        world,     # BlockWorld's `World`, or a `Mirror`
         rng,       # numpy Generator of its choices
         only=None, # The one task to play
     ):
@@ -194,12 +195,17 @@ def policy_of(self:Mix, player):
     "(policy, checksum) of a checkpoint's player"
     return _load_policy(player.path, self.device, player.path.stat().st_mtime_ns)
 
+@patch(as_prop=True)
+def has_arenas(self:Mix) -> bool:
+    "Is it a world with arenas, start items and a map that scripts can read?"
+    return getattr(ENVS[self.env], 'has_arenas', False)
+
 @patch
 def check_players(self:Mix):
     "Raise an error now for a player that cannot play later"
     for w in map(_parse_player, self.agents):
-        if w.path is None and self.env != 'blockworld':
-            raise ValueError(f"{w.name!r} plays BlockWorld only, not {self.env!r}")
+        if w.path is None and not self.has_arenas:
+            raise ValueError(f"{w.name!r} plays in BlockWorld and Luanti, not in {self.env!r}: its script reads a map of blocks")
         if w.goal: load_moment(w.goal, self.policy_of(w)[0].cfg.d_goal)
 
 # %% ../../nbs/data/players.ipynb #c020c
@@ -222,34 +228,46 @@ class _MixedPlay:
         self.mix, self.seed, self.n_steps, self.size, self.segment = mix, seed, n_steps, tuple(size), segment
         players = list(map(_parse_player, mix.agents))
         self.pair = [players[i] for i in (rng.permutation(len(players))[:2] if len(players) > 2 else (0,1))]
-        has_arenas = getattr(ENVS[mix.env], 'has_arenas', False)
-        drawn = str(rng.choice(list(ARENAS))) if has_arenas and mix.arena == 'auto' else mix.arena
-        self.arena = drawn if has_arenas else mix.env
+        drawn = str(rng.choice(list(ARENAS))) if mix.has_arenas and mix.arena == 'auto' else mix.arena
+        self.arena = drawn if mix.has_arenas else mix.env
         self.player, self.turns = _draw_turns(n_steps, mix.chances(self.pair), mix.p_spin, rng, mix.turn, mix.speed)
         self.spin = np.zeros(n_steps, np.int64)                     # 0: none, else its number
         for i,(a,b,_) in enumerate(self.turns, 1): self.spin[a:b] = i
-        self.log, self.seen, self.masked, self.ended = [], [], [], 'steps'
+        self.log, self.seen, self.masked, self.ended, self.mirror = [], [], [], 'steps', None
 
 # %% ../../nbs/data/players.ipynb #p003
 @patch
-def _start(self:_MixedPlay):
-    "(the vector environment of one world, its first observation, two players)"
-    has_arenas = getattr(ENVS[self.mix.env], 'has_arenas', False)
-    options, kw = (dict(arena=self.arena), dict(items=START_ITEMS)) if has_arenas else ({}, {})
-    env = make_vec(self.mix.env, 1, self.size, vector=dict(autoreset_mode='Disabled'), **kw)
-    obs, _ = env.reset(seed=[self.seed], options=options)
+def _open(self:_MixedPlay):
+    "The vector environment of one world"
+    kw = dict(items=START_ITEMS) if self.mix.has_arenas else {}
+    if self.mix.env == 'luanti' and any(w.path is None for w in self.pair): self.mirror, kw['watch'] = Mirror(), WATCH
+    return make_vec(self.mix.env, 1, self.size, vector=dict(autoreset_mode='Disabled'), **kw)
+
+@patch
+def _start(self:_MixedPlay, env):
+    "(the first observation, two players)"
+    obs, _ = env.reset(seed=[self.seed], options=dict(arena=self.arena) if self.mix.has_arenas else {})
     if env.failures[0]: raise env.failures[0]
-    return env, one_world(obs, 0), [self._make_player(env, w, i) for i,w in enumerate(self.pair)]
+    obs = one_world(obs, 0)
+    if self.mirror:
+        self.mirror.start(obs)
+        obs = self._act(env, noop())[0]     # the blocks come with the first step
+    return obs, [self._make_player(env, w, i) for i,w in enumerate(self.pair)]
 
 # %% ../../nbs/data/players.ipynb #p003b
 @patch
+def _act(self:_MixedPlay, env, row):
+    "(observation, info) after one step; raises what the world failed of"
+    obs, _, lost, _, infos = env.step(row[None])
+    if lost[0]: raise env.failures[0]
+    obs, info = one_world(obs, 0), one_world(infos, 0)
+    if self.mirror: self.mirror.update(obs, info, row)
+    return obs, info
+
+@patch
 def _make_player(self:_MixedPlay, env, player, i):
     rng = np.random.default_rng((self.seed,19,i))
-    if player.path is None:
-        if not hasattr(env, 'worlds'):
-            raise ValueError(f"scripted experts read BlockWorld's map, which {self.mix.env} does not have; "
-                'use checkpoints as players there')
-        return _ExpertPlayer(env.worlds[0], rng, player.only)
+    if player.path is None: return _ExpertPlayer(self.mirror or env.worlds[0], rng, player.only)
     policy = self.mix.policy_of(player)[0]
     goal = load_moment(player.goal, policy.cfg.d_goal).embed if player.goal else None
     return _PolicyPlayer(policy, rng.integers(2**62), goal, self.mix.cond_scale)
@@ -263,9 +281,8 @@ def _steps(self:_MixedPlay, env, obs, players):
         after_spin = self.spin[t-1] and not spin
         if t and (self.player[t] != self.player[t-1] or after_spin): player.reset()
         row = _turn(self.turns[spin-1][2]) if spin else player.act(obs)
-        after, _, lost, _, infos = env.step(row[None])
-        if lost[0]: return self._cut_short(env.failures[0])
-        after, info = one_world(after, 0), one_world(infos, 0)
+        try: after, info = self._act(env, row)
+        except EnvFailed as e: return self._cut_short(e)
         if spin or not self.mix.drop_null or not is_null(row[None])[0]:
             self.log.append((int(self.player[t]), int(spin), None if spin else player.task))
             yield obs['pov'], row
@@ -288,9 +305,9 @@ def _turn(degrees):
 # %% ../../nbs/data/players.ipynb #p004
 @patch
 def __iter__(self:_MixedPlay): # Yields (frames uint8 (k,h,w,3), action rows (k,))
-    env, obs, players = self._start()
-    frames, rows = [], []
+    env, frames, rows = self._open(), [], []
     try:
+        obs, players = self._start(env)
         for frame,row in self._steps(env, obs, players):
             frames.append(resize_frames(frame, self.size)); rows.append(row)
             if len(rows) == self.segment:

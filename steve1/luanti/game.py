@@ -27,12 +27,13 @@ _PICTURE = dict(fullscreen='false', autosave_screensize='false', video_driver='o
     smooth_lighting='false', enable_shaders='false', enable_clouds='false', menu_clouds='false',
     enable_particles='false', leaves_style='fancy', view_bobbing_amount=0, fall_bobbing_amount=0, arm_inertia='false', enable_sound='false',
     enable_minimap='false', show_debug='false', hud_scaling=.5, tooltip_show_delay=10**6, show_advanced='false',
+    enable_post_processing='false', debanding='false', antialiasing='none', touch_controls='false', touch_gui='false',
     console_height=.1, ask_reconnect_on_crash='false', update_last_checked='disabled')
 
 # %% ../../nbs/luanti/game.ipynb #c006
 _MAP = dict(mg_name='v7', mg_flags='nocaves,nodungeons,light,decorations,biomes,ores',
     mgv7_spflags='nomountains,noridges,nofloatlands,nocaverns', num_emerge_threads=1, mesh_generation_threads=1,
-    server_map_save_interval=600, sqlite_synchronous=0, enable_damage='false', creative_mode='false',
+    server_map_save_interval=600, abm_interval=10**6, sqlite_synchronous=0, enable_damage='false', creative_mode='false',
     max_block_send_distance=5, max_block_generate_distance=5, active_block_range=2,
     max_simultaneous_block_sends_per_client=200, server_unload_unused_data_timeout=30,
     client_unload_unused_data_timeout=30, client_mapblock_limit=2000, bind_address='127.0.0.1')
@@ -100,13 +101,14 @@ mod_storage_backend = files
 creative_mode = false
 enable_damage = false
 '''
+_NAMES = 'MINETEST', 'LUANTI'   # the game's name in variables and folders, until 5.9 and since
 
 @patch
 def _prepare(self:Game, game, settings):
     "Write settings, world and mod; link the media"
-    media = self.folder/'home'/'minetest'/'media'
-    media.parent.mkdir(parents=True)
-    media.symlink_to(_media_cache(game))
+    for media in (self.folder/'home'/k.lower()/'media' for k in _NAMES):
+        media.parent.mkdir(parents=True)
+        media.symlink_to(_media_cache(game))
     shutil.copytree(str(files('steve1')/'luanti'/'agent'), self.world/'worldmods'/'agent')
     (self.world/'world.mt').write_text(_WORLD)
     (self.folder/'minetest.conf').write_text(settings)
@@ -117,7 +119,8 @@ def _launch(self:Game, parts, size, clock):
     "Start the screen, then the game; `clock`: the library, '' for real time"
     home, games = str(self.folder/'home'), str(Path(parts['minetest_game']).parent)
     env = {k:v for k,v in os.environ.items() if k!='LD_PRELOAD'}
-    env |= dict.fromkeys(('HOME','XDG_CACHE_HOME','MINETEST_USER_PATH'), home) | dict(MINETEST_GAME_PATH=games)
+    env |= dict.fromkeys(('HOME','XDG_CACHE_HOME',*(f'{k}_USER_PATH' for k in _NAMES)), home)
+    env |= {f'{k}_GAME_PATH':games for k in _NAMES}
     env |= dict(LIBGL_ALWAYS_SOFTWARE='1', LP_NUM_THREADS='1', LC_ALL='C')
     self.screen = Screen(self.folder, size, env)
     env |= dict(DISPLAY=self.screen.name)
@@ -133,13 +136,13 @@ def _launch(self:Game, parts, size, clock):
 
 # %% ../../nbs/luanti/game.ipynb #c015
 @patch
-def _await_start(self:Game, seconds=60.):
+def _await_start(self:Game, seconds=200.):
     "Wait for the window, then for the first report"
     for ready in (self.screen.adopt, lambda: self._read() is not None):
         end = time.monotonic()+seconds
         while not ready():
             self._check_alive()
-            if time.monotonic()>end: raise RuntimeError(f'Luanti has not started in {seconds:g} s: {self._words()}')
+            if time.monotonic()>end: raise TimeoutError(f'Luanti has not started in {seconds:g} s: {self._words()}')
             self.clock.advance() if self.clock else time.sleep(.02)
     if self.clock: self.clock.starting = False
     self.tick()
@@ -147,7 +150,7 @@ def _await_start(self:Game, seconds=60.):
 @patch
 def _check_alive(self:Game):
     status = self.proc.poll()
-    if status is not None: raise RuntimeError(f'Luanti has ended with status {status}: {self._words()}')
+    if status is not None: raise ChildProcessError(f'Luanti has ended with status {status}: {self._words()}')
 
 @patch
 def _words(self:Game):

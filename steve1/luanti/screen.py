@@ -25,7 +25,7 @@ def _start_server(folder, size, env):
     proc = subprocess.Popen(command, pass_fds=[w], env=env, preexec_fn=end_with_parent, **quiet)
     os.close(w)
     with os.fdopen(r) as f: name = f.readline().strip()
-    if not name: raise RuntimeError(f'Xvfb did not start (status {proc.wait()})')
+    if not name: raise ChildProcessError(f'Xvfb did not start (status {proc.wait()})')
     return proc, ':'+name
 
 # %% ../../nbs/luanti/screen.ipynb #c007

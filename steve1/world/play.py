@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from ..base.live import open_pygame
 from ..base.actions import HOTBAR, KEYS, noop, to_row
 from .blockworld import check_size
-from .envs import make_env
+from .envs import ENVS, make_env
 
 # %% ../../nbs/world/play.ipynb #c005
 _BINDINGS = { # key -> MineRL's key
@@ -244,10 +244,14 @@ def play_human(
     arena:str='plains', # Where to start: plains, forest, meadow, lake or beach
     scale:int=2,        # Screen pixels a picture pixel (640×360), 1 to 16
     n_steps:int=None,   # Stop after this many steps, 0 or more; None: when the window is closed
+    env:str='blockworld', # One of `steve1.world.envs.ENVS`
 ):
-    "Play BlockWorld in a window"
+    "Play a world in a window"
     if n_steps is not None and n_steps<0: raise ValueError(f'n_steps must be 0 or more, not {n_steps}')
-    Window(HumanGame(seed=seed, arena=arena), scale).loop(n_steps)
+    arenas = dict(arena=arena) if getattr(ENVS.get(env), 'has_arenas', False) else {}
+    world = make_env(env, seed=seed, size=(360,640), **arenas)
+    try: Window(HumanGame(world), scale).loop(n_steps)
+    finally: world.close()
 
 # %% ../../nbs/world/play.ipynb #c026
 def jpeg(

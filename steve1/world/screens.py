@@ -8,9 +8,20 @@ __all__ = ['draw_worlds']
 # %% ../../nbs/world/screens.ipynb #c002
 import math
 import numpy as np
-from .blocks import ITEM_TABLE, Kind, MEAN_COLORS, TEXTURES, is_plant, jit
-from .drawing import draw_view
+from .blocks import ITEM_TABLE, Kind, TEXTURES, is_plant, jit
+from .drawing import draw_views
 from .physics import SLOT_GRID, eye_height
+
+# %% ../../nbs/world/screens.ipynb #d001
+@jit
+def _views(players):
+    "float64 `(n,10)`, as `draw_views` takes them: where the players' eyes are and what they aim at"
+    views = np.empty((len(players),10))
+    for i in range(len(players)):
+        p, v = players[i], views[i]
+        v[0], v[1], v[2], v[3], v[4], v[5] = p.x, p.y+eye_height(p), p.z, p.yaw, p.pitch, p.eye_in_water>0
+        v[6], v[7], v[8], v[9] = p.target_x, p.target_y if not p.gui else -1, p.target_z, p.mined
+    return views
 
 # %% ../../nbs/world/screens.ipynb #c004
 @jit
@@ -171,11 +182,8 @@ def _draw_inventory(o, tex, digits, slots, p):
 
 # %% ../../nbs/world/screens.ipynb #c007
 @jit
-def _draw_frame(blocks, tops, light, clouds, slots, p, tex, mean, digits, out):
-    "Draw a player's whole picture into `out` (h,w,3) uint8"
-    draw_view(blocks, tops, light, clouds, tex, mean, out,
-        p.x, p.y+eye_height(p), p.z, p.yaw, p.pitch, p.eye_in_water>0,
-        p.target_x, p.target_y if not p.gui else -1, p.target_z, p.mined)
+def _draw_screen(slots, p, tex, digits, out):
+    "Draw what stands in front of a player's view `out` (h,w,3) uint8"
     if not p.gui:
         _draw_hand(out, tex, slots, p)
         _draw_crosshair(out)
@@ -185,9 +193,8 @@ def _draw_frame(blocks, tops, light, clouds, slots, p, tex, mean, digits, out):
 
 # %% ../../nbs/world/screens.ipynb #c007-1
 @jit
-def _draw_frames(blocks, tops, light, clouds, slots, players, tex, mean, digits, out):
-    for i in range(len(players)):
-        _draw_frame(blocks[i], tops[i], light[i], clouds[i], slots[i], players[i], tex, mean, digits, out[i])
+def _draw_screens(slots, players, tex, digits, out):
+    for i in range(len(players)): _draw_screen(slots[i], players[i], tex, digits, out[i])
 
 # %% ../../nbs/world/screens.ipynb #c007-2
 def draw_worlds(
@@ -200,4 +207,5 @@ def draw_worlds(
     out,     # uint8 `(n,h,w,3)`; written
 ):
     "Draw what the players of n worlds see"
-    _draw_frames(blocks, tops, light, clouds, slots, players, TEXTURES, MEAN_COLORS, _DIGITS, out)
+    draw_views(blocks, tops, light, clouds, _views(players), out)
+    _draw_screens(slots, players, TEXTURES, _DIGITS, out)

@@ -131,7 +131,8 @@ def _make(what, kwargs, path=()):
 def _error_reply(e, call):
     "An exception as a reply: the caller's mistake (`error`) or the world's failure (`failed`)"
     text = e.args[0] if e.args and isinstance(e.args[0], str) else str(e)
-    wrong = [c.__name__ for c in CALL_ERRORS if isinstance(e, c)] or ['RuntimeError'] * (call == 'make')
+    by_chance = isinstance(e, (ChildProcessError, TimeoutError))   # a game that was killed or hung while it started
+    wrong = [c.__name__ for c in CALL_ERRORS if isinstance(e, c)] or ['RuntimeError'] * (call == 'make' and not by_chance)
     return dict(error=wrong[0], text=text) if wrong else dict(failed='%s: %s' % (type(e).__name__, text))
 
 # %% ../../nbs/world/worker.ipynb #c016-2

@@ -11,6 +11,8 @@
 -- The report's `done` is the id of the last order that is finished, `reply` its answer (`error`: why it failed).
 -- Angles are in degrees and positions in nodes, as the game has them.
 
+local minetest = core   -- the game's own name from 5.10 on; 5.6 has both
+
 local folder = minetest.get_worldpath() .. "/"
 local step, events, reply, busy, done, watching = 0, {}, nil, nil, 0, nil
 local state = assert(io.open(folder .. "agent.state", "wb"))
@@ -58,6 +60,16 @@ local others = {tulip = 1, dandelion_white = 2, geranium = 1, viola = 2, chrysan
 
 -- The same map whenever it is generated. The game turns trees and leaves out leaves by a generator of random numbers that
 -- all its threads draw from. Here every kind of tree looks the same each time; butterflies and fireflies are left out.
+-- Decorations are sorted by all that they say: some have no name, and the order in which Lua walks through a table differs
+-- from start to start.
+local function canonical(v)
+	if type(v) ~= "table" then return tostring(v) end
+	local parts = {}
+	for k, w in pairs(v) do parts[#parts+1] = tostring(k) .. "=" .. canonical(w) end
+	table.sort(parts)
+	return "{" .. table.concat(parts, ",") .. "}"
+end
+
 local function fixed(schematic)
 	local s = minetest.read_schematic(schematic, {write_yslice_prob = "all"})
 	local rng = PcgRandom(#s.data)
@@ -74,8 +86,9 @@ end
 minetest.register_on_mods_loaded(function()
 	local defs, n = {}, 0
 	for _, def in pairs(minetest.registered_decorations) do defs[#defs+1] = def end
-	local function key(def) return (def.name or "") .. minetest.serialize(def) end
-	table.sort(defs, function(a, b) return key(a) < key(b) end)
+	local keys = {}
+	for _, def in ipairs(defs) do keys[def] = (def.name or "") .. canonical(def) end
+	table.sort(defs, function(a, b) return keys[a] < keys[b] end)
 	minetest.clear_registered_decorations()
 	for _, def in ipairs(defs) do
 		local name = def.name or ""
