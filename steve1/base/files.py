@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['explained_writes', 'atomic_path', 'write_text', 'digest', 'sha256', 'compiled_library', 'check_name', 'path_inside',
-           'open_plain', 'sole_writer', 'locked', 'first_few']
+           'open_plain', 'sole_writer', 'locked', 'parse_json', 'first_few']
 
 # %% ../../nbs/base/files.ipynb #c002
-import errno, hashlib, os, platform, re, shutil, socket, subprocess, uuid
+import errno, hashlib, json, os, platform, re, shutil, socket, subprocess, uuid
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
@@ -225,6 +225,20 @@ def locked(
     lock = data_dir('cache', 'locks', f'{key}.lock')
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock): yield
+
+# %% ../../nbs/base/files.ipynb #j002
+_HALVES = re.compile(r'\\u[dD][89a-fA-F]|[\ud800-\udfff]')
+
+def parse_json(
+    text:str|bytes, # Of a file; bytes are UTF-8
+):                  # What it holds
+    "`json.loads`, which refuses text that UTF-8 cannot hold; ValueError or RecursionError says why"
+    if isinstance(text, bytes): text = text.decode('utf-8-sig')
+    value = json.loads(text)
+    if not _HALVES.search(text): return value
+    try: json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e: raise ValueError(f'half a character, {e.object[e.start]!a}') from None
+    return value
 
 # %% ../../nbs/base/files.ipynb #c016
 def first_few(
