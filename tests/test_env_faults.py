@@ -1,7 +1,7 @@
 "Worlds in processes of their own: killed, stopped, leaking, orphaned; run by old interpreters; held against real specifications"
 import json, os, random, select, shutil, signal, subprocess, sys, tempfile, threading, time
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from steve1.base.actions import ACTION_DTYPE, KEYS, noop
 from steve1.config import repo_root
 from steve1.world.process import EnvFailed, ProcessEnv
@@ -263,6 +263,28 @@ def test_a_broken_game_is_a_failure(fault, says, monkeypatch):
         env.step({}); env.step({})
         with pytest.raises(EnvFailed, match=says): env.step({})
         env.reset()
+
+def test_a_run_that_lost_all_its_worlds_says_why(tmp_path, monkeypatch, capsys):
+    "Table, command and the last cells of the notebook show the cause of every world; no film is asked for"
+    from steve1.acting.goals import System
+    from steve1.rollout import RolloutConfig, rollout_cli, run_rollouts
+    setup = dict(STEVE1_DATA=str(tmp_path), STEVE1_MINERL_PYTHON=sys.executable, PYTHONPATH=str(FAKES),
+        FAKE_FAULT='lost', FAKE_AT='3')
+    for k,v in setup.items(): monkeypatch.setenv(k, v)
+    System.random(tmp_path/'system')
+    cfg = RolloutConfig(name='lost', prompts=('dig','swim'), seeds=(1,), n_steps=6, height=90, env='minerl',
+        weights=str(tmp_path/'system'))
+    table = run_rollouts(cfg)
+    assert len(table) == 2 and all('Connection timed out' in why for why in table.failed)
+    assert not (tmp_path/'runs'/'lost'/'contact_sheet.png').exists()
+    cells = json.loads((repo_root()/'nbs'/'07_rollout.ipynb').read_text())['cells']
+    cell, = [s for c in cells if 'def look(table, cfg):' in (s := ''.join(c['source']))]
+    shown = []
+    exec(cell, dict(table=table, cfg=cfg, pd=pd, display=lambda t: shown.append(t._repr_html_())))
+    assert len(shown) == 1 and shown[0].count('Connection timed out!') == 2
+    words = ['dig', '--name', 'said', '--n_steps', '6', '--height', '90', '--env', 'minerl', '--weights', cfg.weights]
+    with pytest.raises(SystemExit) as e: rollout_cli(words)
+    assert e.value.code == 1 and 'Connection timed out' in capsys.readouterr().out
 
 def test_the_fake_is_minerls():
     "What stands in for MineRL has the keys that MineRL has"

@@ -7,7 +7,7 @@ import numpy as np, pytest
 from steve1.config import repo_root
 from steve1.data.collect import Ledger
 from steve1.data.contractor import write_contractor
-from steve1.episodes import Episode, list_episodes, validate_episode
+from steve1.episodes import Episode, EpisodeWriter, list_episodes, validate_episode
 from steve1.base.video import VideoError, VideoReader
 from steve1.data.lerobot import LeRobotFormat, export_lerobot
 from steve1.data.basalt import BASALT_TASKS, BasaltConfig, collect_basalt
@@ -314,6 +314,54 @@ def test_a_read_only_data_folder(tmp_path):
             ), got.stderr
     finally:
         for p in folders: p.chmod(0o755)
+
+EVERY_COMMAND = """
+import contextlib, importlib, io, sys
+for line in sys.stdin.read().splitlines():
+    where, *words = line.split()
+    module, name = where.split(':')
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try: getattr(importlib.import_module(f'steve1.{module}'), name)(words); status = 0
+        except SystemExit as e: status = e.code
+        except BaseException as e: status = f'{type(e).__name__}: {e}'
+    lines = [l for l in said.getvalue().splitlines() if l.startswith('steve1_')]
+    print(where, status, len(lines), *lines[-1:], sep='\\t', flush=True)
+"""
+def test_every_command_in_a_read_only_data_folder(tmp_path):
+    "What only reads works; what writes ends with one line that names the place"
+    drop = ['setpriv', '--bounding-set=-dac_override,-dac_read_search'] if os.geteuid() == 0 else []
+    if drop and not shutil.which('setpriv'): pytest.skip('root, and no setpriv to give its rights up')
+    from steve1.acting.goals import System
+    from steve1.policy import PolicyConfig
+    data, cfg = tmp_path/'data', PolicyConfig.preset('tiny')
+    System.random(system := data/'system')
+    for name in ('fit/0', 'fit/1', 'bare/0'):
+        with EpisodeWriter(data/'datasets'/name, cfg.image_size) as w:
+            w.add_many(np.zeros((40,*cfg.image_size,3), np.uint8), dict(jump=np.ones(40, int)))
+            if name != 'bare/0': w.add_embeds(np.where(np.arange(40)[:,None] < 15, np.nan, np.ones(cfg.d_goal)), 'x')
+    make_sampling('mine', ['fit'], val_share=.5)
+    reading = 'data.inspect:episode_cli info bare', 'data.inspect:episode_cli validate bare'
+    writing = ('train:train_cli --preset tiny --sampling mine --name n --n_frames 640',
+        f'data.embed:embed_cli bare --clip {system}/mineclip.safetensors --workers 0',
+        'data.sampling:sampling_cli other fit',
+        'models.published:download_cli attn.pth --mirror http://127.0.0.1:9/',
+        f'rollout:rollout_cli dig --n_steps 2 --weights {system}',
+        'data.generate:generate_cli new 1 --n_steps 20 --size 32 --workers 0',
+        f'models.published:convert_cli {system}/prior.safetensors {data}/out.pt',
+        f'data.foreign:foreign_cli export bare {data}/lerobot')
+    folders = [data, *(p for p in data.rglob('*') if p.is_dir())]
+    for p in folders: p.chmod(0o555)
+    try: r = subprocess.run([*drop, sys.executable, '-W', 'ignore', '-c', EVERY_COMMAND], input='\n'.join(reading+writing),
+        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(repo_root())), capture_output=True, text=True)
+    finally:
+        for p in folders: p.chmod(0o755)
+    rows = [l.split('\t') for l in r.stdout.splitlines()]
+    assert len(rows) == len(reading+writing), r.stderr[-1500:]
+    for line,(_, status, n, *said) in zip(reading+writing, rows):
+        if line in reading: assert (status, n) == ('0','0'), (line, said)
+        else: assert (status, n) == ('1','1') and 'Permission denied' in said[0] and str(data) in said[0], (line, said)
+        assert 'on its disk' not in ''.join(said), (line, said)
 
 def test_an_index_is_not_believed(tmp_path):
     "Names in a stored index that lead out of the folder, and folders that would fetch from an address, are not used"

@@ -1,7 +1,10 @@
-"A papermill that is stopped takes its kernel along, and a launch ends with its kernel (test_train)"
+"A papermill that is stopped takes its kernel along, and a run that exists is kept; a launch ends with its kernel (test_train_processes)"
 import os, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest
+from steve1.config import data_dir, repo_root
+from steve1.train import train
+from train_runs import TINY, data
 
 def alive(pid):
     stat = Path(f'/proc/{pid}/stat')
@@ -28,3 +31,20 @@ def test_a_stopped_papermill_ends_its_kernel(tmp_path):
     finally:
         for q in (p.pid, pid):
             if alive(q): os.kill(q, signal.SIGKILL)
+
+def test_a_name_that_exists_is_kept(data):
+    "Training by papermill under the name of a run with other settings is refused, and that run's files stay as they are"
+    train(TINY.replace(name='there', n_frames=4*64))
+    folder = data_dir('runs', 'there')
+    files = lambda: {p:p.read_bytes() for p in folder.rglob('*') if p.is_file() and p.name != '.lock'}
+    before = files()
+    given = dict(preset='tiny', init='', sampling='tiny', name='there', lr='3e-5', n_frames=4*64, procs=1)
+    words = [str(w) for k,v in given.items() for w in ('-p', k, v)]
+    env = {k:v for k,v in os.environ.items() if k != 'IN_TEST'} | dict(JUPYTER_PREFER_ENV_PATH='1')
+    p = subprocess.run([sys.executable, '-m', 'papermill', '05_train.ipynb', str(data/'out.ipynb'),
+        '--no-progress-bar', '--log-level', 'ERROR', *words], cwd=repo_root()/'nbs', env=env, capture_output=True,
+        text=True)
+    assert p.returncode and "'there' exists with other settings: lr was" in p.stderr, p.stderr[-1000:]
+    after = files()
+    assert {k:after.get(k) for k in before} == before
+    assert {q.name for q in after.keys()-before.keys()} <= {'launch.log', 'launch.yaml'}

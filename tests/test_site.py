@@ -66,3 +66,8 @@ def test_every_notebook_and_module_has_a_page(site):
     modules = {p.relative_to(ROOT/'steve1').with_suffix('').as_posix().replace('/', '.')
         for p in (ROOT/'steve1').rglob('*.py') if not p.stem.startswith('_')}
     assert {f'api/{m}' for m in modules} <= there
+
+def test_reference_pages_say_what_is_ours(site):
+    "A constructor without a docstring shows none, rather than Python's own"
+    pages = list((site[0]/'api').glob('*.html'))
+    assert pages and not [p.name for p in pages if 'Initialize self' in p.read_text(encoding='utf-8')]

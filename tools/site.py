@@ -107,7 +107,8 @@ def described(f, name):
         for k,p in params]
     if said.get('return') or sig.return_annotation is not sig.empty:
         rows.append(('returns', kind(sig.return_annotation), '', said.get('return')))
-    return f"```python\n{name}({', '.join(k for k,_ in params)})\n```\n\n{inspect.getdoc(f) or ''}\n\n" + table(rows)
+    own = inspect.cleandoc(f.__doc__ or '') # not its base class's, which says nothing of it
+    return f"```python\n{name}({', '.join(k for k,_ in params)})\n```\n\n{own}\n\n" + table(rows)
 
 def kind(annotation):
     return '' if annotation is inspect.Parameter.empty else getattr(annotation, '__name__',

@@ -8,6 +8,7 @@ __all__ = ['DARK', 'LIT', 'PALE', 'put_text', 'draw_box', 'draw_keys', 'contact_
 # %% ../../nbs/base/overlay.ipynb #c002
 import math, re, shutil, subprocess, warnings
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from threading import Lock
 import cv2
@@ -54,14 +55,20 @@ def _font(missing=''):
     return _load_font(own)
 
 # %% ../../nbs/base/overlay.ipynb #c004-1
-@lru_cache(4096)
-def _letters(text, px):
-    "(mask (h,w) 0..1, height above the baseline) of a line of text"
+def _run(text, px):
+    "(mask (h,w) 0..1, height above the baseline) of characters that one font has"
     f = _font(''.join(sorted({c for c in text if ord(c) > 0x2e7f})))
     with _PEN:
         f.set_size(px, 72); f.set_text(text, 0.); f.draw_glyphs_to_bitmap(antialiased=True)
         mask = np.array(f.get_image(), np.float32)/255
         return mask, mask.shape[0]-round(f.get_descent()/64)
+
+@lru_cache(4096)
+def _letters(text, px):
+    "(mask (h,w) 0..1, height above the baseline) of a line of text, Chinese and other letters each in their own font"
+    runs = [_run(''.join(r), px) for _,r in groupby(text, lambda c: ord(c) > 0x2e7f)]
+    up, down = max(u for _,u in runs), max(len(m)-u for m,u in runs)
+    return np.concatenate([np.pad(m, ((up-u, down-len(m)+u), (0,0))) for m,u in runs], 1), up
 
 # %% ../../nbs/base/overlay.ipynb #e1blend
 def _blend(img, y, x, mask, color):
