@@ -7,6 +7,7 @@ from steve1.config import repo_root
 from steve1.world.process import EnvFailed, ProcessEnv
 from steve1.world.supervised import ProcessVectorEnv, Supervised
 from steve1.world.envs import check_env, make_env, make_vec
+from steve1.world.vector import one_world
 from steve1.world.worker import process_family
 
 FAKES = repo_root()/'tests'/'fake_games'
@@ -189,6 +190,8 @@ GARBAGE = dict(
         items_list=obs(inventory=['dirt']), gui=obs(isGuiOpen='yes'),
     no_info=reply(info=None), info_list=reply(info=[]), broken=reply(info={**GOOD['info'], 'broken':3}),
         water=reply(info={**GOOD['info'], 'in_water':'no'}),
+    done=reply(info={**GOOD['info'], 'done':1}), ours=reply(info={**GOOD['info'], 'failure':None}),
+        mask=reply(info={**GOOD['info'], '_broken':[]}), deep_info=reply(info={**GOOD['info'], 'x':{'x':{'x':1}}}),
     interrupt='{"error": "KeyboardInterrupt", "text": "stop"}\n', exit='{"error": "SystemExit", "text": "0"}\n',
         builtin='{"error": "print", "text": "0"}\n',
     dunder='{"error": "__import__", "text": "os"}\n', error_list='{"error": ["ValueError"], "text": "x"}\n',
@@ -229,6 +232,16 @@ def test_a_run_goes_on_beside_garbage():
                 if not lost[i] and w.playing[i].steps == 5: w.end(i)
     assert sorted(o.seed for o in w.outcomes if o.ok) == [0,2,4,5,10,11]
     assert all('unknown kind' in o.detail and o.cause == 'crash' for o in w.outcomes if not o.ok)
+
+@linux
+@pytest.mark.parametrize('a,b', [(1, None), (1, [2]), (dict(y=1), 2), (1, .5)], ids=str)
+def test_infos_of_several_kinds(a, b):
+    "Two worlds may say different things of one name: each keeps its own, and neither ends the other's episode"
+    makes = iter([a, b])
+    with Supervised(several(lambda: faulty(info=dict(x=next(makes))), 2), [dict(seed=s) for s in range(2)]) as w:
+        w.reset()
+        infos = w.step(jump(2))[4]
+        assert [one_world(infos, i)['x'] for i in range(2)] == [a, b] and not w.outcomes
 
 # --- other interpreters
 

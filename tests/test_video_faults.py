@@ -246,6 +246,26 @@ def test_an_unknown_part_amid_frames_is_damage(tmp_path):
     for read in ('count', 'times', 'frames'):
         with pytest.raises(VideoError, match='a.mkv.*frames are lost'): READERS[read](path)
 
+@pytest.mark.parametrize('read', ['count', 'times', 'frames'])
+@pytest.mark.parametrize('fault', ['no index', 'no samples', 'no box', 'cut'])
+def test_frames_lost_in_a_fragment_are_noticed(tmp_path, read, fault):
+    "FFmpeg passes over a fragment whose index is damaged, or ends there, without an error"
+    with VideoWriter(whole := tmp_path/'whole.mp4', (64,96)) as v: v.add(np.stack([pattern(i) for i in range(100)]))
+    path = tmp_path/'a.mp4'
+    with av.open(str(whole)) as a, av.open(str(path), 'w', options=dict(movflags='frag_keyframe+empty_moov')) as b:
+        s = b.add_stream_from_template(a.streams.video[0])
+        for p in a.demux(video=0):
+            if p.size: p.stream = s; b.mux(p)
+    assert VideoReader.count_frames(path) == 100 and numbers(read_all(path)) == list(range(100))
+    data = bytearray(path.read_bytes())
+    at = [i for i in range(len(data)) if data[i:i+4] == b'moof'][3]
+    if fault == 'no index': data[at:at+4] = b'free'
+    if fault == 'no samples': data[(t := data.find(b'trun', at)):t+4] = b'free'
+    if fault == 'no box': data[at-4:at+4] = bytes(8)
+    if fault == 'cut': del data[at-4:]; data += bytes(20)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match='a.mp4.*frames are lost'): READERS[read](path)
+
 @pytest.mark.parametrize('hidden', [0, 3])
 def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path, hidden):
     "A trimmed video is as long as players show it; the same index with less in the file is cut short"

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from fastcore.basics import patch
 from ..config import get_device, restore_hint
-from .files import atomic_path, first_few
+from .files import atomic_path, first_few, parse_json
 from .untrusted import is_torch_file, looks_like, present_file, safe_torch_load, scan_torch, unreadable
 from .hub import HubMixin
 
@@ -52,7 +52,7 @@ def _open_weights(path, device='cpu'):
 def _meta(f, path):
     "Our part of an open file's header"
     text = (f.metadata() or {}).get('steve1', '{}')
-    try: meta = json.loads(text)
+    try: meta = parse_json(text)
     except (ValueError, RecursionError) as e:
         raise ValueError(f'{path} has a damaged header: {e}; copy or make it again') from None
     if isinstance(meta, dict): return meta

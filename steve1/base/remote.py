@@ -13,7 +13,7 @@ from tokenize import TokenError
 import numpy as np
 from fastcore.basics import patch
 from ..config import data_dir
-from .files import atomic_path, path_inside, sha256, write_text
+from .files import atomic_path, parse_json, path_inside, sha256, write_text
 from .video import EpisodeError, short_error
 
 # %% ../../nbs/base/remote.ipynb #c008
@@ -37,7 +37,7 @@ class EpisodeFolder:
 # %% ../../nbs/base/remote.ipynb #ef01
 def _read_json(path):
     "Facts by name from a JSON file, or EpisodeError"
-    try: meta = json.loads(path.read_text(encoding='utf-8'))
+    try: meta = parse_json(path.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e:
         raise EpisodeError(f"{path} is no JSON ({short_error(e)}); {EpisodeFolder.REMAKE}") from None
     if isinstance(meta, dict): return meta

@@ -20,6 +20,7 @@ from ..base.commands import command
 from ..base.files import atomic_path, sha256, sole_writer
 from ..base.jobs import run_jobs
 from ..base.remote import EpisodeFolder
+from ..base.video import EpisodeError
 from ..episodes import Episode, dataset_dir
 
 # %% ../../nbs/data/importing.ipynb #c002-2
@@ -89,11 +90,18 @@ def _check_model(name, by, idm):
         f"({digest[:12]}); choose another name")
 
 # %% ../../nbs/data/importing.ipynb #e002
+def _how_made(path):
+    "How an episode was converted and by which model labelled, as its metadata say; EpisodeError if they make no sense"
+    had, by = (EpisodeFolder(path.parent).facts().get(k) for k in ('conversion','labelled_by'))
+    named = by is None or isinstance(by, dict) and all(isinstance(by.get(k), str) for k in ('model','sha256'))
+    if named and isinstance(had, (dict,type(None))): return had, by
+    wrong = str(had if named else by)[:80]
+    raise EpisodeError(f"{path}: {'conversion' if named else 'labelled_by'} is {wrong!r}; {EpisodeFolder.REMAKE}")
+
 def _check_same(folder, cfg, idm=None):
     "Raise ValueError if a dataset was converted in another way, or labelled by another model"
     now = json.loads(json.dumps(cfg.to_dict()))
-    for meta in (EpisodeFolder(p.parent).facts() for p in folder.glob('[!.]*/metadata.json')):
-        had, by = meta.get('conversion'), meta.get('labelled_by')
+    for had,by in map(_how_made, folder.glob('[!.]*/metadata.json')):
         if idm and by: _check_model(folder.name, by, idm)
         if had and had != now:
             old = {k:v for k,v in had.items() if now.get(k) != v}
@@ -101,13 +109,30 @@ def _check_same(folder, cfg, idm=None):
             raise ValueError(f"{folder.name} was converted with {old}, not {new}; choose another name")
         if by or not idm: return
 
+# %% ../../nbs/data/importing.ipynb #s001
+_COUNTS = 'frames', 'lines', 'steps', 'never_shown', 'shown_again', 'masked'
+_FACTS = dict(kind=str, size=list, dropped=dict, fps=(int,float), confidence=(int,float)) | dict.fromkeys(_COUNTS, int)
+
+def _stated(out):
+    "What an episode that is there says of its recording, or EpisodeError"
+    facts, path = Episode(out).meta.get('recording'), out/'metadata.json'
+    again = 'remove the folder and convert the recording again'
+    if not isinstance(facts, dict): raise EpisodeError(f"{path} states no recording; {again}")
+    counts = [(k, v, int) for k,v in facts['dropped'].items()] if isinstance(facts.get('dropped'), dict) else []
+    for k,v,kind in counts + [(k, facts[k], kind) for k,kind in _FACTS.items() if k in facts]:
+        if not isinstance(v, kind) or isinstance(v, bool):
+            raise EpisodeError(f"{path}: {k!r} of its recording is {str(v)[:80]!r}; {again}")
+    return facts
+
 # %% ../../nbs/data/importing.ipynb #d005
 _TIMEOUT = 3600. # seconds after which a recording counts as hung
 
 def _states(jobs, workers, engine):
     "A dict for each recording: name, state, facts or reason"
-    def entry(job, state, facts): return dict(name=job.out.name, state=state) | dict(facts, name=job.out.name)
-    found = {j.out.name:entry(j, 'there', Episode(j.out).meta['recording']) for j in jobs if _is_made(j.out)}
+    def entry(job, state, facts):
+        own = dict(name=job.out.name, state=state)
+        return own | facts | own
+    found = {j.out.name:entry(j, 'there', _stated(j.out)) for j in jobs if _is_made(j.out)}
     todo = [j for j in jobs if not _is_made(j.out)]
     done = run_jobs(_convert, todo, min(workers, len(todo)), _TIMEOUT, engine)
     for job,facts,error in tqdm(done, total=len(todo), disable=None, desc='recordings'):
@@ -145,10 +170,11 @@ def _report(
 ) -> pd.DataFrame: # A row a recording
     "What became of each recording"
     t = pd.DataFrame(map(_row, facts)).set_index('name')
+    t = t.rename(columns=dict(never_shown='frames never shown', shown_again='frames shown again'))
+    t = t.reindex(columns=_COLUMNS).dropna(axis=1, how='all')
     whole = t.select_dtypes('number').columns.difference(['fps','confidence'])
     t[whole] = t[whole].astype('Int64')
-    t = t.rename(columns=dict(never_shown='frames never shown', shown_again='frames shown again'))
-    return t.reindex(columns=_COLUMNS).dropna(axis=1, how='all')
+    return t
 
 # %% ../../nbs/data/importing.ipynb #d008
 def convert_recordings(

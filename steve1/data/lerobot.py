@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from ..config import install_hint
 from ..base.actions import KEYS
 from ..base.files import atomic_path
-from ..base.video import EpisodeError, VideoOutput, VideoWriter, open_video
+from ..base.muxing import VideoOutput
+from ..base.video import EpisodeError, VideoWriter, open_video
 from ..episodes import Episode, list_episodes
 
 # %% ../../nbs/data/lerobot.ipynb #c006

@@ -15,6 +15,7 @@ from ..config import Config, data_dir, find_data
 from ..base.commands import command
 from ..base.files import atomic_path, check_name
 from ..base.remote import EpisodeFolder, is_address
+from ..base.video import EpisodeError
 from ..episodes import Episode, list_episodes
 
 # %% ../../nbs/data/sampling.ipynb #c007
@@ -187,7 +188,9 @@ def _listed_folder(file, line):
     try: folder = EpisodeFolder.at(line).path if is_address(line) else find_data(line)
     except (OSError, ValueError) as e:
         raise type(e)(f"{file} names {line[:80]!r}: {e}; make the sampling again") from None
-    return folder if os.path.isdir(folder) else None
+    if not os.path.isdir(folder): return None
+    if any((folder/f).is_file() for f in EpisodeFolder.FILES): return folder
+    raise EpisodeError(f"{file} names {line[:80]!r}, a folder that holds no episode; make the sampling again")
 
 
 # %% ../../nbs/data/sampling.ipynb #c019
@@ -216,7 +219,8 @@ def read_sampling(
     trained = {os.path.realpath(p) for p in train}
     if both := {p for p in val if os.path.realpath(p) in trained}:
         names = ', '.join(sorted(p.name for p in both)[:3])
-        raise ValueError(f"sampling {name!r} trains on what it validates with: {names}; make it again")
+        raise ValueError(f"sampling {name!r} trains on what it validates with: "
+            f"{' and '.join(_files(name))} both name {names}; make it again")
     return train, val
 
 # %% ../../nbs/data/sampling.ipynb #c030

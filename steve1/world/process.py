@@ -197,11 +197,25 @@ def _check_obs(obs):
     _check(isinstance(obs.get('isGuiOpen'), bool), 'wrong isGuiOpen', obs.get('isGuiOpen'))
 
 # %% ../../nbs/world/process.ipynb #c037b
+_INFO = dict(broken=str, placed=str, in_water=bool, eye_in_water=bool) # what every game says of a step
+_OPTIONAL = dict(done=bool, near=str)                                  # what some say
+_OURS = 'failure', 'final_obs', 'final_info'                           # what we say of an episode that is over
+
 def _check_info(info):
-    "Raise `_Garbage` for what is no info of a step"
+    "Raise `_Garbage` for what is no info of a step; a game's own values are numbers, text, lists or flat dicts"
     _check(isinstance(info, dict), 'no info', info)
-    for k in ('broken','placed'): _check(isinstance(info.get(k), str), f'wrong {k}', info.get(k))
-    for k in ('in_water','eye_in_water'): _check(isinstance(info.get(k), bool), f'wrong {k}', info.get(k))
+    for k,kind in _INFO.items(): _check(isinstance(info.get(k), kind), f'wrong {k}', info.get(k))
+    for k,v in info.items():
+        _check(isinstance(v, _OPTIONAL.get(k, object)), f'wrong {k[:40]!r}', v)
+        _check_value(k, v)
+        for name,x in v.items() if isinstance(v, dict) else ():
+            _check(not isinstance(x, dict), f'a dict in a dict, {k[:40]!r},', v)
+            _check_value(name, x)
+
+def _check_value(k, v):
+    "One named value of an info"
+    _check(k not in _OURS and not k.startswith('_'), 'an info of a reserved name', k)
+    _check(not isinstance(v, float) or math.isfinite(v), f'wrong {k[:40]!r}', v)
 
 # %% ../../nbs/world/process.ipynb #c014
 @patch

@@ -77,6 +77,29 @@ def one_world(
         else: out[k] = v[i].item() if isinstance(v[i], np.generic) else v[i]
     return out
 
+# %% ../../nbs/world/vector.ipynb #i002
+def _column_kind(v):
+    "(dtype, shape) of what a column of values like `v` holds; None for a dict, which makes columns of its own"
+    if isinstance(v, dict): return None
+    if isinstance(v, np.ndarray): return v.dtype, v.shape
+    small = isinstance(v, (bool,float,np.number)) or isinstance(v, int) and -2**63<=v<2**63
+    return np.dtype(type(v) if small else object), ()
+
+def _is_mixed(column, v):
+    "Is `v` of another kind than the column of a key, of which None is none yet?"
+    kind = _column_kind(v)
+    if column is None: return kind==(object,())
+    if isinstance(column, dict) or kind is None: return not isinstance(column, dict) or kind is not None
+    return column.dtype!=object and (column.dtype, column.shape[1:])!=kind
+
+# %% ../../nbs/world/vector.ipynb #i003
+def _as_objects(infos, k, n):
+    "Column `k` of n worlds as Python objects; None for a world that has none"
+    known = infos.get('_'+k, np.zeros(n, bool))
+    column = np.full(n, None, object)
+    for i in np.flatnonzero(known): column[i] = one_world({k:infos[k]}, i)[k]
+    return column
+
 # %% ../../nbs/world/vector.ipynb #c015
 class WorldVectorEnv(VectorEnv):
     "n worlds side by side; a subclass adds `_start`, `_act`, `_observe`, `_inform` and `picture`"
@@ -185,6 +208,21 @@ def add_final(self:WorldVectorEnv,
 ) -> dict:      # `final` with this world's `final_obs` and `final_info`
     "Record how an episode ended, as gymnasium's mode SameStep does"
     return self._add_info(final, dict(final_obs=_as_single(obs, i), final_info=one_world(infos, i)), i)
+
+# %% ../../nbs/world/vector.ipynb #i005
+@patch
+def _add_info(self:WorldVectorEnv, infos, info, i):
+    "gymnasium's, but values of several kinds make a column of objects"
+    for k,v in info.items():
+        if k!='final_obs' and _is_mixed(infos.get(k), v): infos[k] = _as_objects(infos, k, self.num_envs)
+        if isinstance(infos.get(k), np.ndarray) and infos[k].dtype==object: _put_object(infos, k, v, i)
+        else: infos = VectorEnv._add_info(self, infos, {k:v}, i)
+    return infos
+
+def _put_object(infos, k, v, i):
+    "Set one world's value in a column of objects"
+    infos[k][i] = v
+    infos.setdefault('_'+k, np.zeros(len(infos[k]), bool))[i] = True
 
 # %% ../../nbs/world/vector.ipynb #c019c
 def _as_single(batch, i):

@@ -53,5 +53,5 @@ def run(case):
     if status == 4: return f'honest episode lost: {child.text()[-500:]}'
     if status: return f"{'hang' if status == 'hang' else 'ended'}: {status}: {child.text()[-400:]}"
     if left := harness.outliving(): return f'outlives: {left}'
-    if left := set(temp.iterdir())-before: return f'leftover: {sorted(p.name for p in left)}'
+    if left := set(temp.iterdir())-before-{child.said}: return f'leftover: {sorted(p.name for p in left)}'
     return 'ok'

@@ -18,7 +18,7 @@ def held():
 def left():
     "Folders, except a cache of torch, and shared memory"
     return {f'temp {p}' for p in os.listdir(tempfile.gettempdir())
-        if not p.startswith('torchinductor')} | {f'shm {p}' for p in harness.shared_memory()}
+        if not p.startswith(('torchinductor', 'said'))} | {f'shm {p}' for p in harness.shared_memory()}
 
 @contextlib.contextmanager
 def expected(*errors):
@@ -39,6 +39,9 @@ def prepare(root):
     (root/'cut.mp4').write_bytes((SAMPLE/'500000'/'frames.mp4').read_bytes()[:9000])
     shutil.copytree(SAMPLE/'500000', root/'bent')
     shutil.copytree(SAMPLE/'500000', root/'own')
+    # embedded again and again, in a width that training does not expect of the toys
+    shutil.copytree(root/'datasets'/'tiny', root/'embedded')
+    s['own'] = sorted((root/'embedded').iterdir())
     data = bytearray((root/'bent'/'frames.mp4').read_bytes())
     data[20000:20600] = bytes(600)
     (root/'bent'/'frames.mp4').write_bytes(data)
@@ -109,7 +112,7 @@ def conversions(s, i):
 
 def embeddings(s, i):
     from steve1.data.embed import embed_episode
-    embed_episode(s['toys'][i % len(s['toys'])], s['system'].clip)
+    embed_episode(s['own'][i % len(s['own'])], s['system'].clip)
 
 def worlds(s, i):
     from steve1.world.process import EnvFailed, ProcessEnv

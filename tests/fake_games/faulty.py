@@ -3,8 +3,8 @@ import json, os, signal, subprocess, sys, time
 import numpy as np
 
 class Faulty:
-    def __init__(self, seed=0, size=(64,64), fault='', at=0, child=False, bad_seeds=(), only=(), pause=0., still=False, say=''):
-        self.seed, self.size, self.fault, self.at, self.pause, self.say = seed, tuple(size), fault, at, pause, say
+    def __init__(self, seed=0, size=(64,64), fault='', at=0, child=False, bad_seeds=(), only=(), pause=0., still=False, say='', info=None):
+        self.info, self.seed, self.size, self.fault, self.at, self.pause, self.say = info or {}, seed, tuple(size), fault, at, pause, say
         self.bad_seeds, self.only = tuple(bad_seeds), tuple(only)         # seeds that cannot start; seeds that fail (none named: all)
         self.still = np.zeros((*self.size, 3), np.uint8) if still else None
         signal.signal(signal.SIGUSR1, lambda *_: self.hoard.append(np.ones(200_000_000, np.uint8)))      # a leak from outside
@@ -26,7 +26,7 @@ class Faulty:
         self.t += 1
         time.sleep(self.pause)
         if self.t >= self.at and (self.seed in self.only or not self.only): getattr(self, 'do_'+self.fault, int)()
-        return self.obs(), dict(broken='', placed='', in_water=False, eye_in_water=False, child=self.child, pid=os.getpid(), t=self.t)
+        return self.obs(), dict(broken='', placed='', in_water=False, eye_in_water=False, child=self.child, pid=os.getpid(), t=self.t, **self.info)
 
     def render(self, size): return np.full((*size, 3), self.t, np.uint8)
     def close(self): pass
