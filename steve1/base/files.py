@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['remove_leftovers', 'explained_writes', 'atomic_path', 'write_text', 'digest', 'sha256', 'compiled_library',
-           'check_name', 'path_inside', 'open_plain', 'sole_writer', 'locked', 'first_few']
+           'check_name', 'path_inside', 'open_plain', 'sole_writer', 'locked', 'parse_json', 'first_few']
 
 # %% ../../nbs/base/files.ipynb #c002
-import errno, hashlib, os, platform, re, shutil, socket, subprocess, uuid
+import errno, hashlib, json, os, platform, re, shutil, socket, subprocess, uuid
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
@@ -48,12 +48,26 @@ def _sweep_shared(folder=Path('/dev/shm')):
 # %% ../../nbs/base/files.ipynb #n021
 _FAILED = re.compile(r'enforce fail|iostream error|No space left|StorageFull|File too large|quota exceeded'
     r'|os error (?:5|27|28|122)\b|write failed|requested and \d+ written')
+_REFUSED = {'Permission denied':errno.EACCES, 'Read-only file system':errno.EROFS}
 _ERRNOS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
 _FREE = 'are free on its disk'
 
 def _free(path):
     "Bytes that are free on the disk of a file, whose folder may not be there yet"
     return shutil.disk_usage(next(p for p in Path(path).absolute().parents if p.exists())).free
+
+# %% ../../nbs/base/files.ipynb #n021-2
+def _refused(number, text):
+    "The number of a write that is not allowed, where a library gives words alone; None: it is something else"
+    if number or not re.search('enforce fail|os error', text): return None
+    return next((n for words,n in _REFUSED.items() if words in text), None)
+
+def _no_room(path, number, text): # OSError
+    "What failed, and how much is free"
+    too_large = number == errno.EFBIG or 'File too large' in text
+    fix = 'allow larger files (ulimit -f)' if too_large else 'free some space, or set STEVE1_DATA to a larger disk'
+    return OSError(number or (errno.EFBIG if too_large else errno.ENOSPC),
+        f'{path} could not be written: {text[:200]}; {_free(path)/1e6:,.0f} MB {_FREE}: {fix}')
 
 # %% ../../nbs/base/files.ipynb #n021-1
 @contextmanager
@@ -64,11 +78,9 @@ def explained_writes(
     try: yield
     except Exception as e:
         number, text = getattr(e, 'errno', None), ' '.join((getattr(e, 'strerror', None) or str(e)).split())
+        if refused := _refused(number, text): raise OSError(refused, os.strerror(refused), str(path)) from e
         if number not in _ERRNOS and not _FAILED.search(text) or _FREE in text: raise
-        too_large = number == errno.EFBIG or 'File too large' in text
-        fix = 'allow larger files (ulimit -f)' if too_large else 'free some space, or set STEVE1_DATA to a larger disk'
-        raise OSError(number or (errno.EFBIG if too_large else errno.ENOSPC),
-            f'{path} could not be written: {text[:200]}; {_free(path)/1e6:,.0f} MB {_FREE}: {fix}') from e
+        raise _no_room(path, number, text) from e
 
 # %% ../../nbs/base/files.ipynb #k003
 def _publish(tmp, path):
@@ -216,6 +228,20 @@ def locked(
     lock = data_dir('cache', 'locks', f'{key}.lock')
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock): yield
+
+# %% ../../nbs/base/files.ipynb #j002
+_HALVES = re.compile(r'\\u[dD][89a-fA-F]|[\ud800-\udfff]')
+
+def parse_json(
+    text:str|bytes, # Of a file; bytes are UTF-8
+):                  # What it holds
+    "`json.loads`, which refuses text that UTF-8 cannot hold; ValueError or RecursionError says why"
+    if isinstance(text, bytes): text = text.decode('utf-8-sig')
+    value = json.loads(text)
+    if not _HALVES.search(text): return value
+    try: json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e: raise ValueError(f'half a character, {e.object[e.start]!a}') from None
+    return value
 
 # %% ../../nbs/base/files.ipynb #c016
 def first_few(

@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from ..config import Config, data_dir
 from ..base.commands import command
 from ..base.downloads import DownloadError, download
-from ..base.files import explained_writes, open_plain, sole_writer
+from ..base.files import explained_writes, open_plain, parse_json, sole_writer
 from ..base.jobs import run_jobs
 from ..base.remote import EpisodeFolder
 from ..base.video import EpisodeError
@@ -116,7 +116,7 @@ def read(cls:RecordingIndex,
     path = _fetch_index(url) if re.match(r'https?://', url) else Path(url)
     if not path.is_file():
         raise FileNotFoundError(f"no index at {url}; give a file, an address, or one of {', '.join(_INDEXES)}")
-    try: d = json.loads(path.read_text(encoding='utf-8-sig'))
+    try: d = parse_json(path.read_text(encoding='utf-8-sig'))
     except (ValueError, RecursionError) as e: raise ValueError(f"{path} is no index: no JSON ({e})") from None
     if not isinstance(d, dict) or not {'basedir','relpaths'} <= set(d):
         raise ValueError(f"{path} is no index: it needs 'basedir' and 'relpaths'")

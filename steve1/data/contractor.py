@@ -25,7 +25,7 @@ from ..base.actions import ACTION_DTYPE, HOTBAR, KEYS
 
 # %% ../../nbs/data/contractor.ipynb #c002-2
 from ..base.commands import FrameSize
-from ..base.files import sha256
+from ..base.files import parse_json, sha256
 from ..base.video import VideoError, VideoWriter, VideoReader, resize_frames
 from ..episodes import EpisodeWriter, RowWriter, clip_id
 from .embed import embed_segments
@@ -55,7 +55,7 @@ def json_lines(
             where = f'{path.name}, line {i}'
             if not line.strip(): blank = blank or where; continue
             if blank: raise RecordingError(f"{blank}: blank, but more lines follow; remove the blank line")
-            try: value = json.loads(line)
+            try: value = parse_json(line)
             except (ValueError, RecursionError) as e: raise RecordingError(f"{where}: no JSON ({e})") from None
             yield where, value
 
