@@ -3,7 +3,7 @@ import numpy as np, pytest, torch
 from steve1.base.video import VideoWriter
 from steve1.config import find_data, repo_root
 from steve1.data.basalt import BASALT_TASKS, BasaltConfig, convert_basalt
-from steve1.data.contractor import ContractorConfig, RecordingError, convert_contractor, ContractorActions, read_steps
+from steve1.data.contractor import ContractorConfig, RecordingError, convert_contractor, ContractorActions, _read_steps
 from steve1.data.recordings import RecordingConfig, convert_recording
 from steve1.data.tracks import Recording, ActionLines
 from steve1.episodes import validate_episode
@@ -48,9 +48,9 @@ def test_written_as_real(tmp_path):
     "What `write_contractor` writes moves the mouse as the real recorder does"
     from steve1.data.contractor import write_contractor
     from steve1.episodes import Episode, list_episodes
-    written = [s['mouse'] for s in read_steps(write_contractor(Episode(list_episodes('sample')[1]), tmp_path/'x',
+    written = [s['mouse'] for s in _read_steps(write_contractor(Episode(list_episodes('sample')[1]), tmp_path/'x',
         (90,160), stop=200)[1])]
-    real = [s['mouse'] for s in read_steps(LINES)]
+    real = [s['mouse'] for s in _read_steps(LINES)]
     for mouse in (written, real):
         moved = [abs(b['x']-a['x']-a['dx']) < 1e-6 and abs(b['y']-a['y']-a['dy']) < 1e-6 for a,b in zip(mouse,
             mouse[1:])]

@@ -104,11 +104,11 @@ def test_command(tmp_path):
 COMMAND = "from steve1.data.importing import recordings_cli\nif __name__ == '__main__': recordings_cli()\n"
 def test_blank_lines_at_the_end(tmp_path):
     "Blank lines at the end are no lines, for plain actions and for a contractor's"
-    from steve1.data.contractor import RecordingError, read_steps
+    from steve1.data.contractor import RecordingError, _read_steps
     from steve1.data.tracks import ActionLines
     step = json.dumps(dict(mouse=dict(dx=1, dy=0, buttons=[], newButtons=[]), keyboard=dict(keys=[]), isGuiOpen=False))
     for line,read in (('{"camera": [1.0, 0.0]}', lambda p: ActionLines.read(p).rows),
-        (step, lambda p: ActionLines.read(p).rows), (step, lambda p: list(read_steps(p)))):
+        (step, lambda p: ActionLines.read(p).rows), (step, lambda p: list(_read_steps(p)))):
         for end in ('', '\n', '\n\n', '\r\n \n\t\n\n'):
             (tmp_path/'actions.jsonl').write_text('\n'.join([line]*3)+end)
             assert len(read(tmp_path/'actions.jsonl')) == 3

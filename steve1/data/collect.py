@@ -250,6 +250,13 @@ def _drop_raw(entry, raw):
     "Delete fetched files; the user's own stay"
     for x in ('.mp4','.jsonl')*entry.remote: entry.raw_path(raw, x).unlink(missing_ok=True)
 
+def _drop_used(recordings, folder, raw):
+    "Delete the fetched files that a killed run left: they are older than the episode that was made of them"
+    for r in recordings:
+        facts, files = folder/r.name/'metadata.json', [r.raw_path(raw, x) for x in ('.mp4','.jsonl')]
+        ages = [p.stat().st_mtime for p in files if p.is_file()] if facts.is_file() else []
+        if ages and max(ages) <= facts.stat().st_mtime: _drop_raw(r, raw)
+
 def _settle(job, error, ledger):
     "Note in the ledger what became of a conversion"
     name = job.entry.name
@@ -272,6 +279,7 @@ def collect(
         _check_conversion(folder, cfg)
         ledger = Ledger.of(folder)
         todo = ledger.plan(recordings, cfg.retry)[0]
+        if not cfg.keep_raw: _drop_used(recordings, folder, raw)
         for r in todo:
             if ledger.last.get(r.name, ('',))[0] == 'broken': _drop_raw(r, raw) # it may have broken on the way
         with tqdm(total=len(todo), disable=None, desc='recordings') as bar:

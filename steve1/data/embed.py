@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 from ..config import Config, typed_path
 from ..base.commands import command
-from ..base.files import atomic_path, sha256
+from ..base.files import atomic_path, remove_leftovers, sha256
 from ..base.jobs import run_jobs
 
 # %% ../../nbs/data/embed.ipynb #c002-2
@@ -95,6 +95,7 @@ def load_clip(
 # %% ../../nbs/data/embed.ipynb #s5b
 def _embed(job):
     path, clip = job
+    remove_leftovers(path) # of a killed process, though there may be nothing to embed
     clip = load_clip(clip) if isinstance(clip, str) else clip
     return None if is_embedded(path, clip_id(clip)) else embed_episode(path, clip)
 
