@@ -211,8 +211,8 @@ def test_the_demo_is_driven_by_clicks_and_keys(started, tmp_path):
     with av.open(str(film)) as f: assert f.streams.video[0].frames==t-1
 
     page.click(WORLD); page.wait(f'{steps}==0')
-    page.js("document.querySelector('.s1 select').value='lake'; document.querySelector('.s1 "
-        "select').dispatchEvent(new Event('change', {bubbles:true}))")
+    arenas = "[...document.querySelectorAll('.s1 select')].find(s => [...s.options].some(o => o.value=='lake'))"
+    page.js(f"const menu = {arenas}; menu.value='lake'; menu.dispatchEvent(new Event('change', {{bubbles:true}}))")
     page.wait(f"{text('.s1-title')}.includes('lake')")
 
 @pytest.mark.skipif('DEMO_SHOT' not in os.environ, reason='DEMO_SHOT names no picture to take')

@@ -262,7 +262,7 @@ def test_commands(tmp_path):
     assert 'LeRobot' in command(tmp_path, '--help').stdout
     for args,code,said in ((('export', sample), '', 'two'), (('index', tmp_path/'no'), '', 'no folder'),
         (('basalt', tmp_path), '', 'give one of'),
-            (('export', sample, tmp_path/'out'), no_arrow, "steve1[lerobot]"), (('export', sample, tmp_path), '',
+            (('export', sample, tmp_path/'out'), no_arrow, "[lerobot]'"), (('export', sample, tmp_path), '',
                 'exists already')):
         p = command(tmp_path, *args, code=code)
         assert p.returncode and said in p.stderr.splitlines()[-1] and 'Traceback' not in p.stderr, (args, p.stderr)

@@ -93,7 +93,8 @@ def start_ranks(fork, cfg, world=2):
     loopback = 'lo0' if sys.platform == 'darwin' else 'lo'
     env = dict(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), STEVE1_STORE=os.path.join(folder, 'store'),
         STEVE1_PROCS=str(world), GLOO_SOCKET_IFNAME=loopback, ACCELERATE_USE_CPU='true')
-    return [fork('run', config(cfg), RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(world)]
+    argv = config(cfg) # once: a process that has begun reads this file
+    return [fork('run', argv, RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(world)]
 
 def ranks(fork, cfg, world=2):
     """The run in several processes; started again if one dies of a signal.
