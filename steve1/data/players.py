@@ -25,6 +25,7 @@ from ..base.video import resize_frames
 from ..world.blocks import ARENAS
 from ..world.envs import ENVS, make_vec
 from ..world.mirror import Mirror, WATCH
+from ..world.process import EnvFailed
 from ..world.vector import one_world
 from ..world.tasks import EventFinder, TASKS
 from ..world.experts import Expert, START_ITEMS, equal_spans, policy_row
