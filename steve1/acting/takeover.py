@@ -50,9 +50,9 @@ _odds = dict(dig=.7, dirt=1., sky=.5, leaves=1.3, wood=1.8, seeds=1.8, flower=2.
     underwater=1., inventory=.3, tower=1.1, sand=1.2) # how often a task is drawn
 
 class _Turns:
-    "An episode of takeovers, segment by segment"
-    def __init__(self, how, seed, n_steps, size, only, segment=64):
-        self.how, self.seed, self.n_steps, self.size, self.segment = how, seed, n_steps, size, segment
+    "An episode of takeovers, step by step"
+    def __init__(self, how, seed, n_steps, size, only):
+        self.how, self.seed, self.n_steps, self.size = how, seed, n_steps, size
         self.rng, p = np.random.default_rng((seed,23)), np.array([_odds[t] for t in TASKS])
         self.task = only or str(self.rng.choice(list(TASKS), p=p/p.sum()))
         self.arena, self.moves, self.mine, self.left = TASKS[self.task].arena, iter(()), False, 0
@@ -86,7 +86,7 @@ def _next_turn(self:_Turns, agent, world, obs):
 # %% ../../nbs/acting/takeover.ipynb #t012
 @patch
 def _steps(self:_Turns, env, obs):
-    "Yield (frame, action row) of every step that is recorded"
+    "Yield (frames (1,h,w,3), action rows (1,)) of every step that is recorded"
     (agent, goal, weights), finder = self._agent(), EventFinder()
     self.meta = dict(takeover=dict(task=self.task, scale=agent.cond_scale or 0., weights=weights, how=self.how.to_dict()))
     for _ in range(self.n_steps):
@@ -96,22 +96,17 @@ def _steps(self:_Turns, env, obs):
         after, _, _, _, infos = env.step(row[None])
         if not is_null(row[None])[0]:
             self.log.append(self.mine)
-            yield obs['pov'], row
+            yield obs['pov'][None], row[None]
         obs, info = one_world(after, 0), one_world(infos, 0)
         if finder.update(self.task, obs, info) and self.log: self.events.append((len(self.log), self.task))
 
 # %% ../../nbs/acting/takeover.ipynb #t013
 @patch
-def __iter__(self:_Turns): # Yields (frames uint8 (k,h,w,3), action rows (k,))
-    env, frames, rows = make_vec('blockworld', 1, self.size, items=START_ITEMS), [], []
+def __iter__(self:_Turns): # Yields (frames uint8 (1,h,w,3), action rows (1,))
+    env = make_vec('blockworld', 1, self.size, vector=dict(autoreset_mode='Disabled'), items=START_ITEMS)
     try:
         obs, _ = env.reset(seed=[self.seed], options=dict(arena=self.arena))
-        for frame,row in self._steps(env, one_world(obs, 0)):
-            frames.append(frame); rows.append(row)
-            if len(rows)==self.segment:
-                yield np.stack(frames), np.stack(rows)
-                frames, rows = [], []
-        if rows: yield np.stack(frames), np.stack(rows)
+        yield from self._steps(env, one_world(obs, 0))
     finally: env.close()
     self.events = [(s,t) for s,t in self.events if s<len(self.log)]
 

@@ -362,7 +362,8 @@ def _check_matroska(path, file):
         with _log(av.logging.DEBUG) as log, _open_container(path, False) as f:
             at = [p.pos for p in f.demux() if p.pos is not None]
     except av.error.FFmpegError: return # the pass that follows says where
-    if faults := [s for s in map(_matroska_fault, log, repeat(min(at, default=0))) if s]: raise VideoError(f"{path} is cut short or damaged, and frames are lost ({faults[0]}); {_COPY}")
+    if faults := [s for s in map(_matroska_fault, log, repeat(min(at, default=0))) if s]:
+        raise VideoError(f"{path} is cut short or damaged, and frames are lost ({faults[0]}); {_COPY}")
 
 # %% ../../nbs/base/video.ipynb #s0f1
 def _boxes(path, size):
