@@ -11,7 +11,7 @@ import torch
 from ..base.actions import ActionMap
 from ..base.video import EpisodeError, GOP
 from ..policy import Policy
-from ..episodes import Episode
+from ..episodes import Episode, clip_id
 
 # %% ../../nbs/training/boundaries.ipynb #b011
 @torch.no_grad()
@@ -45,10 +45,10 @@ def write_boundaries(
     gap:float=5.,   # Surprise over the mean of its event that begins a new one, nats
     least:int=GOP,  # Shortest event, steps; 1 or more
 ) -> int: # Episodes that were changed
-    "Find the events of episodes, where they are not there by these settings"
-    n = 0
+    "Find the events of episodes, where they are not there by this policy and these settings"
+    n, how = 0, dict(policy=clip_id(policy), gap=float(gap), least=int(least))
     for ep in map(Episode, episodes):
-        how, old = dict(gap=float(gap), least=int(least)), ep.meta.get('boundaries')
+        old = ep.meta.get('boundaries')
         if isinstance(old, dict) and how.items()<=old.items(): continue
         steps = _find_boundaries(_surprise(policy, ep), gap, least)
         ep.folder.write_facts(ep.meta | dict(boundaries=how | dict(steps=steps)))
