@@ -52,11 +52,15 @@ def relabel(
 def _span_goals(
     goal_idx, # int64 (n,): goals drawn in hindsight
     spans,    # `Episode.spans`: (start, stop, task)
-) -> np.ndarray: # int64 (n,): the last step of the span that a step lies in, else the goal drawn
-    "Goals at the ends of labelled spans"
+    events=(),# `Episode.events`: (step, task)
+) -> np.ndarray: # int64 (n,): the next event of the span that a step lies in, its last step if it has none, else the goal drawn
+    "Goals at events and ends of labelled spans"
     out = np.array(goal_idx)
-    for start,stop,*_ in sorted(spans):
-        if stop-1 >= GOP-1: out[start:stop] = stop-1
+    for start,stop,*task in sorted(spans):
+        done = sorted(s for s,t in events if max(start, GOP-1) <= s < stop and t in task) or [stop-1]
+        if done[-1] < GOP-1: continue
+        ahead = np.searchsorted(done, np.arange(start, stop))
+        out[start:stop] = np.array(done)[np.minimum(ahead, len(done)-1)]
     return out
 
 # %% ../nbs/04_dataset.ipynb #c017
@@ -71,9 +75,10 @@ class DataConfig(Config):
     start:int = 0          # First step of an episode that is used
     cut:Literal['random','shift'] = 'random' # Chunks begin at a random step each pass, or one chunk's length apart from `start` on
     piece:int = 0          # Steps of a segment, after which the memory is emptied (with --cut shift); 0: whole episodes
-    goals:Literal['visit','chunk','span','event'] = 'visit' # Drawn once a pass or a chunk; ends of labelled spans, or of events
+    goals:Literal['visit','chunk','span','done','event'] = 'visit' # Drawn once a pass or a chunk; ends of labelled spans, their events; events found
     augment:bool|Literal['mild','colour','vpt'] = False # Random changes of the pictures; true: mild
     grey:float = 0.        # Share of episode passes in grey, 0 to 1
+    mirror:float = 0.      # Share of episode passes that are mirrored, pictures and actions, 0 to 1
     all_steps:bool = False # Train on masked steps, too, where they were recorded (for a model that labels)
     seed:int = 0           # Random seed of order, goals and augmentation, and of new weights
     presets:ClassVar[dict] = {'mini':{}, 'tiny':dict(T=16, max_gap=40),
@@ -92,7 +97,7 @@ def check(self:DataConfig):
     if not GOP-1 <= self.min_gap < self.max_gap:
         raise ValueError(f"gaps must satisfy {GOP-1} <= min_gap < max_gap (no window ends before step {GOP-1}), "
             f"got min_gap={self.min_gap}, max_gap={self.max_gap}")
-    for k in ('p_uncond','grey'):
+    for k in ('p_uncond','grey','mirror'):
         if not 0 <= getattr(self, k) <= 1: raise ValueError(f"{k}={getattr(self, k)} is a share, from 0 to 1")
     for k in ('start','goal_lag'):
         if getattr(self, k) < 0: raise ValueError(f"{k} must not be negative, got {getattr(self, k)}")
@@ -128,15 +133,17 @@ def _chunk_starts(
 _action_map = ActionMap()
 
 def joint_actions(
-    ep:Episode, # Its actions are read
+    ep:Episode,          # Its actions are read
+    mirrored:bool=False, # Left and right change places
 ) -> tuple: # buttons (n,) in 0..8640, camera (n,) in 0..120, both int64
     "The actions of an episode as two integers a step"
     if len(ep.actions) != ep.n:
         raise EpisodeError(f"{ep.path}: {len(ep.actions)} actions but {ep.n} steps; "
             'remove the folder and make the episode again')
-    try: return _action_map.to_joint(ep.actions)
+    try: joint = _action_map.to_joint(ep.actions)
     except ValueError as e:
         raise EpisodeError(f"{ep.path}/actions.npy: {e}; remove the folder and make the episode again") from None
+    return _action_map.mirror(*joint) if mirrored else joint
 
 # %% ../nbs/04_dataset.ipynb #s03
 def action_counts(
@@ -184,12 +191,14 @@ class EpisodePass:
         rng, n = seed if hasattr(seed, 'integers') else np.random.default_rng(seed), self.ep.n
         self.goal_idx = relabel(n, cfg.min_gap, cfg.max_gap, rng, cfg.goal_lag)
         if cfg.goals == 'span': self.goal_idx = _span_goals(self.goal_idx, self.ep.spans)
+        if cfg.goals == 'done': self.goal_idx = _span_goals(self.goal_idx, self.ep.spans, self.ep.events)
         if cfg.goals == 'event': self.goal_idx = _span_goals(self.goal_idx, event_spans(self.ep))
         self.starts = _chunk_starts(n, cfg, rng, segment)
         draws = rng.random(1 if cfg.piece else len(self.starts))
         self.dropped = np.broadcast_to(draws < cfg.p_uncond, len(self.starts))
         self.changes = draw_changes(cfg.augment, cfg.grey, rng)
-        self.buttons, self.camera = joint_actions(self.ep)
+        self.mirrored = bool(cfg.mirror and rng.random() < cfg.mirror)
+        self.buttons, self.camera = joint_actions(self.ep, self.mirrored)
         recorded = 'labelled_by' not in self.ep.meta
         self.loss_mask = np.ones(n, bool) if cfg.all_steps and recorded else self.ep.loss_mask
         self.table = _goal_table(self.ep, self.goal_idx) if read_goals and cfg.goals != 'chunk' else None
@@ -227,6 +236,7 @@ def chunk(self:EpisodePass,
     s, seen = slice(a, a+T), int(self.starts[c-1])+T-a if c else 0 # seen: steps shared with the chunk before
     img = self.ep.frames(a, a+T, img)
     for change in self.changes: img[:] = change(img)
+    if self.mirrored: img[:] = img[:,:,::-1].copy()
     first, loss_mask = np.zeros(T, bool), self.loss_mask[s].copy()
     first[0] = c == 0 or seen > 0
     loss_mask[:seen] = False

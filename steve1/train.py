@@ -180,7 +180,7 @@ def _val_chunks(self:Trainer, episodes): # Batches of this process's lanes, with
     if key not in self.val_data:
         val,acc,out = self.cfg.validation,self.acc,[]
         p_uncond = 1. if self.cfg.data.p_uncond == 1 else 0.
-        stream = self._make_stream(episodes, val.val_lanes, p_uncond=p_uncond, seed=12345, augment=False, grey=0.)
+        stream = self._make_stream(episodes, val.val_lanes, p_uncond=p_uncond, seed=12345, augment=False, grey=0., mirror=0.)
         for i in range(val.val_batches):
             b = stream.batch(i)
             b['shuffled'] = b['goal'].roll(len(b['goal'])//2, 0)
@@ -190,32 +190,34 @@ def _val_chunks(self:Trainer, episodes): # Batches of this process's lanes, with
 
 # %% ../nbs/05_train.ipynb #s04
 @patch
-def _val_sums(self:Trainer, episodes): # (3,6): `frame_sums` with, without and with wrong goals, over all processes
+def _val_sums(self:Trainer, episodes): # (3,6): `frame_sums` with, without and with wrong goals; (2,): `turn_sums`; over all processes
     "Sums over the fixed chunks"
-    sums,mem = torch.zeros(3, 6, device=self.acc.device),[None]*3
+    sums,turns,mem = torch.zeros(3, 6, device=self.acc.device),torch.zeros(2, device=self.acc.device),[None]*3
     for b in (to_device(b, self.acc.device) for b in self._val_chunks(episodes)):
         with self.autocast(): x = self.net.encode(b['img'])
         for i,goal in enumerate([b['goal'], torch.zeros_like(b['goal']), b['shuffled']]):
             with self.autocast(): out,mem[i] = self.net.decode(x, goal, b['first'], mem[i])
             sums[i] += self.meter.frame_sums(out, b, out.loss(b['buttons'], b['camera'], b['loss_mask'])[1])
-    return self.acc.reduce(sums)
+            if i == 0: turns += self.meter.turn_sums(out, b)
+    return self.acc.reduce(sums),self.acc.reduce(turns)
 
 # %% ../nbs/05_train.ipynb #c029
 @patch
 @torch.no_grad()
 def validate(self:Trainer,
     episodes=None, # Folders of unseen episodes; None: the sampling's
-) -> dict: # loss/val, its parts, loss/val_unconditional, loss/val_shuffled, and loss/val_mix where there is a mixture
+) -> dict: # loss/val, its parts, loss/val_unconditional, loss/val_shuffled, accuracies, and loss/val_mix where there is a mixture
     "Loss a frame on the fixed chunks, with, without and with wrong goals"
     self.policy.eval()
-    with self.avg.applied(): sums = self._val_sums(self.val_eps if episodes is None else episodes)
+    with self.avg.applied(): sums,turns = self._val_sums(self.val_eps if episodes is None else episodes)
     self.policy.train()
     nb,nc,n,hb,hc,_ = sums.T.double().cpu()
     loss = (nb+nc)/n
     mixed = {'loss/val_mix':self.validate(self.mix_eps[1])['loss/val']} if self.mix_eps and episodes is None else {}
     return {'loss/val':loss[0].item(), 'loss/val_buttons':(nb/n)[0].item(), 'loss/val_camera':(nc/n)[0].item(),
         'loss/val_unconditional':loss[1].item(), 'loss/val_shuffled':loss[2].item(),
-        'accuracy/val_buttons':(hb/n)[0].item(), 'accuracy/val_camera':(hc/n)[0].item()} | mixed
+        'accuracy/val_buttons':(hb/n)[0].item(), 'accuracy/val_camera':(hc/n)[0].item(),
+        'accuracy/val_turns':(turns[0]/turns[1].clamp(min=1)).item()} | mixed
 
 # %% ../nbs/05_train.ipynb #c031
 @patch

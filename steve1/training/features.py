@@ -100,14 +100,14 @@ def cache_features(
 # %% ../../nbs/training/features.ipynb #n095
 def can_use_features(
     policy:Policy,   # After `freeze`
-    data:DataConfig, # Uses augment and grey
-) -> bool: # False where the trunk trains, where there is none, or where some passes are grey
+    data:DataConfig, # Uses augment, grey and mirror
+) -> bool: # False where the trunk trains, where there is none, or where some passes are grey or mirrored
     "Can frames be replaced by features of a frozen trunk?"
     if not isinstance(policy, Policy) or any(p.requires_grad for p in policy.trunk.parameters()): return False
     if data.augment:
         raise ValueError(f"augment={data.augment!r} changes frames, but with the cnn frozen its features are computed once: "
             "augment=False, or features=False to go through the cnn each time")
-    return not data.grey
+    return not (data.grey or data.mirror)
 
 # %% ../../nbs/training/features.ipynb #c006
 class FromFeatures(torch.nn.Module):

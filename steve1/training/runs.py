@@ -16,6 +16,7 @@ import torch
 import yaml
 from fastcore.basics import patch
 from ..config import Config, data_dir
+from ..base.actions import CameraBins
 from ..base.commands import read_settings
 from ..base.files import atomic_path, explained_writes, sha256, write_text
 from ..base.untrusted import safe_torch_load
@@ -49,6 +50,20 @@ class StepMeter:
         n,mask = logs['kept'].float(),batch['loss_mask']
         correct = [(x & mask).sum() for x in out.correct(batch['buttons'], batch['camera'])] if hits else [0*n]*2
         return torch.stack([logs['nll_buttons']*n, logs['nll_camera']*n, n, *correct, n*hits])
+
+# %% ../../nbs/training/runs.ipynb #n0623
+_degrees = torch.as_tensor(CameraBins().to_degrees(np.arange(CameraBins.N)), dtype=torch.float32)
+
+@patch
+def turn_sums(self:StepMeter,
+    out,        # The policy's output for (b,t) frames
+    batch:dict, # camera, loss_mask (b,t)
+) -> torch.Tensor: # (2,): turns that are expected to the recorded side, turns
+    "Of the recorded turns, how many the policy expects to the same side"
+    degrees = _degrees.to(out.yaw.device)
+    recorded, expected = degrees[batch['camera'] % CameraBins.N], out.yaw.exp() @ degrees
+    turns = batch['loss_mask'] & (recorded.abs() > 2)
+    return torch.stack([(turns & (expected*recorded > 0)).sum(), turns.sum()]).float()
 
 # %% ../../nbs/training/runs.ipynb #n062
 @patch
@@ -160,8 +175,9 @@ def describe(self:RunLog,
     "A row of the log as a line of text"
     step = f"step {row['step']:,}"
     if row['kind'] == 'val':
+        turns = f", {row['accuracy/val_turns']:.0%} of the turns to the right side" if row.get('accuracy/val_turns') else ''
         goals = f"without goals {row['loss/val_unconditional']:.4f}, with other goals {row['loss/val_shuffled']:.4f}"
-        return f"{step}  validation loss {row['loss/val']:.4f}, {goals}" + ('; new best, saved' if best else '')
+        return f"{step}  validation loss {row['loss/val']:.4f}, {goals}{turns}" + ('; new best, saved' if best else '')
     left = (n_frames-row['frames'])/max(row['speed/frames_per_s'], 1e-9)
     time_left = f'{left/3600:.1f} h' if left > 5400 else f'{left/60:.0f} min' if left > 90 else f'{left:.0f} s'
     return (f"{step}  {row['frames']:,} of {n_frames:,} frames  loss {row['loss/train']:.3f}  lr {row['lr']:.2g}  "
