@@ -196,19 +196,6 @@ def to_env(self:ActionMap,
     rows['camera'] = CameraBins.DEGREES[np.stack([camera // CameraBins.N, camera % CameraBins.N], 1)]
     return rows
 
-# %% ../../nbs/base/actions.ipynb #c031m
-@patch
-def mirror(self:ActionMap,
-    buttons, # (n,) 0..8640
-    camera,  # (n,) 0..120
-) -> tuple:  # buttons (n,) and camera (n,), int64
-    "The same actions seen in a mirror: left and right change places, and so do the two halves of the hotbar"
-    other = {'left':'right', 'right':'left'} | {f'hotbar.{i}':f'hotbar.{10-i}' for i in range(1,10)}
-    down = {other.get(k, k):self.table[:,i] for i,k in enumerate(BUTTONS)}
-    numbers,_ = self.to_joint(down | dict(camera=np.where(self.moves, 10., 0.)[:,None].repeat(2, 1)))
-    pitch, yaw = np.divmod(camera, CameraBins.N)
-    return numbers[buttons], pitch*CameraBins.N + CameraBins.N-1-yaw
-
 # %% ../../nbs/base/actions.ipynb #c033
 def _pressed(k, v):
     if not ((v == 0) | (v == 1)).all():
@@ -222,3 +209,16 @@ def _index(name, v, n):
     if len(v) and not (0 <= v.min() and v.max() < n):
         raise ValueError(f"{name} must lie in 0..{n-1}, got {v.min()}..{v.max()}")
     return v
+
+# %% ../../nbs/base/actions.ipynb #c031m
+@patch
+def mirror(self:ActionMap,
+    buttons, # (n,) 0..8640
+    camera,  # (n,) 0..120
+) -> tuple:  # buttons (n,) and camera (n,), int64
+    "The same actions seen in a mirror: left and right change places, and so do the two halves of the hotbar"
+    other = {'left':'right', 'right':'left'} | {f'hotbar.{i}':f'hotbar.{10-i}' for i in range(1,10)}
+    down = {other.get(k, k):self.table[:,i] for i,k in enumerate(BUTTONS)}
+    numbers,_ = self.to_joint(down | dict(camera=np.where(self.moves, 10., 0.)[:,None].repeat(2, 1)))
+    pitch, yaw = np.divmod(camera, CameraBins.N)
+    return numbers[buttons], pitch*CameraBins.N + CameraBins.N-1-yaw
