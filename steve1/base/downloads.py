@@ -48,28 +48,31 @@ def _read_note(note):
     "The note on a part; nothing if it is missing, was cut or is a link"
     try:
         with open_plain(note) as f: return dict(json.loads(f.read()))
-    except (OSError, ValueError, TypeError): return {}
+    except (OSError, ValueError, TypeError, RecursionError): return {}
 
 # %% ../../nbs/base/downloads.ipynb #c009-1
 def _request(want, have, known):
     "The server's answer"
     head = {'Accept-Encoding':'identity', 'User-Agent':'steve1'}
     if have: head['Range'] = f'bytes={have}-'
-    if have and known.get('tag'): head['If-Range'] = known['tag']
+    tag = str(known.get('tag') or '')
+    if have and tag.isascii() and tag.isprintable() and tag: head['If-Range'] = tag
     answer = urllib.request.urlopen(urllib.request.Request(want.url, headers=head), timeout=want.timeout)
     if answer.headers.get_content_type() != 'text/html': return answer
     raise DownloadError(f'{want.url} sent a web page, not a file: '
         'open it in a browser, and move what it gives into place')
 
 # %% ../../nbs/base/downloads.ipynb #n002
+def _size(text): # bytes, None for what is no size
+    return int(text) if re.fullmatch('[0-9]{1,18}', text or '') else None
+
 def _span(want, answer, have):
     "(byte at which an answer begins, bytes of the whole file or None)"
-    length, said = answer.headers.get('Content-Length'), answer.headers.get('Content-Range', '')
-    if answer.status != 206: return 0, int(length) if length else None
-    span = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', said)
+    if answer.status != 206: return 0, _size(answer.headers.get('Content-Length'))
+    span = re.fullmatch(r'bytes (\d{1,18})-\d+/(\d{1,18}|\*)', answer.headers.get('Content-Range', ''))
     if not span or int(span[1]) > have:
         raise DownloadError(f'{want.url} sent a range that was not asked for', permanent=False)
-    return int(span[1]), int(span[2]) if span[2] != '*' else None
+    return int(span[1]), _size(span[2])
 
 def _tag(answer):
     "The name that the server gives this version of the file; a weak ETag does not tell bytes apart"
