@@ -45,18 +45,19 @@ class _Wanted(typing.NamedTuple):
     progress: Callable|None
 
 def _read_note(note):
-    "The note on a part; nothing if it is missing, was cut or is a link"
+    "The note on a part; nothing if it is missing, was cut, is a link or has a tag that no header can hold"
     try:
-        with open_plain(note) as f: return dict(json.loads(f.read()))
+        with open_plain(note) as f: known = dict(json.loads(f.read()))
     except (OSError, ValueError, TypeError, RecursionError): return {}
+    tag = known.get('tag', '')
+    return known if isinstance(tag, str) and tag.isascii() and tag.isprintable() else {}
 
 # %% ../../nbs/base/downloads.ipynb #c009-1
 def _request(want, have, known):
     "The server's answer"
     head = {'Accept-Encoding':'identity', 'User-Agent':'steve1'}
     if have: head['Range'] = f'bytes={have}-'
-    tag = str(known.get('tag') or '')
-    if have and tag.isascii() and tag.isprintable() and tag: head['If-Range'] = tag
+    if have and known.get('tag'): head['If-Range'] = known['tag']
     answer = urllib.request.urlopen(urllib.request.Request(want.url, headers=head), timeout=want.timeout)
     if answer.headers.get_content_type() != 'text/html': return answer
     raise DownloadError(f'{want.url} sent a web page, not a file: '
