@@ -248,12 +248,18 @@ def locked(
 # %% ../../nbs/base/files.ipynb #j002
 _HALVES = re.compile(r'\\u[dD][89a-fA-F]|[\ud800-\udfff]')
 
+_LONG = re.compile(r'[0-9]{300}')
+
+def _integer(text):
+    if len(text) < 300: return int(text)
+    raise ValueError(f'an integer of {len(text)} digits, which no other kind of number holds')
+
 def parse_json(
     text:str|bytes, # Of a file; bytes are UTF-8
 ):                  # What it holds
-    "`json.loads`, which refuses text that UTF-8 cannot hold; ValueError or RecursionError says why"
+    "`json.loads`, which refuses text that UTF-8 and integers that no float can hold; ValueError or RecursionError says why"
     if isinstance(text, bytes): text = text.decode('utf-8-sig')
-    value = json.loads(text)
+    value = json.loads(text, parse_int=_integer if _LONG.search(text) else None)
     if not _HALVES.search(text): return value
     try: json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as e: raise ValueError(f'half a character, {e.object[e.start]!a}') from None
