@@ -170,6 +170,17 @@ def set_seed(
 def _is_real(value): return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
 def _is_whole(value): return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
+def _short(number):
+    "An integer of 64 bits, or TypeError; generators, tensors and files hold no more"
+    if -2**63 <= number < 2**63: return int(number)
+    raise TypeError(f'an integer of {int(number).bit_length()} bits does not fit 64 bits')
+
+def _shown(value):
+    "What an error shows of a value; Python prints no integer of over 4300 digits"
+    try: return repr(value)
+    except ValueError: return f'{type(value).__name__} that is too long to print'
+
+# %% ../nbs/00_config.ipynb #c020-1
 def _as_tuple(items, kinds):
     "A tuple; its items are checked where the kind is `tuple[X,...]` or `tuple[X,Y]`"
     if len(kinds) == 2 and kinds[1] is ...: kinds = kinds[:1]*len(items)
@@ -180,7 +191,7 @@ def _as_tuple(items, kinds):
 
 def _is_plain(x, depth=3):
     if isinstance(x, (list, tuple)): return depth > 0 and all(_is_plain(v, depth-1) for v in x)
-    return x is None or isinstance(x, (numbers.Number, str))
+    return isinstance(x, (numbers.Number, str, type(None))) and not (isinstance(x, int) and not -2**63 <= x < 2**63)
 
 def _kind_name(kind):
     if typing.get_origin(kind) is Literal: return 'one of ' + ', '.join(map(repr, typing.get_args(kind)))
@@ -196,12 +207,12 @@ def _fit(value, kind):
             except TypeError: pass
     elif origin is Literal and value in args: return value
     elif kind is float and _is_real(value): return float(value)
-    elif kind is int and _is_whole(value): return int(value)
+    elif kind is int and _is_whole(value): return _short(value)
     elif kind is bool and isinstance(value, (bool, np.bool_)): return bool(value)
     elif (origin or kind) is tuple and isinstance(value, (list, tuple)): return _as_tuple(value, args)
     elif kind is typing.Any: return value
     elif origin is not Literal and kind not in (float, int, bool) and isinstance(value, origin or kind): return value
-    raise TypeError(f"{value!r} is not {_kind_name(kind)}")
+    raise TypeError(f"{_shown(value)} is not {_kind_name(kind)}")
 
 # %% ../nbs/00_config.ipynb #c023
 @dataclass(frozen=True)
@@ -214,9 +225,9 @@ class Config:
             if typing.get_origin(kind) is ClassVar or kind is ClassVar: continue
             value = getattr(self, name)
             try: object.__setattr__(self, name, _fit(value, kind))
-            except TypeError as e:
+            except (TypeError, ValueError, OverflowError) as e: # the last: 10**400 as a float
                 hint = '; YAML reads 1e-5 as text, write 1.0e-5' if isinstance(value, str) and _is_number(value) else ''
-                if kind is bool and str(value).lower() in ('true','false'): hint = f'; write {str(value).capitalize()}'
+                if kind is bool and isinstance(value, str) and value.lower() in ('true','false'): hint = f'; write {str(value).capitalize()}'
                 raise TypeError(f"{type(self).__name__}.{name}: {e}{hint}") from None
         self.check()
 
@@ -269,7 +280,7 @@ def from_dict(cls:Config,
     d:dict, # Names to values; those of nested configs may stand in a dictionary of their own or among the others
 ) -> Config:
     "A config from a dictionary, such as a checkpoint's header; what is left out keeps its default"
-    if not isinstance(d, dict): raise TypeError(f"{cls.__name__}: {str(d)[:60]!r} is no dictionary of settings by name")
+    if not isinstance(d, dict): raise TypeError(f"{cls.__name__}: {_shown(d)[:60]} is no dictionary of settings by name")
     own, nested = {f.name:f for f in fields(cls)}, _nested(cls)
     home = {name:k for k,sub in nested.items() for name in sub.flat_names()}
     for k in d:

@@ -299,7 +299,7 @@ def _is_finished(folder, cfg, case, facts):
     endings = ('json','csv','mp4') if cfg.video else ('json','csv')
     if not all((folder/f'{case.stem}.{e}').is_file() for e in endings): return False
     try: old = json.loads((folder/f'{case.stem}.json').read_text())
-    except ValueError: return False
+    except (ValueError, RecursionError): return False
     return isinstance(old, dict) and old.get('failed')=='' and all(old.get(k)==v for k,v in facts.items())
 
 # %% ../nbs/07_rollout.ipynb #c037

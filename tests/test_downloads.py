@@ -193,7 +193,8 @@ def test_part_longer_than_the_file(tmp_path):
     (tmp_path/'.tmp-w.bin.part').write_bytes(DATA + b'more')
     with serving(Server()) as url: assert download(url, tmp_path/'w.bin').read_bytes() == DATA
 
-@pytest.mark.parametrize('note', [None, '', '{"tag": "\\"one', '[1]', '{"tag": "\\"other\\"", "total": 5}'])
+@pytest.mark.parametrize('note', [None, '', '{"tag": "\\"one', '[1]', '{"tag": "\\"other\\"", "total": 5}', '['*99999,
+    '{"tag": [1]}', '{"tag": "a\\nb"}', '{"tag": "é\u2028"}', '{"total": 1e999}'])
 def test_part_without_its_note(tmp_path, note):
     "A part whose note is gone, cut or about another file is not gone on with, unless a checksum can tell"
     (tmp_path/'.tmp-w.bin.part').write_bytes(b'x'*1000)

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from steve1.config import data_dir, repo_root
 from steve1.base.checkpoints import load_tensors, read_meta
+from steve1.base.files import is_alive
 from steve1.base.untrusted import safe_torch_load
 from steve1.train import train_cli
 from steve1.training.recipe import make_policy
@@ -84,6 +85,27 @@ def test_a_launch_ends_with_its_parent(launched):
     assert safe_torch_load(data_dir('runs', 'open', 'state', 'main.pt'))['step'] > 0
     said = [l for l in data_dir('runs', 'open', 'launch.log').read_text().splitlines() if 'stopped' in l]
     assert len([l for l in said if l.startswith('steve1_train: ')]) == 1, said # one line, not one a process
+
+ORPHAN = """import os, subprocess, sys
+env = dict(os.environ, STEVE1_PARENT=str(os.getpid()))
+p = subprocess.Popen([sys.executable, '-m', 'steve1.train', '--config', sys.argv[1]], env=env, start_new_session=True)
+print(p.pid, flush=True); p.wait()"""
+
+def test_a_process_that_waits_for_another_ends_with_its_parent(data, tmp_path):
+    "A launch is killed while one of two processes waits for the other, which never comes: nothing is saved, it ends"
+    argv, store = config(PAIR.replace(name='meeting')), tmp_path/'store'
+    env = dict(os.environ, STEVE1_STORE=str(store), RANK='1', LOCAL_RANK='1', WORLD_SIZE='2', LOCAL_WORLD_SIZE='2',
+        STEVE1_PROCS='2', ACCELERATE_USE_CPU='true', GLOO_SOCKET_IFNAME='lo0' if sys.platform == 'darwin' else 'lo')
+    p = subprocess.Popen([sys.executable, '-c', ORPHAN, argv[1]], env=env, cwd=repo_root(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    child, end = p.stdout.readline().strip(), time.monotonic()+120
+    while not (store.exists() and store.stat().st_size) and time.monotonic() < end: time.sleep(.05)
+    time.sleep(1); assert is_alive(child), 'it did not wait'
+    p.kill(); p.wait(); p.stdout.close()
+    end = time.monotonic()+30 # far less than the minute that a training has to save its state
+    while is_alive(child) and time.monotonic() < end: time.sleep(.1)
+    if left := is_alive(child): os.kill(int(child), signal.SIGKILL)
+    assert not left
 
 PAIR = TINY.replace(n_frames=6*64, warmup_frames=0, schedule='constant', ema=0., augment=False)
 

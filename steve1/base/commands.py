@@ -88,19 +88,27 @@ def _switches(cls, argv):
     return out
 
 # %% ../../nbs/base/commands.ipynb #c014
+def _parse_yaml(text):
+    "What a YAML text without aliases holds; its constructors raise any exception, such as KeyError for `!!bool x`"
+    if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text)): # a few of them can stand for gigabytes
+        raise UsageError('uses *aliases, which settings do without: write the values out')
+    settings = yaml.safe_load(text)
+    repr(settings) # raises for a hexadecimal integer of over 4300 digits, which nothing could print
+    return settings
+
 def read_settings(
-    file:str|Path, # A YAML file
+    file:str|Path, # A YAML file, or with a text what it is called
+    text:str=None, # YAML; None: what the file holds
 ) -> dict: # Empty for an empty file
     "Settings by name from a file; UsageError names the file"
-    try:
-        text = Path(file).read_text(encoding='utf-8')
-        if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text)): # a few of them can stand for gigabytes
-            raise UsageError(f'{file} uses *aliases, which settings do without: write the values out')
-        settings = yaml.safe_load(text)
+    try: settings = _parse_yaml(Path(file).read_text(encoding='utf-8') if text is None else text)
     except UnicodeDecodeError: raise UsageError(f'{file} is not a text file in UTF-8') from None
-    except UsageError: raise
-    except (yaml.YAMLError, ValueError, RecursionError) as e: # a number of 5000 digits, a 45th of May, lists in lists
-        raise UsageError(f"{file} is not YAML: {' '.join(str(e).split())[:300]}") from None
+    except UsageError as e: raise UsageError(f'{file} {e}') from None
+    except OSError: raise
+    except Exception as e: # a number of 5000 digits, a 45th of May, lists in lists
+        known = isinstance(e, (yaml.YAMLError, ValueError, RecursionError))
+        said = ' '.join(str(e).split())[:300] if known else 'a value does not have the form that its tag states'
+        raise UsageError(f'{file} is not YAML: {said}') from None
     if isinstance(settings or {}, dict): return dict(settings or {})
     raise UsageError(f'{file} holds {type(settings).__name__}, not settings by name')
 

@@ -45,10 +45,12 @@ class _Wanted(typing.NamedTuple):
     progress: Callable|None
 
 def _read_note(note):
-    "The note on a part; nothing if it is missing, was cut or is a link"
+    "The note on a part; nothing if it is missing, was cut, is a link or has a tag that no header can hold"
     try:
-        with open_plain(note) as f: return dict(json.loads(f.read()))
-    except (OSError, ValueError, TypeError): return {}
+        with open_plain(note) as f: known = dict(json.loads(f.read()))
+    except (OSError, ValueError, TypeError, RecursionError): return {}
+    tag = known.get('tag', '')
+    return known if isinstance(tag, str) and tag.isascii() and tag.isprintable() else {}
 
 # %% ../../nbs/base/downloads.ipynb #c009-1
 def _request(want, have, known):
@@ -62,14 +64,16 @@ def _request(want, have, known):
         'open it in a browser, and move what it gives into place')
 
 # %% ../../nbs/base/downloads.ipynb #n002
+def _size(text): # bytes, None for what is no size
+    return int(text) if re.fullmatch('[0-9]{1,18}', text or '') else None
+
 def _span(want, answer, have):
     "(byte at which an answer begins, bytes of the whole file or None)"
-    length, said = answer.headers.get('Content-Length'), answer.headers.get('Content-Range', '')
-    if answer.status != 206: return 0, int(length) if length else None
-    span = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', said)
+    if answer.status != 206: return 0, _size(answer.headers.get('Content-Length'))
+    span = re.fullmatch(r'bytes (\d{1,18})-\d+/(\d{1,18}|\*)', answer.headers.get('Content-Range', ''))
     if not span or int(span[1]) > have:
         raise DownloadError(f'{want.url} sent a range that was not asked for', permanent=False)
-    return int(span[1]), int(span[2]) if span[2] != '*' else None
+    return int(span[1]), _size(span[2])
 
 def _tag(answer):
     "The name that the server gives this version of the file; a weak ETag does not tell bytes apart"

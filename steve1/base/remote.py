@@ -6,10 +6,9 @@
 __all__ = ['is_address', 'EpisodeFolder']
 
 # %% ../../nbs/base/remote.ipynb #c002
-import json, shutil
+import json, math, shutil
 from hashlib import sha256 as new_hash
 from pathlib import Path
-from tokenize import TokenError
 import numpy as np
 from fastcore.basics import patch
 from ..config import data_dir
@@ -198,15 +197,33 @@ def write_facts(self:EpisodeFolder,
     write_text(self.path/'metadata.json', '{\n'+lines+'\n}\n')
 
 # %% ../../nbs/base/remote.ipynb #ef06
+_HEADERS = {(1,0):np.lib.format.read_array_header_1_0, (2,0):np.lib.format.read_array_header_2_0}
+
+def _check_header(path):
+    "Raise unless a .npy file holds as much as its header states; NumPy divides by an item's size, which may be 0"
+    with open(path, 'rb') as f:
+        version = np.lib.format.read_magic(f)
+        if version not in _HEADERS: raise ValueError(f'version {version} of the format, not 1 or 2')
+        shape, _, dtype = _HEADERS[version](f)
+        left = path.stat().st_size - f.tell()
+    if min(shape, default=0) < 0 or not dtype.itemsize: raise ValueError(f'shape {shape} of {dtype}')
+    if (want := math.prod(shape)*dtype.itemsize) > left:
+        raise ValueError(f'shape {shape} of {dtype} needs {want:,} bytes, and {left:,} are there')
+
+# %% ../../nbs/base/remote.ipynb #ef06-1
 @patch(cls_method=True)
 def map_table(cls:EpisodeFolder,
     path:Path, # A .npy file
 ) -> np.ndarray: # Mapped from disk
-    "A table, without reading it"
-    try: rows = np.load(path, mmap_mode='r', allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, TokenError) as e: # NumPy reads the header with Python's own parser
+    "A table, without reading it; EpisodeError for any other content"
+    try:
+        with open(path, 'rb') as f: archive = f.read(2) == b'PK'
+        if not archive:
+            _check_header(Path(path))
+            return np.load(path, mmap_mode='r', allow_pickle=False)
+    except OSError: raise
+    except Exception as e: # NumPy reads the header with Python's own parser, which raises almost anything
         raise EpisodeError(f"{path} is damaged ({short_error(e)}); remove it and make it again") from None
-    if isinstance(rows, np.ndarray): return rows
     raise EpisodeError(f"{path} is an archive of arrays (.npz), not one array; remove it and make it again")
 
 @patch

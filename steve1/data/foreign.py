@@ -141,7 +141,7 @@ def load(cls:EpisodeIndex,
         plain = all(e.name and e.name == Path(e.name).name != '..' for e in entries) # no name leads out of the folder
         usable = plain and d['version'] == cls.VERSION and d['folder'] == str(Path(folder).resolve())
         return cls(folder, entries if usable else [])
-    except (OSError, ValueError, TypeError, KeyError): return cls(folder, []) # it is only a cache
+    except (OSError, ValueError, TypeError, KeyError, RecursionError): return cls(folder, []) # it is only a cache
 
 # %% ../../nbs/data/foreign.ipynb #c017
 def _inspect_all(folder, names, known, threads):

@@ -120,7 +120,7 @@ def _stated(out):
     if not isinstance(facts, dict): raise EpisodeError(f"{path} states no recording; {again}")
     counts = [(k, v, int) for k,v in facts['dropped'].items()] if isinstance(facts.get('dropped'), dict) else []
     for k,v,kind in counts + [(k, facts[k], kind) for k,kind in _FACTS.items() if k in facts]:
-        if not isinstance(v, kind) or isinstance(v, bool):
+        if not isinstance(v, kind) or isinstance(v, bool) or kind is int and not 0 <= v < 2**63:
             raise EpisodeError(f"{path}: {k!r} of its recording is {str(v)[:80]!r}; {again}")
     return facts
 

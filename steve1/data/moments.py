@@ -9,13 +9,13 @@ __all__ = ['parse_moment', 'load_moment', 'best_steps', 'find_moments']
 import re, zipfile
 from itertools import islice
 from pathlib import Path
-from tokenize import TokenError
 from typing import NamedTuple
 import av
 import numpy as np
 from ..config import data_dir, find_data
 from ..base.files import atomic_path
-from ..base.untrusted import safe_pickle_load
+from ..base.remote import EpisodeFolder
+from ..base.untrusted import error_reason, safe_pickle_load
 from ..base.video import EpisodeError, GOP, VideoError, VideoReader, open_video
 from ..episodes import Episode, clip_id
 
@@ -119,9 +119,9 @@ def _of_file(path):
     "The embedding in a file; the published code's files hold it as a row, (1,d)"
     file = path if path.is_file() else find_data(path)
     try: # a file is mapped: its header may state any size
-        x = safe_pickle_load(file) if file.suffix=='.pkl' else np.load(file, mmap_mode='r', allow_pickle=False)
+        x = safe_pickle_load(file) if file.suffix=='.pkl' else EpisodeFolder.map_table(file)
     except FileNotFoundError: raise FileNotFoundError(f'no goal file {path}: `Goal.save` writes one') from None
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as e:
+    except (OSError, ValueError) as e:
         raise ValueError(f'{path} cannot be read as a goal: {e}; `Goal.save` writes one') from None
     if not isinstance(x, np.ndarray):
         raise ValueError(f'{path} holds {type(x).__name__}, not one goal as an array; `Goal.save` writes one')
@@ -131,20 +131,27 @@ def _of_file(path):
 _VISUAL = 'visual_prompt_embeds'
 _FETCH = f'`steve1_download {_VISUAL}.zip` fetches the published ones'
 
-def _unpack(archive, folder):
-    "Write the embeddings in an archive to a folder; only small files, by their own names"
-    with zipfile.ZipFile(archive) as z:
-        for info in z.infolist():
-            name = info.filename.rpartition('/')[2]
-            if not re.fullmatch(r'\w+\.(?:pkl|npy)', name) or info.file_size>1<<20: continue
-            with atomic_path(folder/name) as tmp: tmp.write_bytes(z.read(info))
+def _archived(archive):
+    "Name -> content of the embeddings in an archive; only small files, by their own names"
+    try:
+        with zipfile.ZipFile(archive) as z:
+            small = [(i.filename.rpartition('/')[2], i) for i in z.infolist() if i.file_size<=1<<20]
+            return {name:z.read(i) for name,i in small if re.fullmatch(r'\w+\.(?:pkl|npy)', name)}
+    except Exception as e: # zipfile raises almost anything for a wrong archive
+        raise ValueError(f'{archive} is damaged ({error_reason(e)}): {_FETCH}') from None
 
+def _unpack(archive, folder):
+    "Write the embeddings in an archive to a folder, all or none"
+    found = _archived(archive)
+    with atomic_path(folder) as tmp:
+        tmp.mkdir()
+        for name,content in found.items(): (tmp/name).write_bytes(content)
+
+# %% ../../nbs/data/moments.ipynb #m113-1
 def _published(name):
     "The visual prompt of that name which was published with the paper"
     folders = data_dir('weights', 'published', _VISUAL), data_dir(_VISUAL)
-    if (archive := folders[0].with_suffix('.zip')).is_file() and not folders[0].is_dir():
-        try: _unpack(archive, folders[0])
-        except zipfile.BadZipFile as e: raise ValueError(f'{archive} is damaged ({e}): {_FETCH}') from None
+    if (archive := folders[0].with_suffix('.zip')).is_file() and not folders[0].is_dir(): _unpack(archive, folders[0])
     found = next((p for f in folders for p in (f/f'{name}.pkl', f/f'{name}.npy') if p.is_file()), None)
     if not found: raise FileNotFoundError(f'no visual prompt {name!r} in {folders[0]}: {_FETCH}')
     return _of_file(found)._replace(name=f'visual:{name}', task=name)

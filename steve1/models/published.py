@@ -125,7 +125,7 @@ def _read_ledger(folder): # -> {name: dict(sha256, size, url, date)}
     row = lambda r: dict(sha256=str(r['sha256']), size=int(r['size']),
         url=str(r.get('url', '')), date=str(r.get('date', '')))
     try: return {n:row(r) for n,r in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as e: # the fifth: Infinity
         raise ValueError(f'{path} is damaged ({e}): repair it, or remove it to trust the files as they are') from None
 
 # %% ../../nbs/models/published.ipynb #c011-1

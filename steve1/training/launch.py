@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 from ..config import Config, data_dir, get_device, keep_memory, repo_root
-from ..base.files import sole_writer, write_text
+from ..base.files import is_alive, sole_writer, write_text
 from .runs import StopRequest, TrainingStopped, n_cores
 
 # %% ../../nbs/training/launch.ipynb #n051
@@ -62,16 +62,22 @@ def make_accelerator(
     return acc
 
 # %% ../../nbs/training/launch.ipynb #n057
+def _heeds_stops():
+    "Does this process train, so that a SIGTERM makes it save its state?"
+    return isinstance(getattr(signal.getsignal(signal.SIGTERM), '__self__', None), StopRequest)
+
 def stop_with_launcher(
-    grace:float=60., # Seconds to finish the step and save, then the process is ended
+    grace:float=60.,   # Seconds to finish the step and save, then the process is ended
+    prepares:float=5., # The same for a process that does not train yet
 ):
     "Stop this process when the one that launched it is gone; without effect outside of `launch`"
     parent = int(os.environ.get('STEVE1_PARENT', 0))
     if not parent: return
     def watch():
         while os.getppid() == parent: time.sleep(.5)
+        left = grace if _heeds_stops() else prepares
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(grace)
+        time.sleep(left)
         os._exit(128 + signal.SIGTERM)
     threading.Thread(target=watch, daemon=True).start()
 
@@ -108,9 +114,9 @@ def _environment(procs, store):
 
 # %% ../../nbs/training/launch.ipynb #k001
 def _meeting():
-    "A temporary folder where the processes meet; those of launches that were killed are removed (Linux)"
-    for p in Path(tempfile.gettempdir()).glob('steve1-launch-*-*') if Path('/proc/self').exists() else ():
-        if not Path('/proc', p.name.split('-')[2]).exists(): shutil.rmtree(p, ignore_errors=True)
+    "A temporary folder where the processes meet; those of launches that were killed are removed"
+    for p in Path(tempfile.gettempdir()).glob('steve1-launch-*-*') if hasattr(os, 'getuid') else ():
+        if (pid := p.name.split('-')[2]).isdecimal() and not is_alive(pid): shutil.rmtree(p, ignore_errors=True)
     return tempfile.TemporaryDirectory(prefix=f'steve1-launch-{os.getpid()}-')
 
 # %% ../../nbs/training/launch.ipynb #s02

@@ -10,11 +10,11 @@ import json, math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 import tyro
-import yaml
 from fastcore.basics import patch
 
 # %% ../../nbs/training/recipe.ipynb #c002-1
 from ..config import Config, find_data
+from ..base.commands import read_settings
 from ..base.files import check_name
 from ..policy import Policy, PolicyConfig
 from ..models.idm import IDMConfig, TrainableIDM
@@ -44,7 +44,7 @@ class ValidationConfig(Config):
 
 # %% ../../nbs/training/recipe.ipynb #c005
 _YamlDict = Annotated[dict, tyro.constructors.PrimitiveConstructorSpec(nargs=1, metavar='{NAME: VALUE}', # for one word
-    instance_from_str=lambda words: yaml.safe_load(words[0]), str_from_instance=lambda d: [json.dumps(d)],
+    instance_from_str=lambda words: read_settings('policy_set', words[0]), str_from_instance=lambda d: [json.dumps(d)],
     is_instance=lambda x: isinstance(x, dict))]
 
 # %% ../../nbs/training/recipe.ipynb #n305

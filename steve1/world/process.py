@@ -121,7 +121,7 @@ def _guard_report(said):
     known = ('memory','signal','status')
     return {k:int(report[k]) for k in known if k in report and _is_count(report[k])} if isinstance(report, dict) else {}
 
-def _is_count(x): return isinstance(x, int) and not isinstance(x, bool) and x>=0
+def _is_count(x): return isinstance(x, int) and not isinstance(x, bool) and 0<=x<2**63
 
 def _signal_name(number):
     try: return signal.Signals(number).name
@@ -184,7 +184,7 @@ def _check(good, what, value):
     if not good: raise _Garbage(f'{what} in a reply: {str(value)[:80]!r}')
 
 # %% ../../nbs/world/process.ipynb #c037
-def _is_number(x): return isinstance(x, (int,float)) and not isinstance(x, bool) and math.isfinite(x)
+def _is_number(x): return isinstance(x, (int,float)) and not isinstance(x, bool) and abs(x)<1e300
 
 def _check_obs(obs):
     "Raise `_Garbage` for what is no observation (its picture is checked apart)"

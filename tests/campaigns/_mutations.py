@@ -2,7 +2,8 @@
 import io, json, re, struct, zipfile
 
 DEEP = '['*900 + ']'*900
-ODD_VALUES = [None, True, False, -1, 0, 1, 2**31, 2**63, 10**30, 1e308, float('nan'), float('inf'), '', 'x'*5000,
+ODD_VALUES = [None, True, False, -1, 0, 1, 2**31, 2**63, 10**30, 10**400, 1e308, float('nan'),
+    float('inf'), -float('inf'), '', 'x'*5000,
     '\ud800', 'a\0b',
     '../../../../tmp/x', '/etc/passwd', [], {}, [[]], {'a':{}}, '1', [1]*3, list(range(2000)), '<b>']
 
@@ -58,8 +59,8 @@ def change_bytes(data, rng):
             case _:
                 if found := list(re.finditer(rb'\d+', bytes(b))):
                     m = rng.choice(found)
-                    b[m.start():m.end()] = rng.choice((b'0', b'-1', b'99999999999', b'9'*30, b'9'*5000, b'1e400',
-                        b'NaN'))
+                    b[m.start():m.end()] = rng.choice((b'0', b'-1', b'99999999999', b'9'*30, b'9'*400, b'9'*5000,
+                        b'1e400', b'NaN'))
                 else: b += rng.randbytes(k)
     return bytes(b)
 
@@ -113,15 +114,17 @@ def change_zip(data, rng):
             new.writestr(i.filename, content)
     return out.getvalue()
 
-DTYPES = "'<f4'", "'|O'", "'<f8'", "'>f2'", "'|S2'", "'|V2'", "'<M8[s]'", "'<c8'", "'|b1'", "'|i1'", "'<u2'"
+DTYPES = "'<f4'", "'|O'", "'<f8'", "'>f2'", "'|S2'", "'|V2'", "'<M8[s]'", "'<c8'", "'|b1'", "'|i1'", "'<u2'", \
+    "'|V0'", '[]', '()', "('<f4', -1)"
 
 def change_npy(data, rng):
     "The text of the header: number format, order, shape"
     if rng.random() < .4: return change_bytes(data, rng)
     n = struct.unpack('<H', data[8:10])[0]
     head, body = data[10:10+n].decode('latin1'), data[10+n:]
-    shape = rng.choice(('(0', '(1', '(-5', '(99999999999999', r'(\g<1>0', r'(2,3,\g<1>', '('))
-    change = rng.choice(((r"'[<|]\w+'", rng.choice(DTYPES)), ('False', 'True'), (r'\((\d+)', shape),
+    shape = rng.choice(('(0', '(1', '(-1', '(-5', '('+'9'*30, '('+'-'*4000+'1',
+        '(99999999999999', r'(\g<1>0', r'(2,3,\g<1>', '('))
+    change = rng.choice(((r"'[<|]\w+'|\[\(.*\)\]", rng.choice(DTYPES)), ('False', 'True'), (r'\((\d+)', shape),
         ("'descr'", "'shape'"),
         (r'\}', '}; import os'), (r'\[\(', "[('x', '|O'), (")))
     head = re.sub(*change, head, count=rng.choice((0, 1))).rstrip()+' '
@@ -156,7 +159,8 @@ def change_text(data, rng):
 BOMB = b'a: &a [x,x,x,x,x,x,x,x,x]\n'+b''.join(b'%c: &%c [%s]\n' % (98+i, 98+i, b','.join([b'*%c' % (97+i)]*9))
     for i in range(9))+b'name: *j\n'
 YAML_TRAPS = (b'lr: !!python/object/apply:os.system ["true"]\n', BOMB, b'<<: *nothing\n', b'\tx', b'- 1',
-    b'lr: 2001-13-45', b'seed: 0x'+b'f'*4000,
+    b'lr: 2001-13-45', b'seed: 0x'+b'f'*4000, b'seed: !!int ""', b'lr: !!float _',
+    b'name: !!timestamp x', b'all_steps: !!bool x',
     b'name: [', b'? [1,2]\n: 3\n', b'1: 2\n', b'\x00', b'lr: .nan', b'lr: .inf\n')
 
 def change_yaml(data, rng):

@@ -2,8 +2,8 @@
 import json, os, random, time
 from faulty import Faulty
 
-PALETTE = [None, True, -1, 0, 1e308, float('nan'), float('inf'), 2**70, -2**63, '', 'x'*5000, 'KeyboardInterrupt',
-    'SystemExit', '\x00', [], {}, [[]], [1, 2, 3],
+PALETTE = [None, True, -1, 0, 1e308, float('nan'), float('inf'), 2**70, 10**400, -2**63, '', 'x'*5000,
+    'KeyboardInterrupt', 'SystemExit', '\x00', [], {}, [[]], [1, 2, 3],
     [10**6, 10**6, 3], [64, 64, 3], [64, 64, 4], [2, 2, 3], {'error':'MemoryError'}, 1.5]
 
 def paths(x, at=()):

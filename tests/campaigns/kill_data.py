@@ -225,6 +225,13 @@ def undisturbed(what, workers=0):
     took = time.monotonic()-t0
     return result(what, root, out), took
 
+def wait_to_strike(child, out, rng, most):
+    "Wait for a random time; half of the time until something is being written"
+    if rng.random() < .5: return time.sleep(rng.uniform(0, most))
+    before, until = set(harness.temporary(out)), time.monotonic()+most
+    while time.monotonic() < until and child.alive() and not set(harness.temporary(out)) - before: time.sleep(.002)
+    time.sleep(rng.uniform(0, .02))
+
 def cases(rng):
     while True:
         for what in rng.sample(list(COMMANDS), len(COMMANDS)):
@@ -241,7 +248,7 @@ def run(case):
         clip = rng.randrange(2) if what in ('embed', 'sampling') and again else 0
         child = harness.fork(do, what, root, out, case | dict(clip=clip))
         if again:
-            time.sleep(rng.uniform(0, 1.1*took + 3*(case['workers'] > 0)))
+            wait_to_strike(child, out, rng, 1.1*took + 3*(case['workers'] > 0))
             alone = case['workers'] and rng.random() < .5
             if child.kill(group=not alone):
                 kills += 1

@@ -49,7 +49,7 @@ def verdict(e, file):
     setting = re.match(r'\w*Config\b|.*\b(must|unknown|has no|is not|not one of|needs?|from|choose)\b', text,
         re.S) if file.name == 'params.json' else None
     if isinstance(e, (ValueError, OSError)) and not isinstance(e, UnicodeError) or isinstance(e,
-        TypeError) and re.match(r'\w*Config\.\w+: ', text):
+        TypeError) and re.match(r'\w*Config(\.\w+)?: ', text):
         return 'clean' if setting or any(n in text for n in names) else f'unnamed: {said}'
     return f'unclear: {said}'
 

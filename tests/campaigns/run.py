@@ -248,6 +248,7 @@ def repeat(file):
         harness.set_folders(work, Path(work)/'case')
         outcome, trace = try_case(importlib.import_module(what['campaign']), what['case'])
         print(trace or '', outcome, sep='\n')
+        harness.outliving(0) # a server that the cases share
         for p in sorted(Path(work).glob('said*.txt')): print(f'--- {p.name}\n{p.read_text(errors="replace")[-3000:]}')
     return outcome != 'ok'
 
