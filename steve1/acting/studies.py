@@ -131,12 +131,12 @@ def study_data(
 def train_all(
     settings:dict,  # Label -> list of `TrainConfig`, trained one after the other
     procs:int=None, # Processes; None: chosen for the machine; 0: this one
-) -> pd.DataFrame: # A row a setting: run, frames and validation losses of its last run
+) -> pd.DataFrame: # A row a setting: run, frames, validation losses and share of right turns of its last run
     "Train several settings"
     rows = []
     for label,cfgs in settings.items():
         for cfg in cfgs: res = train(cfg) if procs==0 else launch(cfg, procs)
-        losses = {k:v for k,v in res.items() if k.startswith('loss/val')}
+        losses = {k:v for k,v in res.items() if k.startswith('loss/val') or k=='accuracy/val_turns'}
         rows.append(dict(setting=label, run=cfg.name, frames=res['frames'], **losses))
     return pd.DataFrame(rows).set_index('setting')
 

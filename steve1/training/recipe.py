@@ -124,7 +124,7 @@ TrainConfig.groups = dict(network=('policy_set','features'), mixture=('mix','mix
 
 # %% ../../nbs/training/recipe.ipynb #c007
 TrainConfig.presets = {
-    'mini': dict(),
+    'mini': dict(batch=192, T=4, goals='done', lr=6e-4, warmup_frames=40_000, val_batches=64),
     'foundation': dict(name='foundation', p_uncond=1., n_frames=1_000_000),
     '2x': dict(name='2x', sampling='contractor', policy='2x', data='published', n_frames=100_000_000, batch=12, lr=4e-5,
         warmup_frames=10_000_000, weight_decay=0.039428, clip=5., max_gap=200, val_lanes=12, val_every=1_000_000,

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from ..config import Config, data_dir
 from ..base.actions import CameraBins
 from ..base.commands import read_settings
-from ..base.files import atomic_path, explained_writes, sha256, write_text
+from ..base.files import atomic_path, explained_writes, parse_json, sha256, write_text
 from ..base.untrusted import safe_torch_load
 
 # %% ../../nbs/training/runs.ipynb #n060
@@ -92,10 +92,9 @@ def row(self:StepMeter,
 # %% ../../nbs/training/runs.ipynb #n310
 def _row(line):
     "A row of metrics.jsonl; None for a line that is none, such as one cut short by a crash"
-    try: row = json.loads(line)
+    try: row = parse_json(line)
     except (ValueError, RecursionError): return None
     return row if isinstance(row, dict) and type(row.get('step')) is int else None
-
 
 # %% ../../nbs/training/runs.ipynb #n065
 class RunFolder:

@@ -165,6 +165,7 @@ def watch(root, out, seen):
         '/usr',
         '/lib',
         '/proc/self',
+        f'/proc/{os.getpid()}/stat', # when this process began, for the name of a temporary file
         '/proc/meminfo',
         '/proc/stat',
         '/proc/cpuinfo',
