@@ -84,8 +84,8 @@ def even(cls:Times,
     fps,   # Frames or lines a second: int, float or Fraction
 ) -> Times:
     "Times at an even rate"
+    if not 1 <= fps <= 1000: raise ValueError(f"a rate must lie from 1 to 1000 a second, got {fps}")
     f = Fraction(fps).limit_denominator(100_000)
-    if not 1 <= f <= 1000: raise ValueError(f"a rate must lie from 1 to 1000 a second, got {fps}")
     step = 20*f.denominator
     return cls(np.arange(n, dtype=np.int64)*step, n*step, f.numerator)
 
