@@ -87,7 +87,8 @@ def _check_step(step, where='step'):
     if not isinstance(step, dict): raise RecordingError(f"{where}: not an object but {str(step)[:60]!r}")
     mouse = _entry(step, 'mouse', dict, where)
     screen_open = _entry(step, 'isGuiOpen', bool, where)
-    for k in ('dx','dy') + ('x','y')*screen_open: _entry(mouse, k, _NUMBER, f'{where}: mouse')
+    cursor = ('x','y') if screen_open else tuple(k for k in ('x','y') if k in mouse) # read wherever it is there
+    for k in ('dx','dy') + cursor: _entry(mouse, k, _NUMBER, f'{where}: mouse')
     for k in ('buttons','newButtons'): _list_of(mouse, k, int, f'{where}: mouse')
     _list_of(_entry(step, 'keyboard', dict, where), 'keys', str, f'{where}: keyboard')
     if 'hotbar' in step and not 0 <= _entry(step, 'hotbar', int, where) <= 8:
