@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import ClassVar, Literal
-
-# %% ../nbs/04_dataset.ipynb #c002-1
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -22,8 +20,6 @@ from .config import Config
 from .base.actions import ActionMap, N_BUTTONS, N_CAMERA
 from .base.jobs import read_ahead
 from .base.video import EpisodeError, GOP
-
-# %% ../nbs/04_dataset.ipynb #c002-2
 from .episodes import Episode
 from .training.augment import draw_changes
 from .training.boundaries import event_spans
@@ -58,9 +54,8 @@ def _span_goals(
     out = np.array(goal_idx)
     for start,stop,*task in sorted(spans):
         done = sorted(s for s,t in events if max(start, GOP-1) <= s < stop and t in task) or [stop-1]
-        if done[-1] < GOP-1: continue
-        ahead = np.searchsorted(done, np.arange(start, stop))
-        out[start:stop] = np.array(done)[np.minimum(ahead, len(done)-1)]
+        ahead = np.searchsorted(done, np.arange(start, stop)).clip(max=len(done)-1)
+        if done[-1] >= GOP-1: out[start:stop] = np.array(done)[ahead]
     return out
 
 # %% ../nbs/04_dataset.ipynb #c017
@@ -97,10 +92,9 @@ def check(self:DataConfig):
     if not GOP-1 <= self.min_gap < self.max_gap:
         raise ValueError(f"gaps must satisfy {GOP-1} <= min_gap < max_gap (no window ends before step {GOP-1}), "
             f"got min_gap={self.min_gap}, max_gap={self.max_gap}")
-    for k in ('p_uncond','grey','mirror'):
-        if not 0 <= getattr(self, k) <= 1: raise ValueError(f"{k}={getattr(self, k)} is a share, from 0 to 1")
-    for k in ('start','goal_lag'):
-        if getattr(self, k) < 0: raise ValueError(f"{k} must not be negative, got {getattr(self, k)}")
+    for k,v in vars(self).items():
+        if k in ('p_uncond','grey','mirror') and not 0 <= v <= 1: raise ValueError(f"{k}={v} is a share, from 0 to 1")
+        if k in ('start','goal_lag') and v < 0: raise ValueError(f"{k} must not be negative, got {v}")
     if self.piece < 0 or self.piece % self.T:
         raise ValueError(f"a segment must be whole chunks of T={self.T} steps, got piece={self.piece}")
     if self.piece and self.cut != 'shift':
@@ -133,17 +127,15 @@ def _chunk_starts(
 _action_map = ActionMap()
 
 def joint_actions(
-    ep:Episode,          # Its actions are read
-    mirrored:bool=False, # Left and right change places
+    ep:Episode, # Its actions are read
 ) -> tuple: # buttons (n,) in 0..8640, camera (n,) in 0..120, both int64
     "The actions of an episode as two integers a step"
     if len(ep.actions) != ep.n:
         raise EpisodeError(f"{ep.path}: {len(ep.actions)} actions but {ep.n} steps; "
             'remove the folder and make the episode again')
-    try: joint = _action_map.to_joint(ep.actions)
+    try: return _action_map.to_joint(ep.actions)
     except ValueError as e:
         raise EpisodeError(f"{ep.path}/actions.npy: {e}; remove the folder and make the episode again") from None
-    return _action_map.mirror(*joint) if mirrored else joint
 
 # %% ../nbs/04_dataset.ipynb #s03
 def action_counts(
@@ -190,15 +182,16 @@ class EpisodePass:
         self.cfg, self.ep, self.seed, self.read_goals = cfg, Episode(path), seed, read_goals
         rng, n = seed if hasattr(seed, 'integers') else np.random.default_rng(seed), self.ep.n
         self.goal_idx = relabel(n, cfg.min_gap, cfg.max_gap, rng, cfg.goal_lag)
-        if cfg.goals == 'span': self.goal_idx = _span_goals(self.goal_idx, self.ep.spans)
-        if cfg.goals == 'done': self.goal_idx = _span_goals(self.goal_idx, self.ep.spans, self.ep.events)
-        if cfg.goals == 'event': self.goal_idx = _span_goals(self.goal_idx, event_spans(self.ep))
+        if cfg.goals in ('span','done','event'):
+            spans = event_spans(self.ep) if cfg.goals == 'event' else self.ep.spans
+            self.goal_idx = _span_goals(self.goal_idx, spans, self.ep.events * (cfg.goals == 'done'))
         self.starts = _chunk_starts(n, cfg, rng, segment)
         draws = rng.random(1 if cfg.piece else len(self.starts))
         self.dropped = np.broadcast_to(draws < cfg.p_uncond, len(self.starts))
         self.changes = draw_changes(cfg.augment, cfg.grey, rng)
         self.mirrored = bool(cfg.mirror and rng.random() < cfg.mirror)
-        self.buttons, self.camera = joint_actions(self.ep, self.mirrored)
+        joint = joint_actions(self.ep)
+        self.buttons, self.camera = _action_map.mirror(*joint) if self.mirrored else joint
         recorded = 'labelled_by' not in self.ep.meta
         self.loss_mask = np.ones(n, bool) if cfg.all_steps and recorded else self.ep.loss_mask
         self.table = _goal_table(self.ep, self.goal_idx) if read_goals and cfg.goals != 'chunk' else None

@@ -19,7 +19,7 @@ from torch import nn
 from fastcore.basics import patch
 from .config import Config, get_device
 from .base.checkpoints import Checkpoint, load_strict, make_within, read_official
-from .base.actions import ActionMap, CameraBins, N_BUTTONS, N_CAMERA
+from .base.actions import ActionMap, N_BUTTONS, N_CAMERA
 
 # %% ../nbs/02_policy.ipynb #c002-2
 from .base.video import resize_frames
@@ -201,12 +201,6 @@ def correct(self:PolicyOutput,
     "Is the likeliest combination of buttons, and the likeliest camera move, the recorded one?"
     pairs = (self.button_logits, buttons), (self.camera_logits, camera)
     return tuple(x.detach().argmax(-1) == y for x, y in pairs)
-
-# %% ../nbs/02_policy.ipynb #c063-2
-@patch(as_prop=True)
-def yaw(self:PolicyOutput): # (b,t,11)
-    "Log-probabilities of the turns to the left and right"
-    return self.camera.unflatten(-1, (CameraBins.N, CameraBins.N)).logsumexp(-2)
 
 # %% ../nbs/02_policy.ipynb #c027
 class Policy(Checkpoint, nn.Module):

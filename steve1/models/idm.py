@@ -322,12 +322,6 @@ def correct(self:_IDMOutput,
     "Are the likeliest 20 keys, and both axes, the recorded ones?"
     return tuple((p.detach().argmax(-1) == i).all(-1) for p, i in zip(self, _split_joint(buttons, camera)))
 
-# %% ../../nbs/models/idm.ipynb #n140yaw
-@patch(as_prop=True)
-def yaw(self:_IDMOutput): # (b,t,11)
-    "Log-probabilities of the turns to the left and right"
-    return self.camera[..., 1, :]
-
 # %% ../../nbs/models/idm.ipynb #c032
 def _motion_filter(i, middle, taps): # number of the filter, frame it belongs to -> (3,taps)
     "Filters in groups of eight: three colours, two changes to the next frame, two from the previous one, their mean"

@@ -56,12 +56,14 @@ _degrees = torch.as_tensor(CameraBins().to_degrees(np.arange(CameraBins.N)), dty
 
 @patch
 def turn_sums(self:StepMeter,
-    out,        # The policy's output for (b,t) frames
+    out,        # The output of a policy, or of an inverse dynamics model, for (b,t) frames
     batch:dict, # camera, loss_mask (b,t)
 ) -> torch.Tensor: # (2,): turns that are expected to the recorded side, turns
     "Of the recorded turns, how many the policy expects to the same side"
-    degrees = _degrees.to(out.yaw.device)
-    recorded, expected = degrees[batch['camera'] % CameraBins.N], out.yaw.exp() @ degrees
+    degrees, chances = _degrees.to(out.camera.device), out.camera.exp()
+    # of a policy 121 moves, of the other two times 11 bins
+    yaw = chances[..., 1, :] if chances.ndim == 4 else chances.unflatten(-1, (CameraBins.N, CameraBins.N)).sum(-2)
+    recorded, expected = degrees[batch['camera'] % CameraBins.N], yaw @ degrees
     turns = batch['loss_mask'] & (recorded.abs() > 2)
     return torch.stack([(turns & (expected*recorded > 0)).sum(), turns.sum()]).float()
 
