@@ -157,8 +157,11 @@ def test_network_failures_are_tried_again(site, tmp_path):
     site.flaky.clear()
     assert collect(recs, tmp_path/'d', CollectConfig(raw=str(tmp_path/'raw'), workers=0, size=(64,64),
         keep_raw=True)) == 1
-    assert todo[0].raw_path(tmp_path/'raw',
-        '.mp4').is_file() and set(Ledger.of(tmp_path/'d').faults(recs)) == {'8.0_gone-0'}
+    kept = todo[0].raw_path(tmp_path/'raw', '.mp4')
+    assert kept.is_file() and set(Ledger.of(tmp_path/'d').faults(recs)) == {'8.0_gone-0'}
+    shutil.rmtree(tmp_path/'d'/todo[0].name) # made once more by a run that keeps nothing of its own: files kept before stay
+    assert collect(recs, tmp_path/'d', CollectConfig(raw=str(tmp_path/'raw'), workers=0, size=(64,64))) == 1
+    assert kept.is_file() and not list((tmp_path/'raw'/'passing').rglob('*.mp4'))
     assert Ledger.of(tmp_path/'d').report(recs).recordings.to_dict() == {'converted':1, 'not on the server':1,
         'in all':2}
 

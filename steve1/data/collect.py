@@ -169,9 +169,19 @@ def add(self:Ledger,
     self.last[name] = (what, reason)
 
 # %% ../../nbs/data/collect.ipynb #c013
-def _fetch_one(entry, raw, retries):
+def _place(entry, raw, keep):
+    "Folder of a recording's files. Those that lie in `raw` stay there; what is fetched for one conversion only lies apart"
+    passing, files = Path(raw)/'passing', [entry.raw_path(raw, x) for x in ('.mp4','.jsonl')]
+    for f in files:
+        if keep and (once := passing/f.relative_to(raw)).is_file():
+            f.parent.mkdir(parents=True, exist_ok=True)
+            if not f.is_file(): once.replace(f)
+    return Path(raw) if keep or any(f.is_file() for f in files) else passing
+
+def _fetch_one(entry, raw, retries, keep):
     "None, or (what, reason) if the recording could not be fetched"
     try:
+        raw = _place(entry, raw, keep) if entry.remote else raw
         for suffix in ('.jsonl', '.mp4')*entry.remote: # the small one first: if one is gone, both are
             path = entry.raw_path(raw, suffix)
             if not path.is_file(): download(entry.url+suffix, path, retries=retries)
@@ -186,12 +196,13 @@ def fetch(cls:RecordingIndex,
     raw:str|Path,   # Folder of raw files
     threads:int=8,  # Downloads at a time
     retries:int=5,  # Tries a file
+    keep:bool=True, # Fetch them to stay; else into a folder of their own below `raw`
 ): # Yields (recording, None or (what, reason)) as they end
     "Download the recordings that are not there, at most `threads` ahead of the consumer"
     todo, running = iter(recordings), {}
     with ThreadPoolExecutor(threads) as pool:
         while True:
-            for r in islice(todo, threads-len(running)): running[pool.submit(_fetch_one, r, raw, retries)] = r
+            for r in islice(todo, threads-len(running)): running[pool.submit(_fetch_one, r, raw, retries, keep)] = r
             if not running: return
             for f in wait(running, return_when=FIRST_COMPLETED).done: yield running.pop(f), f.result()
 
@@ -206,6 +217,9 @@ class CollectConfig(ContractorConfig):
     raw:str|None = None   # Folder of the downloaded files; none: data/cache/contractor
     keep_raw:bool = False # Keep the downloaded files of finished episodes
     retry:bool = False    # Try recordings again that were missing on the server or broken
+
+    @property
+    def raw_dir(self): return Path(self.raw or data_dir('cache', 'contractor'))
 
     def check(self):
         super().check()
@@ -246,16 +260,22 @@ def _convert(job):
         if not (Path(job.out)/'metadata.json').is_file(): raise
 
 # %% ../../nbs/data/collect.ipynb #e006
-def _drop_raw(entry, raw):
-    "Delete fetched files; the user's own stay"
-    for x in ('.mp4','.jsonl')*entry.remote: entry.raw_path(raw, x).unlink(missing_ok=True)
+def _drop_passing(entry, raw):
+    "Delete what was fetched for one conversion; all other files stay"
+    for x in ('.mp4','.jsonl')*entry.remote: entry.raw_path(Path(raw)/'passing', x).unlink(missing_ok=True)
 
 def _drop_used(recordings, folder, raw):
-    "Delete the fetched files that a killed run left: they are older than the episode that was made of them"
+    "Delete what a killed run fetched and left: it is older than the episode that was made of it"
     for r in recordings:
-        facts, files = folder/r.name/'metadata.json', [r.raw_path(raw, x) for x in ('.mp4','.jsonl')]
-        ages = [p.stat().st_mtime for p in files if p.is_file()] if facts.is_file() else []
-        if ages and max(ages) <= facts.stat().st_mtime: _drop_raw(r, raw)
+        facts, files = folder/r.name/'metadata.json', [r.raw_path(raw/'passing', x) for x in ('.mp4','.jsonl')]
+        ages = [p.stat().st_mtime for p in files if p.is_file()] if facts.is_file() and r.remote else []
+        if ages and max(ages) <= facts.stat().st_mtime: _drop_passing(r, raw)
+
+def _put_aside(entry, raw):
+    "Make way for fetching a broken recording again: it may have broken on the way"
+    _drop_passing(entry, raw)
+    for p in (entry.raw_path(raw, x) for x in ('.mp4','.jsonl')*entry.remote):
+        if p.is_file(): p.replace(p.with_name(p.name+'.broken'))
 
 def _settle(job, error, ledger):
     "Note in the ledger what became of a conversion"
@@ -264,7 +284,7 @@ def _settle(job, error, ledger):
         broken = error.startswith('RecordingError')
         return ledger.add(name, 'broken' if broken else 'crashed', error.removeprefix('RecordingError: '))
     if name in ledger.last: ledger.add(name, 'done')
-    if not job.cfg.keep_raw: _drop_raw(job.entry, job.raw)
+    if not job.cfg.keep_raw: _drop_passing(job.entry, job.cfg.raw_dir)
 
 # %% ../../nbs/data/collect.ipynb #c017
 def collect(
@@ -274,19 +294,19 @@ def collect(
     convert=convert_contractor, # Function of (video, jsonl, out, cfg, clip), importable by its name
 ) -> int: # Episodes made
     "Fetch and convert what is missing; stopped anywhere, it goes on from there"
-    folder, raw, made = dataset_dir(dataset), Path(cfg.raw or data_dir('cache', 'contractor')), 0
+    folder, raw, made = dataset_dir(dataset), cfg.raw_dir, 0
     with sole_writer(folder):
         _check_conversion(folder, cfg)
         ledger = Ledger.of(folder)
         todo = ledger.plan(recordings, cfg.retry)[0]
         if not cfg.keep_raw: _drop_used(recordings, folder, raw)
         for r in todo:
-            if ledger.last.get(r.name, ('',))[0] == 'broken': _drop_raw(r, raw) # it may have broken on the way
+            if ledger.last.get(r.name, ('',))[0] == 'broken': _put_aside(r, raw)
         with tqdm(total=len(todo), disable=None, desc='recordings') as bar:
             def jobs():
-                for r,fault in RecordingIndex.fetch(todo, raw, cfg.threads):
+                for r,fault in RecordingIndex.fetch(todo, raw, cfg.threads, keep=cfg.keep_raw):
                     if fault: ledger.add(r.name, *fault); bar.update()
-                    else: yield _Job(r, raw, folder/r.name, cfg, convert)
+                    else: yield _Job(r, _place(r, raw, cfg.keep_raw), folder/r.name, cfg, convert)
             for job,_,error in run_jobs(_convert, jobs(), min(cfg.workers, len(todo)), 7200, cfg.engine):
                 made += not error
                 bar.update()
@@ -357,7 +377,7 @@ def _print_faults(found, most=20):
 
 def _print_plan(recs, cfg):
     todo, there, given_up = Ledger.of(cfg.out).plan(recs, cfg.collect.retry)
-    raw = Path(cfg.collect.raw or data_dir('cache', 'contractor'))
+    raw = cfg.collect.raw_dir
     have = sum(r.raw_path(raw, '.mp4').is_file() and r.raw_path(raw, '.jsonl').is_file() for r in todo)
     print(f'{len(recs)} recordings: {len(there)} are episodes in {dataset_dir(cfg.out).name}, '
         f'{len(given_up)} were given up, {len(todo)-have} would be fetched, {len(todo)} converted')

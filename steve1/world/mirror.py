@@ -14,6 +14,7 @@ from ..luanti.env import minerl_name
 from .blocks import BLOCK_TABLE, BLOCKS, HEIGHT, ITEMS, Kind, SEA_LEVEL, WIDTH, WRAP
 from .envs import make_env
 from .physics import N_SLOTS, PLAYER
+from .process import EnvFailed
 
 # %% ../../nbs/world/mirror.ipynb #c005
 _CODES = dict( # kind -> the game's names
@@ -60,7 +61,9 @@ def _enter(self:Mirror, box):
     "Enter a box of blocks as the mod sends it; its x axis points the other way"
     (x0,y0,z0), (x1,y1,z1) = (map(int, box[k]) for k in ('lo','hi'))
     shape = x1-x0+1, y1-y0+1, z1-z0+1
-    data = zlib.decompress(base64.b64decode(box['data']+'=='))             # the game leaves the padding out
+    if max(shape)>WIDTH or min(shape)<1: raise ValueError(f'a box of {shape} blocks')
+    packed = base64.b64decode(box['data']+'==')                            # the game leaves the padding out
+    data = zlib.decompressobj().decompress(packed, math.prod(shape))
     kinds = np.frombuffer(data, np.uint8).reshape(shape)[::-1]
     xs, ys, zs = (np.arange(a, b+1) for a,b in ((-x1,-x0), (y0+self.shift,y1+self.shift), (z0,z1)))
     inside = (ys>=0) & (ys<HEIGHT)
@@ -102,7 +105,7 @@ def update(self:Mirror,
     if p.gui: p.cursor_y, p.cursor_x = np.clip((p.cursor_y, p.cursor_x)+row['camera']/35, -.5, .5)
     self._place(obs)
     self._bump(math.hypot(p.x-before[0], p.z-before[1]), row)
-    p.in_water, p.eye_in_water, p.slot = info['in_water'], info['eye_in_water'], near['slot']-1
+    p.in_water, p.eye_in_water, p.slot = info['in_water'], info['eye_in_water'], range(N_SLOTS)[near['slot']-1]
     for event in near['events']: self._change(*event)
     for box in near['boxes']: self._enter(box)
     for k,name in enumerate(near['bar']): self.slots[k] = (ITEMS.index(name), 1) if name in ITEMS and name else (0,0)
@@ -126,7 +129,12 @@ class MirroredLuanti:
 
     def step(self, row):
         obs, info = self.env.step(row)
-        self.world.update(obs, info, row)
+        try: self.world.update(obs, info, row)
+        except _NO_SURROUNDINGS as e:
+            self.close()
+            raise EnvFailed('crash', f"surroundings that cannot be read ({type(e).__name__}: {e})") from None
         return obs, info
 
     def close(self): self.env.close()
+
+_NO_SURROUNDINGS = ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, zlib.error

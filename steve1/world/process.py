@@ -202,7 +202,7 @@ _OPTIONAL = dict(done=bool, near=str)                                  # what so
 _OURS = 'failure', 'final_obs', 'final_info'                           # what we say of an episode that is over
 
 def _check_info(info):
-    "Raise `_Garbage` for what is no info of a step; a game's own values are numbers, text, lists or flat dicts"
+    "Raise `_Garbage` for what is no info of a step; a game's own values are finite numbers, text, lists or flat dicts"
     _check(isinstance(info, dict), 'no info', info)
     for k,kind in _INFO.items(): _check(isinstance(info.get(k), kind), f'wrong {k}', info.get(k))
     for k,v in info.items():
@@ -215,7 +215,11 @@ def _check_info(info):
 def _check_value(k, v):
     "One named value of an info"
     _check(k not in _OURS and not k.startswith('_'), 'an info of a reserved name', k)
-    _check(not isinstance(v, float) or math.isfinite(v), f'wrong {k[:40]!r}', v)
+    _check(_is_finite(v), f'wrong {k[:40]!r}', v)
+
+def _is_finite(v):
+    if isinstance(v, list): return all(map(_is_finite, v))
+    return not isinstance(v, float) or math.isfinite(v)
 
 # %% ../../nbs/world/process.ipynb #c014
 @patch

@@ -70,7 +70,7 @@ def index(root, out, name):
         Ledger(root/'datasets'/'c'/'ledger.jsonl')
     from steve1.data import collect as module
     # no waiting for a server
-    real, module._fetch_one = module._fetch_one, lambda entry, raw, retries: ('network',
+    real, module._fetch_one = module._fetch_one, lambda entry, raw, retries, keep: ('network',
         str(entry.raw_path(raw, '.mp4')))
     try: quiet(run)
     finally: module._fetch_one = real
