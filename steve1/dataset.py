@@ -149,15 +149,15 @@ def action_counts(
     return counts
 
 # %% ../nbs/04_dataset.ipynb #n105
+_AGAIN = '`embed_episode(path, clip)` makes it anew'
 def _goal_table(ep, goal_idx): # embeddings of the distinct goals float32 (k,d), which of them each step has int64 (n,)
     "The distinct rows of the episode's embeddings that are goals; they must be finite"
-    again = '`embed_episode(path, clip)` makes it anew'
     if len(ep.embeds) != ep.n:
-        raise EpisodeError(f"{ep.path}/embeds.npy: {len(ep.embeds)} rows for {ep.n} steps; {again}")
+        raise EpisodeError(f"{ep.path}/embeds.npy: {len(ep.embeds)} rows for {ep.n} steps; {_AGAIN}")
     rows, where = np.unique(goal_idx, return_inverse=True)
     z = np.asarray(ep.embeds)[rows].astype(np.float32)
     bad = ~np.isfinite(z).all(1)
-    if bad.any(): raise EpisodeError(f"{ep.path}/embeds.npy: row {rows[bad][0]} is not finite; {again}")
+    if bad.any(): raise EpisodeError(f"{ep.path}/embeds.npy: row {rows[bad][0]} is not finite; {_AGAIN}")
     return z, where
 
 # %% ../nbs/04_dataset.ipynb #s04
@@ -310,10 +310,10 @@ class ChunkStream:
             raise ValueError(f"{batch} lanes cannot be divided over {world_size} processes; choose a multiple")
         ok, self.skipped = _usable(episodes, cfg)
         self.cfg, self.paths, self.size, self.rank = cfg, [e.path for e in ok], ok[0].size, rank
-        # an episode, or a segment of one
-        self.units = [(i,k) for i,e in enumerate(ok) for k in range(_n_segments(e.n, cfg))]
+        self.units = [(i,k) for i,e in enumerate(ok) for k in range(_n_segments(e.n, cfg))] # an episode, or a segment of one
         self.read_goals = cfg.p_uncond < 1 or d_goal is None
-        self.d_goal = ok[0].embeds.shape[1] if self.read_goals else d_goal
+        first = ok[0].embeds.shape[1] if self.read_goals else d_goal
+        self.d_goal = d_goal or first
         counts = [_n_chunks(ok[i].n, cfg) for i,_ in self.units]
         self.lanes, self.b, self.open = _LaneSchedule(counts, batch, cfg.seed, not cfg.piece), batch//world_size, {}
 
@@ -342,7 +342,10 @@ def positions(self:ChunkStream,
 def _pass(self:ChunkStream, lane, at):
     "The episode pass that a lane has open, or a new one"
     if lane not in self.open or self.open[lane][0] != at.key:
-        self.open[lane] = at.key, EpisodePass(at.path, self.cfg, at.key, self.read_goals, at.segment)
+        new = EpisodePass(at.path, self.cfg, at.key, self.read_goals, at.segment)
+        if self.read_goals and (d := new.ep.embeds.shape[1]) != self.d_goal:
+            raise EpisodeError(f'{at.path}/embeds.npy: goals of {d} numbers in place of {self.d_goal}; {_AGAIN}')
+        self.open[lane] = at.key, new
     return self.open[lane][1]
 
 # %% ../nbs/04_dataset.ipynb #n115
@@ -356,8 +359,7 @@ def _empty_batch(self:ChunkStream, b):
     "Tensors for b lanes"
     shapes = dict(goal=((self.d_goal,), torch.float32), first=((), torch.bool), loss_mask=((), torch.bool),
         buttons=((), torch.int64), camera=((), torch.int64))
-    img = _room((b,self.cfg.T,*self.size,3))
-    return dict(img=img) | {k:torch.zeros((b,self.cfg.T,*s), dtype=t) for k,(s,t) in shapes.items()}
+    return dict(img=_room((b,self.cfg.T,*self.size,3))) | {k:torch.zeros((b,self.cfg.T,*s), dtype=t) for k,(s,t) in shapes.items()}
 
 # %% ../nbs/04_dataset.ipynb #c037
 @patch
@@ -370,8 +372,7 @@ def batch(self:ChunkStream,
     out = self._empty_batch(len(at))
     for j,(lane,p) in enumerate(zip(range(self.b)[lanes], at)):
         got = self._pass(lane, p).chunk(p.chunk, out['img'].numpy()[j]) # frames are decoded into the batch
-        for k,v in got.items():
-            if k != 'img': out[k].numpy()[j] = v
+        for k in got.keys()-{'img'}: out[k].numpy()[j] = got[k]
     if i == 0: out['first'][:,0] = True # lanes start amid an episode, with an empty memory
     return out | dict(episode=[str(p.path) for p in at])
 
@@ -394,9 +395,8 @@ def _joined(self:ChunkStream, parts, w):
     "Whole batches from the workers' parts"
     while some := list(islice(parts, w)):
         if w == 1: yield some[0]; continue
-        shapes = {k:(self.b,*v.shape[1:]) for k,v in some[0].items() if k != 'episode'}
-        out = {k:_room(s) if k == 'img' else some[0][k].new_empty(s) for k,s in shapes.items()}
-        out['episode'] = [None]*self.b
+        new = lambda k, v: _room((self.b,*v.shape[1:])) if k == 'img' else v.new_empty(self.b, *v.shape[1:])
+        out = {k:[None]*self.b if k == 'episode' else new(k, v) for k,v in some[0].items()}
         for j,part in enumerate(some):
             for k,v in part.items(): out[k][j::w] = v
         yield out
