@@ -22,7 +22,7 @@ from .config import Config, data_dir, get_device, get_dtype
 
 # %% ../nbs/07_rollout.ipynb #c002-2
 from .base.commands import command
-from .base.files import atomic_path, check_name, sole_writer, write_text
+from .base.files import atomic_path, check_name, parse_json, sole_writer, write_text
 from .base.video import VideoReader, VideoSettings, VideoWriter
 from .base.overlay import save_image
 from .base.live import LivePicture
@@ -268,7 +268,8 @@ def _parse_seeds(seeds):
 # %% ../nbs/07_rollout.ipynb #v010b
 @patch
 def check(self:RolloutConfig):
-    if not self.prompts or not self.seeds: raise ValueError('nothing to play: give at least one prompt and one seed')
+    for k in ('prompts','seeds'):
+        if not getattr(self, k): raise ValueError(f'nothing to play: give at least one of the {k}')
     for p in self.prompts:
         if not isinstance(p, str) or not p.strip(): raise ValueError(f'prompts must be texts, not {p!r}')
     for k in ('n_steps','height'):
@@ -298,7 +299,7 @@ def _is_finished(folder, cfg, case, facts):
     "Is this case there, whole, and just as asked for now?"
     endings = ('json','csv','mp4') if cfg.video else ('json','csv')
     if not all((folder/f'{case.stem}.{e}').is_file() for e in endings): return False
-    try: old = json.loads((folder/f'{case.stem}.json').read_text())
+    try: old = parse_json((folder/f'{case.stem}.json').read_text())
     except (ValueError, RecursionError): return False
     return isinstance(old, dict) and old.get('failed')=='' and all(old.get(k)==v for k,v in facts.items())
 
@@ -313,7 +314,7 @@ def _write_case(folder, case, values, actions, stages, facts):
 def _gather(folder, cfg, cases):
     "The table and the contact sheet over all cases of a run"
     import pandas as pd
-    done = [json.loads((folder/f'{c.stem}.json').read_text()) for c in cases]
+    done = [parse_json((folder/f'{c.stem}.json').read_text()) for c in cases]
     asked = [{k:d[k] for k in ('prompt','seed','arena','cond_scale')} for d in done]
     table = pd.DataFrame([a | d['metrics'] | dict(failed=d['failed']) for a,d in zip(asked, done)])
     with atomic_path(folder/'metrics.csv') as p: table.to_csv(p, index=False)

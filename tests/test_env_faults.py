@@ -68,8 +68,9 @@ class Vandal(threading.Thread):
             self.deeds.append(what)
 
 @linux
-def test_thirty_episodes_under_fire():
+def test_thirty_episodes_under_fire(tmp_path, monkeypatch):
     "Worlds killed, stopped and made to leak at random: every episode is accounted for, no process and no folder is left"
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path)) # another test's worlds are none of its business
     before, n_steps, running = folders(), 20, []
     vandal = Vandal(lambda: running[0].env.envs[:] if running else [], 12)
     make = lambda: faulty(step_timeout=2., memory_limit=180, child=True, pause=.02)

@@ -9,7 +9,7 @@ __all__ = ['DownloadError', 'check_file', 'download']
 import http.client, json, os, random, re, time, typing, urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from .files import digest, explained_writes, locked, open_plain, write_text
+from .files import digest, explained_writes, locked, open_plain, parse_json, write_text
 from .untrusted import error_reason
 
 # %% ../../nbs/base/downloads.ipynb #c006
@@ -47,7 +47,7 @@ class _Wanted(typing.NamedTuple):
 def _read_note(note):
     "The note on a part; nothing if it is missing, was cut, is a link or has a tag that no header can hold"
     try:
-        with open_plain(note) as f: known = dict(json.loads(f.read()))
+        with open_plain(note) as f: known = dict(parse_json(f.read()))
     except (OSError, ValueError, TypeError, RecursionError): return {}
     tag = known.get('tag', '')
     return known if isinstance(tag, str) and tag.isascii() and tag.isprintable() else {}

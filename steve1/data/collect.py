@@ -139,7 +139,7 @@ class Ledger:
     ):
         self.path, self.last = Path(path), {} # name -> (what, reason)
         for line in self.path.read_bytes().splitlines() if self.path.is_file() else ():
-            try: name, *event = (json.loads(line)[k] for k in ('name','what','reason'))
+            try: name, *event = (parse_json(line)[k] for k in ('name','what','reason'))
             except (ValueError, TypeError, KeyError, RecursionError): continue # an incomplete line
             if event[0] in self.EVENTS and all(isinstance(t, str) for t in (name, *event)): self.last[name] = tuple(event)
 

@@ -23,7 +23,7 @@ from ..config import Config, data_dir
 
 # %% ../../nbs/data/foreign.ipynb #c002-2
 from ..base.commands import FrameSize, command
-from ..base.files import atomic_path
+from ..base.files import atomic_path, parse_json
 from ..base.remote import EpisodeFolder
 from ..base.video import EpisodeError, VideoError, VideoReader
 from ..episodes import Episode, dataset_dir, list_episodes
@@ -136,7 +136,7 @@ def load(cls:EpisodeIndex,
 ) -> EpisodeIndex: # Empty if there is none, or none that can be used
     "The index as it was written last"
     try:
-        d = json.loads(EpisodeIndex.file_of(folder).read_text())
+        d = parse_json(EpisodeIndex.file_of(folder).read_text())
         entries = [_IndexedEpisode(*e) for e in d['entries']]
         plain = all(e.name and e.name == Path(e.name).name != '..' for e in entries) # no name leads out of the folder
         usable = plain and d['version'] == cls.VERSION and d['folder'] == str(Path(folder).resolve())

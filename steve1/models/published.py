@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tyro.conf import Positional
 from ..config import Config, data_dir, find_data, typed_path
 from ..base.commands import command
-from ..base.files import atomic_path, locked, sha256, write_text
+from ..base.files import atomic_path, locked, parse_json, sha256, write_text
 from ..base.untrusted import safe_pickle_load, safe_torch_load
 from ..base.downloads import DownloadError, check_file, download
 
@@ -124,7 +124,7 @@ def _read_ledger(folder): # -> {name: dict(sha256, size, url, date)}
     if not path.exists(): return {}
     row = lambda r: dict(sha256=str(r['sha256']), size=int(r['size']),
         url=str(r.get('url', '')), date=str(r.get('date', '')))
-    try: return {n:row(r) for n,r in json.loads(path.read_text()).items()}
+    try: return {n:row(r) for n,r in parse_json(path.read_text()).items()}
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as e: # the fifth: Infinity
         raise ValueError(f'{path} is damaged ({e}): repair it, or remove it to trust the files as they are') from None
 

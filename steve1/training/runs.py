@@ -229,7 +229,7 @@ def swap_in(self:RunFolder):
 # %% ../../nbs/training/runs.ipynb #s04
 def _is_whole(state):
     "Do the files agree with the manifest?"
-    try: stated = json.loads((state/'manifest.json').read_text())
+    try: stated = parse_json((state/'manifest.json').read_text())
     except (OSError, ValueError, RecursionError): return False
     return bool(stated) and stated == {p.name:sha256(p) for p in state.glob('*.pt')}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..base.actions import to_dict, to_row
+from ..base.files import parse_json
 from .blockworld import check_size
 from .worker import CALL_ERRORS
 
@@ -73,6 +74,7 @@ def _launch(self:ProcessEnv):
     (calls,our_calls), (our_replies,replies) = os.pipe(), os.pipe()
     self._calls, self._replies = os.fdopen(our_calls, 'wb', 0), os.fdopen(our_replies, 'rb', 0)
     self._shared, self._read, self._log, self._tmp = _shared(), b'', tempfile.TemporaryFile(), _folder()
+    self._shape = None                                     # of its pictures
     fds = calls, replies, self._shared.fileno()
     spec = dict(zip(('calls','replies','frames'), fds), limit=int((self.memory_limit or 0)*1e6), tmp=self._tmp)
     command = [self.python, str(files('steve1')/'world'/'worker.py'), json.dumps(spec)]
@@ -116,7 +118,7 @@ def __del__(self:ProcessEnv):
 # %% ../../nbs/world/process.ipynb #c033
 def _guard_report(said):
     "The guard's last message; what is none counts as nothing said"
-    try: report = json.loads(said or '{}')
+    try: report = parse_json(said or '{}')
     except (ValueError, RecursionError): return {}
     known = ('memory','signal','status')
     return {k:int(report[k]) for k in known if k in report and _is_count(report[k])} if isinstance(report, dict) else {}
@@ -174,7 +176,7 @@ _ERRORS = {c.__name__:c for c in CALL_ERRORS} | dict(RuntimeError=RuntimeError) 
 
 def _parse(line):
     "A reply as a dict"
-    try: reply = json.loads(line)
+    try: reply = parse_json(line)
     except (ValueError, RecursionError) as e: raise _Garbage(f'a reply that is not JSON ({e}): {line[:80]!r}') from None
     if not isinstance(reply, dict): raise _Garbage(f'a reply that is no object: {line[:80]!r}')
     return reply
@@ -254,6 +256,8 @@ def _unpack(self:ProcessEnv, call, reply):
     if call in ('','make'): return None
     frame = self._picture(reply.get('frame'))
     if call=='render': return frame
+    self._shape = self._shape or frame.shape
+    _check(frame.shape==self._shape, f'a picture that is not {self._shape} like the first, but', frame.shape)
     _check_obs(reply.get('obs'))
     obs = dict(pov=frame, **{k:v for k,v in reply['obs'].items() if k!='pov'})
     if call=='reset': return obs
@@ -332,7 +336,9 @@ def render(self:ProcessEnv,
 ) -> np.ndarray:          # uint8 (h,w,3) RGB
     "The same moment at another size"
     self.begin('render', size=list(check_size(size)))
-    return self.finish()
+    frame = self.finish()
+    if frame.shape[:2]!=tuple(size): self._fail('render', 'crash', f'a picture of {frame.shape[:2]} where {tuple(size)} was asked for')
+    return frame
 
 # %% ../../nbs/world/process.ipynb #c019
 @patch

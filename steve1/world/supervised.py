@@ -57,7 +57,9 @@ def _finish(self:ProcessVectorEnv, worlds):
     "Wait for the replies of these worlds; a mistake in a call is raised after all have replied"
     mistake = None
     for i in worlds:
-        try: out = self.envs[i].finish()
+        try:
+            out = self.envs[i].finish()
+            self._check_picture(i, out[0] if isinstance(out, tuple) else out)
         except EnvFailed as e: self._lose(i, e)
         except Exception as e: mistake = mistake or e
         else:
@@ -65,6 +67,13 @@ def _finish(self:ProcessVectorEnv, worlds):
             self._latest[i] = out if stepped else (out, {})
             if stepped: self._failed_in_a_row = 0
     if mistake: raise mistake
+
+@patch
+def _check_picture(self:ProcessVectorEnv, i, obs):
+    "All worlds' pictures have one size; EnvFailed, and the world is ended, if not"
+    if (got := obs['pov'].shape) == (*self.size, 3): return
+    self.envs[i].stop()
+    raise EnvFailed('crash', f'a picture of {got} where {(*self.size, 3)} was asked for')
 
 # %% ../../nbs/world/supervised.ipynb #c023
 @patch
