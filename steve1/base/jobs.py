@@ -36,6 +36,7 @@ def _do(f, job):
 def _serve(conn, f):
     "What a worker process does: jobs in, results out, until the pipe is closed"
     _end_with_parent(); _one_thread()
+    for s in _STOPS[1:]: signal.signal(s, lambda number, _: sys.exit(128+number)) # what a job has begun to write is removed
     conn.send('ready')
     try:
         while True:
@@ -44,6 +45,8 @@ def _serve(conn, f):
     except (EOFError, ConnectionError): return
 
 # %% ../../nbs/base/jobs.ipynb #n023
+_STOPS = [s for n in ('SIGINT', 'SIGTERM', 'SIGHUP') if (s := getattr(signal, n, None))]
+
 @contextmanager
 def _held(*signals):
     "A process that is started inside never sees the signals, not even while it imports; here they wait until the end"
@@ -82,7 +85,10 @@ class _Worker:
         self.process.join(1); self.stop()
         return None, f'its process died (exit code {self.process.exitcode})'
 
-    def stop(self): self.process.kill(); self.process.join(); self.conn.close()
+    def stop(self, patience=1.):
+        "End the process; a job under way has `patience` seconds to remove what it began"
+        if patience: self.process.terminate(); self.process.join(patience)
+        self.process.kill(); self.process.join(); self.conn.close()
 
 # %% ../../nbs/base/jobs.ipynb #n001
 def _run_local(f, jobs, workers, timeout):
@@ -101,7 +107,9 @@ def _run_local(f, jobs, workers, timeout):
                 if w.process.is_alive(): idle.append(w)
                 yield (w.job, *out)
     finally:
-        for w in busy+idle: w.stop()
+        for w in busy: w.process.terminate()
+        for w in busy: w.stop()
+        for w in idle: w.stop(0)
 
 # %% ../../nbs/base/jobs.ipynb #c011
 def _ray_do(f, job):
@@ -161,8 +169,6 @@ def run_jobs(
     else: yield from (_do(f, job) for job in jobs)
 
 # %% ../../nbs/base/jobs.ipynb #r002
-_STOPS = [s for n in ('SIGINT', 'SIGTERM', 'SIGHUP') if (s := getattr(signal, n, None))]
-
 def _heed_parent(_):
     "In a reader, where the signals are held: only the SIGTERM of its parent ends it"
     if not hasattr(signal, 'sigwaitinfo'): return
