@@ -82,4 +82,4 @@ readme: $(READY)
 	@$(PY) tools/repo.py readme
 docs: $(READY) # the site, in _docs: every notebook with its saved outputs, and a reference page for each module
 	@$(PY) tools/site.py _docs
-	@echo; echo "Open _docs/index.html, or: $(PY) -m http.server -d _docs"
+	@echo; echo "Open _docs/index.html, or, with the search: $(PY) -m http.server -d _docs"
