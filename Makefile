@@ -16,8 +16,9 @@ ifneq ($(STEVE1_DATA),)
 override export STEVE1_DATA := $(DATA)
 endif
 
-# compiled world code is shared by all notebooks; one thread a process is fastest where processes share cores
-export NUMBA_CACHE_DIR ?= $(CURDIR)/data/cache/numba
+# Compiled code of notebooks is kept in data/; that of the package lies beside it, where every command finds it.
+# One thread a process is fastest where processes share cores.
+lab test torture: export NUMBA_CACHE_DIR ?= $(CURDIR)/data/cache/numba
 demo test torture mini: export OMP_NUM_THREADS ?= 1
 demo: export PYTHONWARNINGS ?= ignore
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -44,8 +45,9 @@ MINUTES ?= 60
 torture: $(READY)
 	@$(PY) tests/campaigns/run.py --minutes $(MINUTES) $(CAMPAIGNS)
 
+# as root, such as in a container: make lab LAB=--allow-root
 lab: $(READY)
-	@$(RUN) jupyter lab --notebook-dir=nbs
+	@$(RUN) jupyter lab --notebook-dir=nbs $(LAB)
 
 # What ships in data/, from nothing. Each line is a stage that can be run alone; what is there already is not made again.
 # A small rehearsal in a folder of its own: make mini STEVE1_DATA=/tmp/rehearsal EPISODES=12 CLIP_STEPS=10 FRAMES=20000
@@ -80,4 +82,4 @@ readme: $(READY)
 	@$(PY) tools/repo.py readme
 docs: $(READY) # the site, in _docs: every notebook with its saved outputs, and a reference page for each module
 	@$(PY) tools/site.py _docs
-	@echo; echo "Open _docs/index.html, or: $(PY) -m http.server -d _docs"
+	@echo; echo "Open _docs/index.html, or, with the search: $(PY) -m http.server -d _docs"

@@ -425,6 +425,17 @@ def dataset_dir(
     return ships if ships.is_dir() and not made.is_dir() else made
 
 # %% ../nbs/03_episodes.ipynb #s4k
+def _advice(dataset, d):
+    "What to do about a dataset without episodes"
+    given = Path(str(dataset).removeprefix('file://'))
+    if given.is_dir() and not d.is_dir(): return f'`./{dataset}` is the folder here'
+    if len(given.name) == 6 and given.name.isdigit() and len(given.parts) > 1: # an episode, such as datasets/mine/000002
+        given = given.parent
+        if any(dataset_dir(given if given.is_absolute() else f'./{given}').glob('*/metadata.json')):
+            return f'`steve1_episode info {given}` lists those there are'
+    name = given.name if given.parent.parts in (('datasets',), ('data','datasets')) else str(given)
+    return '`steve1_contractor 8.x` fetches some' if name == 'contractor' else f'`steve1_generate {name} 100` makes some'
+
 def list_episodes(
     dataset:str|Path, # A name such as 'sample', a folder, or an address such as 's3://bucket/play'
 ) -> list: # Paths in order of their names
@@ -433,8 +444,7 @@ def list_episodes(
     d = dataset_dir(dataset)
     eps = sorted(p.parent for p in d.glob('*/metadata.json') if not p.parent.name.startswith('.'))
     if eps: return eps
-    fix = f'`./{dataset}` is the folder here' if Path(dataset).is_dir() and not d.is_dir() else f'`steve1_generate {dataset} 100` makes some'
-    raise FileNotFoundError(f'no episodes in {d}; {fix}')
+    raise FileNotFoundError(f'no episodes in {d}; {_advice(dataset, d)}')
 
 # %% ../nbs/03_episodes.ipynb #e4find
 def find_episodes(

@@ -399,6 +399,7 @@ def _report(checks, every=False):
 class _VerifyConfig(Config):
     "Check this machine, and name the command that fixes what is missing"
     every: bool = False # List every package, not only those that do not fit
+    example = '--every'
 
 @command('steve1_verify')
 def verify_cli(cfg:_VerifyConfig):

@@ -19,6 +19,7 @@ cpu_index=https://download.pytorch.org/whl/cpu
 chosen() { [ -n "${PIP_FIND_LINKS:-}${UV_FIND_LINKS:-}" ] || "$venv/bin/python" -m pip config list 2>/dev/null | grep -q find-links; }
 reached() { "$python" -c "import urllib.request as u; u.urlopen('$cpu_index/torch/', timeout=5)" 2>/dev/null; }
 
+mkdir -p data/runs # papermill writes the copies of executed notebooks there, and makes no folder
 echo "Setting up $venv with $("$python" --version) (once; some minutes, about 2 GB) ..."
 has_pip() { "$venv/bin/python" -m pip --version >/dev/null 2>&1; }
 if ! has_pip && ! "$python" -m venv "$venv" >"$log" 2>&1; then # Debian's Python without python3-venv: borrow its pip

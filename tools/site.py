@@ -75,7 +75,7 @@ def reference(module, out):
     for name in m.__all__:
         x = getattr(m, name)
         if inspect.isclass(x): parts += [f'## {name}\n', (inspect.getdoc(x) or '')+'\n', *class_members(x, name)]
-        elif inspect.isfunction(x): parts += [f'## {name}\n', described(x, name)]
+        elif callable(x) and inspect.isfunction(f := inspect.unwrap(x)): parts += [f'## {name}\n', described(f, name)]
         else: parts.append(f'## {name}\n\n```python\n{name} = {short(x)}\n```\n')
     out.write_text('\n'.join(parts), encoding='utf-8')
 
@@ -117,8 +117,8 @@ def kind(annotation):
 def table(rows):
     if not rows: return ''
     cell = lambda x: re.sub(r'\s+', ' ', str(x or '')).replace('|', '\\|').replace('<', '&lt;')
-    code = lambda x: f'`{cell(x)}`' if x not in ('', None) else ''
-    return '| name | type | default | |\n|---|---|---|---|\n' + ''.join(f'| {code(n)} | {code(t)} | {code(d)} | '
+    code = lambda x: '`{}`'.format(re.sub(r'\s+', ' ', str(x))) if x not in ('', None) else ''
+    return '| name | type | default | what it is |\n|---|---|---|---|\n' + ''.join(f'| {code(n)} | {code(t)} | {code(d)} | '
         f'{cell(c)} |\n' for n,t,d,c in rows)
 
 def title(path):

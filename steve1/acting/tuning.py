@@ -49,9 +49,9 @@ class TuneConfig(Config):
     preferences: str = ''          # .csv of columns seed, score: your judgement of play in these worlds, not a metric
     stretch: int = 60              # Steps that are judged together
     updates: int = 24              # Gradient steps a round
-    lr: float = .03                # Of a step, in root mean squares of the goal
+    lr: float = .03                # Step size, in root mean squares of the goal
     beta: float = .1               # Sharpness of a preference
-    radius: float = .5             # Farthest from the start, in lengths of the goal
+    radius: float = .5             # Largest distance from the first goal, in lengths of it
     arena: str = 'auto'            # Where to play; auto: where the prompt's task is judged
     cond_scale: float|None = None  # Guidance, from 0; none: what suits the policy
     env: str = 'blockworld'        # World to play in: blockworld, luanti, minerl or minestudio
