@@ -19,5 +19,6 @@ setup(
     package_data={'steve1':['py.typed'], 'steve1.luanti':['clock.c', 'agent/*'], 'steve1.world':['walk.c'], 'steve1.shipped':ships}, python_requires='>='+cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={k[:-len(suffix)]:v.split() for k,v in cfg.items() if k.endswith(suffix)},
-    entry_points={'console_scripts': cfg.get('console_scripts', '').split()},
+    entry_points={'console_scripts': cfg.get('console_scripts', '').split(),
+        'papermill.engine': ['steve1 = steve1.base.parameters']}, # papermill imports it: see there
     zip_safe=False)

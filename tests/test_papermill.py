@@ -32,6 +32,21 @@ def test_a_stopped_papermill_ends_its_kernel(tmp_path):
         for q in (p.pid, pid):
             if alive(q): os.kill(q, signal.SIGKILL)
 
+@pytest.mark.skipif(os.name != 'posix', reason='needs a terminal of the kind that Linux and macOS have')
+def test_as_typed_in_a_terminal(tmp_path):
+    "`papermill 05_train.ipynb -p lr 1e-5`: papermill itself would ask for the name of the executed copy"
+    import pty
+    ours, theirs = pty.openpty()
+    program = Path(sys.executable).with_name('papermill')
+    p = subprocess.Popen([program, '05_train.ipynb', '-p', 'lr', '1e-5', '--prepare-only'], cwd=repo_root()/'nbs',
+        env=os.environ | dict(STEVE1_DATA=str(tmp_path)), stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
+    os.close(theirs)
+    said = p.communicate(timeout=120)[1].decode()
+    os.close(ours)
+    copy = tmp_path/'runs'/'05_train.ipynb'
+    assert p.returncode == 0 and str(copy) in said, said
+    assert any('lr = 1e-05' in c.source for c in nbformat.read(copy, 4).cells)
+
 def test_a_name_that_exists_is_kept(data):
     "Training by papermill under the name of a run with other settings is refused, and that run's files stay as they are"
     train(TINY.replace(name='there', n_frames=4*64))

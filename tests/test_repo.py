@@ -202,13 +202,6 @@ def test_readme_links_and_commands():
     for url in re.findall(r'\]\(([^)#\s]+)', text):
         if not re.match(r'[a-z]+:', url): assert (ROOT/url).exists(), f'README links to {url}'
 
-def test_papermill_is_told_where_to_write():
-    "In a terminal, papermill refuses a notebook without the name of its executed copy"
-    pages = [*(ROOT/'nbs').rglob('*.ipynb'), *ROOT.glob('*.md')]
-    bare = [(p.name, c) for p in pages
-        for c in re.findall(r'papermill \S+\.ipynb +-p [^`\n]*', p.read_text(encoding='utf-8'))]
-    assert not bare, f'no output is named: {bare}'
-
 def test_readme_names_every_notebook():
     text = (ROOT/'README.md').read_text()
     assert [p for p in ROWS if f'({p.relative_to(ROOT).as_posix()})' not in text] == []

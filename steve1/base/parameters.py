@@ -6,8 +6,11 @@
 __all__ = ['clear_params', 'read_params', 'skip_lessons']
 
 # %% ../../nbs/base/parameters.ipynb #c002
+import sys
+from contextlib import suppress
 from dataclasses import make_dataclass
-from ..config import Config, in_test
+from pathlib import Path
+from ..config import Config, data_dir, in_test, repo_root
 
 # %% ../../nbs/base/parameters.ipynb #c005
 def clear_params(
@@ -56,3 +59,17 @@ def skip_lessons(
         return lines if over else []
     names['get_ipython']().input_transformers_cleanup.append(cell)
 
+
+# %% ../../nbs/base/parameters.ipynb #n016
+def _with_copy(words):
+    "The words of papermill's command, with a name for the executed copy where papermill would ask for one"
+    first, second = [*words[1:3], '', ''][:2]
+    own = first.endswith('.ipynb') and Path(first).is_file() and Path(first).resolve().is_relative_to(repo_root()/'nbs')
+    if not own or second and not second.startswith('-') or '--help-notebook' in words: return words
+    copy = data_dir('runs', Path(first).name)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    print(f'steve1: the executed copy goes to {copy}', file=sys.stderr)
+    return [*words[:2], str(copy), *words[2:]]
+
+if Path(sys.argv[0]).stem == 'papermill' and sys.stdout.isatty():
+    with suppress(OSError): sys.argv[:] = _with_copy(sys.argv)
