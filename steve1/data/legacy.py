@@ -51,10 +51,11 @@ def convert_all(
 ) -> int: # Episodes that could not be converted
     "Convert the published folders that are not converted yet, and print what happens"
     todo = [(str(src), str(dst)) for src,dst in jobs if not Path(dst).exists()]
-    what = 'would be' if dry_run else 'are to be'
+    what = 'would be' if dry_run else 'will be'
     print(f"{len(todo)} of {len(jobs)} episodes {what} converted, {len(jobs)-len(todo)} are there")
     if dry_run: return 0
     bad = 0
     for (src,_),_,error in tqdm(run_jobs(_convert, todo, workers), total=len(todo), disable=None, desc='convert'):
         if error: bad += 1; print(f'{Path(src).name}: {error}')
+    if todo: print(f'{len(todo)-bad} converted, {bad} failed')
     return bad
