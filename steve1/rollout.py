@@ -269,7 +269,7 @@ def _parse_seeds(seeds):
 @patch
 def check(self:RolloutConfig):
     for k in ('prompts','seeds'):
-        if not getattr(self, k): raise ValueError(f'nothing to play: give at least one of the {k}')
+        if not getattr(self, k): raise ValueError(f'{k} must not be empty: nothing to play')
     for p in self.prompts:
         if not isinstance(p, str) or not p.strip(): raise ValueError(f'prompts must be texts, not {p!r}')
     for k in ('n_steps','height'):

@@ -257,7 +257,7 @@ def _unpack(self:ProcessEnv, call, reply):
     frame = self._picture(reply.get('frame'))
     if call=='render': return frame
     self._shape = self._shape or frame.shape
-    _check(frame.shape==self._shape, f'a picture that is not {self._shape} like the first, but', frame.shape)
+    _check(frame.shape==self._shape, f'a picture of another size than the first, {self._shape},', frame.shape)
     _check_obs(reply.get('obs'))
     obs = dict(pov=frame, **{k:v for k,v in reply['obs'].items() if k!='pov'})
     if call=='reset': return obs
