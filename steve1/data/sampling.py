@@ -197,7 +197,8 @@ def _listed_folder(file, line):
 def _read_list(path, name):
     "The episode folders that a file names"
     if not path.is_file():
-        known = sorted(p.name[:-10] for p in path.parent.glob('*_train.txt'))
+        folders = {path.parent, find_data('samplings', 'sample_train.txt').parent} # the user's, and what ships
+        known = sorted({p.name[:-10] for f in folders for p in f.glob('*_train.txt')})
         raise FileNotFoundError(f"no sampling {name!r} ({path}); known: {', '.join(known) or 'none'}; "
             f'`steve1_sampling {name} DATASET` makes it')
     text = path.read_text(encoding='utf-8', errors='surrogateescape')
