@@ -73,7 +73,7 @@ class DataConfig(Config):
     goals:Literal['visit','chunk','span','done','event'] = 'visit' # Drawn once a pass or a chunk; ends of labelled spans, their events; events found
     augment:bool|Literal['mild','colour','vpt'] = False # Random changes of the pictures; true: mild
     grey:float = 0.        # Share of episode passes in grey, 0 to 1
-    mirror:float = 0.      # Share of episode passes that are mirrored, pictures and actions, 0 to 1
+    mirror:float = 0.      # Share of episode passes that are mirrored, pictures above the hotbar and actions, 0 to 1
     all_steps:bool = False # Train on masked steps, too, where they were recorded (for a model that labels)
     seed:int = 0           # Random seed of order, goals and augmentation, and of new weights
     presets:ClassVar[dict] = {'mini':{}, 'tiny':dict(T=16, max_gap=40),
@@ -229,7 +229,7 @@ def chunk(self:EpisodePass,
     s, seen = slice(a, a+T), int(self.starts[c-1])+T-a if c else 0 # seen: steps shared with the chunk before
     img = self.ep.frames(a, a+T, img)
     for change in self.changes: img[:] = change(img)
-    if self.mirrored: img[:] = img[:,:,::-1].copy()
+    if self.mirrored: view = img[:,:img.shape[1]*7//8]; view[:] = view[:,:,::-1].copy() # the hotbar below it stays
     first, loss_mask = np.zeros(T, bool), self.loss_mask[s].copy()
     first[0] = c == 0 or seen > 0
     loss_mask[:seen] = False

@@ -216,8 +216,8 @@ def mirror(self:ActionMap,
     buttons, # (n,) 0..8640
     camera,  # (n,) 0..120
 ) -> tuple:  # buttons (n,) and camera (n,), int64
-    "The same actions seen in a mirror: left and right change places, and so do the two halves of the hotbar"
-    other = {'left':'right', 'right':'left'} | {f'hotbar.{i}':f'hotbar.{10-i}' for i in range(1,10)}
+    "The same actions seen in a mirror: left and right change places, the hotbar stays"
+    other = dict(left='right', right='left')
     down = {other.get(k, k):self.table[:,i] for i,k in enumerate(BUTTONS)}
     numbers,_ = self.to_joint(down | dict(camera=np.where(self.moves, 10., 0.)[:,None].repeat(2, 1)))
     pitch, yaw = np.divmod(camera, CameraBins.N)
