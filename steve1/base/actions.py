@@ -7,6 +7,7 @@ __all__ = ['HOTBAR', 'KEYS', 'BUTTONS', 'ACTION_DTYPE', 'N_BUTTONS', 'N_CAMERA',
            'to_rows', 'is_null', 'CameraBins', 'ActionMap']
 
 # %% ../../nbs/base/actions.ipynb #c002
+from functools import lru_cache
 import numpy as np
 from fastcore.basics import patch
 
@@ -217,8 +218,12 @@ def mirror(self:ActionMap,
     camera,  # (n,) 0..120
 ) -> tuple:  # buttons (n,) and camera (n,), int64
     "The same actions seen in a mirror: left and right change places, the hotbar stays"
-    other = dict(left='right', right='left')
-    down = {other.get(k, k):self.table[:,i] for i,k in enumerate(BUTTONS)}
-    numbers,_ = self.to_joint(down | dict(camera=np.where(self.moves, 10., 0.)[:,None].repeat(2, 1)))
     pitch, yaw = np.divmod(camera, CameraBins.N)
-    return numbers[buttons], pitch*CameraBins.N + CameraBins.N-1-yaw
+    return _other_side()[buttons], pitch*CameraBins.N + CameraBins.N-1-yaw
+
+@lru_cache
+def _other_side(): # int64 (8641,)
+    "The number of each combination of buttons in a mirror"
+    am, other = ActionMap(), dict(left='right', right='left')
+    down = {other.get(k, k):am.table[:,i] for i,k in enumerate(BUTTONS)}
+    return am.to_joint(down | dict(camera=np.where(am.moves, 10., 0.)[:,None].repeat(2, 1)))[0]
