@@ -54,7 +54,6 @@ lab: $(READY)
 EPISODES ?= 1600
 CLIP_STEPS ?= 600
 FRAMES ?= 5000000
-# The stage of the policy was not yet run whole with this preset: see nbs/experiments/causes.
 mini: override export STEVE1_DATA := $(DATA)
 mini: $(READY)
 	@mkdir -p "$(DATA)/runs/mini"
@@ -63,7 +62,8 @@ mini: $(READY)
 	$(RUN) steve1_embed mini
 	$(RUN) steve1_sampling mini mini --val_share .06
 	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/mini/foundation.ipynb" -p preset foundation -p name foundation -p sampling mini -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)/5)) -p resume True
-	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/mini/policy.ipynb" -p preset mini -p name policy -p sampling mini -p init runs/foundation/latest.safetensors -p lr 6e-4 -p n_frames $(FRAMES) -p resume True
+	$(PY) tools/lessons.py $$(($(EPISODES)/8)) $$(($(FRAMES)/16))
+	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/mini/policy.ipynb" -p preset mini -p name policy -p sampling mini -p mix lesson6 -p mirror .5 -p init runs/lesson6/latest.safetensors -p lr 1e-3 -p n_frames $(FRAMES) -p resume True
 	$(PY) tools/ship.py runs/foundation/latest.safetensors foundation
 	$(PY) tools/ship.py runs/policy/latest.safetensors policy
 	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/mini/idm.ipynb" -p preset idm -p name idm -p sampling mini -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)*3/5)) -p resume True
