@@ -33,10 +33,15 @@ def _do(f, job):
     except Exception as e: return job, None, f'{type(e).__name__}: {e}'
 
 # %% ../../nbs/base/jobs.ipynb #c005-2
+def _leave(number, _):
+    "A signal ends the job, which removes what it has begun to write; another one does not disturb that"
+    for s in _STOPS[1:]: signal.signal(s, signal.SIG_IGN)
+    sys.exit(128+number)
+
 def _serve(conn, f):
     "What a worker process does: jobs in, results out, until the pipe is closed"
     _end_with_parent(); _one_thread()
-    for s in _STOPS[1:]: signal.signal(s, lambda number, _: sys.exit(128+number)) # what a job has begun to write is removed
+    for s in _STOPS[1:]: signal.signal(s, _leave)
     conn.send('ready')
     try:
         while True:

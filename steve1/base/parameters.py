@@ -65,7 +65,7 @@ def _with_copy(words):
     "The words of papermill's command, with a name for the executed copy where papermill would ask for one"
     first, second = [*words[1:3], '', ''][:2]
     own = first.endswith('.ipynb') and Path(first).is_file() and Path(first).resolve().is_relative_to(repo_root()/'nbs')
-    if not own or second and not second.startswith('-') or '--help-notebook' in words: return words
+    if not own or second == '-' or second and not second.startswith('-') or '--help-notebook' in words: return words
     copy = data_dir('runs', Path(first).name)
     copy.parent.mkdir(parents=True, exist_ok=True)
     print(f'steve1: the executed copy goes to {copy}', file=sys.stderr)

@@ -171,17 +171,19 @@ def add(self:Ledger,
 # %% ../../nbs/data/collect.ipynb #c013
 def _place(entry, raw, keep):
     "Folder of a recording's files. Those that lie in `raw` stay there; what is fetched for one conversion only lies apart"
-    passing, files = Path(raw)/'passing', [entry.raw_path(raw, x) for x in ('.mp4','.jsonl')]
-    for f in files:
-        if keep and (once := passing/f.relative_to(raw)).is_file():
+    passing, suffixes = Path(raw)/'passing', ('.mp4','.jsonl')
+    if not keep and entry.remote and not any(entry.raw_path(raw, x).is_file() for x in suffixes): return passing
+    for x in suffixes*entry.remote:
+        f, once = entry.raw_path(raw, x), entry.raw_path(passing, x)
+        if keep and once.is_file() and not f.is_file():
             f.parent.mkdir(parents=True, exist_ok=True)
-            if not f.is_file(): once.replace(f)
-    return Path(raw) if keep or any(f.is_file() for f in files) else passing
+            once.replace(f)
+    return Path(raw)
 
 def _fetch_one(entry, raw, retries, keep):
     "None, or (what, reason) if the recording could not be fetched"
     try:
-        raw = _place(entry, raw, keep) if entry.remote else raw
+        raw = _place(entry, raw, keep)
         for suffix in ('.jsonl', '.mp4')*entry.remote: # the small one first: if one is gone, both are
             path = entry.raw_path(raw, suffix)
             if not path.is_file(): download(entry.url+suffix, path, retries=retries)
