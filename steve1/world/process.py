@@ -337,7 +337,7 @@ def render(self:ProcessEnv,
     "The same moment at another size"
     self.begin('render', size=list(check_size(size)))
     frame = self.finish()
-    if frame.shape[:2]!=tuple(size): self._fail('render', 'crash', f'a picture of {frame.shape[:2]} where {tuple(size)} was asked for')
+    if (got := frame.shape[:2])!=tuple(size): self._fail('render', 'crash', f'a picture of {got} where {size} was asked for')
     return frame
 
 # %% ../../nbs/world/process.ipynb #c019
