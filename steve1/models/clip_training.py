@@ -7,7 +7,7 @@ __all__ = ['CaptionedWindows', 'pick_events', 'info_nce', 'ClipTrainConfig', 'hi
            'retrieval', 'train_mineclip']
 
 # %% ../../nbs/models/clip_training.ipynb #c002
-import math, time
+import copy, math, time
 from dataclasses import dataclass
 from typing import ClassVar
 import numpy as np
@@ -229,8 +229,12 @@ def retrieval(
     with np.errstate(invalid='ignore'): return Retrieval(names, hits/hits.sum(1, keepdims=True))
 
 # %% ../../nbs/models/clip_training.ipynb #c025
-def _new_model(shape, phrases, cfg):
-    "A MineCLIP whose vocabulary is that of the phrases"
+def _new_model(shape, phrases, cfg, init=None):
+    "A MineCLIP whose vocabulary is that of the phrases, or a copy of `init` whose text side stays as it is"
+    if init is not None:
+        clip = copy.deepcopy(init).to(get_device(cfg.device)).train()
+        clip.text.requires_grad_(False).eval()
+        return clip
     texts = sum(map(tuple, phrases), ())
     words = WordTokenizer.fit(texts, shape.vocab, shape.context).words if shape.tokenizer == 'words' else ()
     return MineCLIP(shape, words).to(get_device(cfg.device))
@@ -275,9 +279,10 @@ def train_mineclip(
     data:CaptionedWindows,     # Windows to learn from
     captions:dict,             # Task name -> phrases, in the order of `data.names`
     cfg:ClipTrainConfig,       # How to train
-    shape:MineCLIPConfig,      # Size of the model
+    shape:MineCLIPConfig,      # Size of the model, where none is trained further
     val:CaptionedWindows=None, # Windows of other episodes; None: no validation
     held_out:dict=None,        # Task name -> phrases that are never trained on
+    init:MineCLIP=None,        # Train the video side of this one further; its texts keep their embeddings
     log=None,                  # Called with each entry of the history, every 20 steps
 ) -> tuple: # A `MineCLIP` in evaluation mode, and a record of its training
     "Train a MineCLIP on captioned windows"
@@ -285,7 +290,7 @@ def train_mineclip(
         raise ValueError(f'captions are for {tuple(captions)}, windows for {tuple(data.names)}')
     torch.manual_seed(cfg.seed)
     rng,phrases,start = np.random.default_rng(cfg.seed),list(captions.values()),time.perf_counter()
-    clip,history,since = _new_model(shape, phrases, cfg),[],[]
+    clip,history,since = _new_model(shape, phrases, cfg, init),[],[]
     for step,loss in _steps(clip, data, phrases, cfg, rng):
         since.append(loss)
         if step % _LOG_EVERY and step != cfg.steps: continue
@@ -294,4 +299,4 @@ def train_mineclip(
     seconds = time.perf_counter()-start
     record = dict(train=cfg.to_dict(), windows=len(data), frames=len(data.frames), seconds=seconds, history=history)
     if val is not None: record['retrieval'] = _validate(clip.eval(), val, captions, held_out)
-    return clip.eval(), record
+    return clip.requires_grad_(True).eval(), record
