@@ -206,9 +206,9 @@ def _make_jobs(cfg):
 
 # %% ../nbs/08_evaluate.ipynb #c018
 @lru_cache(1)
-def _system(weights, policy, device):
+def _system(weights, policy, device, env):
     if torch.device(device).type=='cpu': torch.set_num_threads(1)      # processes share the cores
-    return System.load(weights, device, policy)
+    return System.load(weights, device, policy, env)
 
 # %% ../nbs/08_evaluate.ipynb #a008
 def _metric_names(cfg): return [*METRICS, *(f'clip_{t}' for t in cfg.tasks if cfg.clip)]
@@ -217,7 +217,7 @@ def _metric_names(cfg): return [*METRICS, *(f'clip_{t}' for t in cfg.tasks if cf
 def _run_job(job):
     "Play the worlds of a job: for each world its metrics as float32, NaN if it failed, and the cause"
     cfg = EvalConfig.from_dict(job.cfg)
-    system = _system(cfg.weights, cfg.policy, cfg.device)
+    system = _system(cfg.weights, cfg.policy, cfg.device, cfg.env)
     cases = [make_case(goal_for(system, cfg, t, c, s), s, cfg.cond_scale, arena) for t,c,arena,s in job.cases]
     goals = [system.text_goal(t).embed for t in cfg.tasks] if cfg.clip else []
     scorer = _ClipScorer(system.clip, np.stack(goals), len(cases)) if cfg.clip else None
@@ -281,7 +281,7 @@ def evaluate(
     run=run_jobs,   # Runs the jobs: in processes of this machine, or a function with the same signature
 ) -> pd.DataFrame: # Rows: task, condition, arena, seed, metric, value, failed, config, commit, weights
     "Play all tasks and the baselines in the same worlds; save rows and config"
-    weights = System.load(cfg.weights, cfg.device, cfg.policy).weights          # a clear error before any work
+    weights = System.load(cfg.weights, cfg.device, cfg.policy, cfg.env).weights          # a clear error before any work
     rows = [*_agent_rows(cfg, run), *(_expert_rows(cfg, run) if cfg.experts else ())]
     rows = pd.DataFrame(rows, columns=['task','condition','arena','seed','metric','value','failed'])
     rows = rows.assign(config=cfg.id, commit=_code_version(), weights=weights['policy'])

@@ -335,7 +335,7 @@ def run_rollouts(
     cfg:RolloutConfig, # What to play
 ) -> 'pd.DataFrame': # One row a case: prompt, seed, arena, cond_scale, metrics at the end, why it failed ('': it did not)
     "Play what is not there yet; write films, tables and the contact sheet"
-    system = System.load(cfg.weights or None, cfg.device, cfg.policy)
+    system = System.load(cfg.weights, cfg.device, cfg.policy, cfg.env)
     prompts = [p for word in cfg.prompts for p in (system.paper_prompts() if word.strip().lower()=='paper' else [word])]
     cases = [_case_of(system, p, s, cfg) for p in prompts for s in cfg.seeds]
     if not cases: raise ValueError('nothing to play: the weights have no prior, which sentences need, and none of the '
@@ -385,7 +385,7 @@ def _film_both(left, right, out, names):
 def _compare(cfg, folder, cases, table):
     "Play the cases with the second policy; films of both, and both in one table"
     import pandas as pd
-    other = _run(System.load(cfg.weights or None, cfg.device, cfg.against), cfg, folder/'against', cases)
+    other = _run(System.load(cfg.weights, cfg.device, cfg.against, cfg.env), cfg, folder/'against', cases)
     names = cfg.policy or 'weights/policy.safetensors', cfg.against
     metric = [c.goal.task.metric if c.goal.task else 'distance' for c in cases]
     both = table[['prompt','seed','arena']].assign(metric=metric)

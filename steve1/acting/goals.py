@@ -29,6 +29,7 @@ from ..prior import Prior, PriorConfig
 
 # %% ../../nbs/acting/goals.ipynb #c005
 _NETWORKS = dict(mineclip=MineCLIP, prior=Prior, policy=Policy)   # file name -> class
+_OWN_AGENT = 'luanti',                                            # worlds with a folder of their own in data/weights
 
 @dataclass(frozen=True, eq=False)
 class System:
@@ -51,9 +52,10 @@ def load(cls:System,
     weights_dir=None, # Folder of mineclip, prior and policy .safetensors; None or '': data/weights, or what ships
     device='cpu',     # Where the networks compute; 'auto' takes the best there is
     policy:str='',    # Policy file that replaces the folder's: a path, or one below data/; '': none
+    env:str='blockworld', # World to play in: without a folder, the agent that ships for it is taken
 ) -> System:
     "Load the three networks, and check that they fit each other; the prior may be missing"
-    device, paths = get_device(device), _find_networks(weights_dir, policy)
+    device, paths = get_device(device), _find_networks(weights_dir or _own_weights(env), policy)
     nets = {k:_load(_NETWORKS[k], p, device) for k,p in paths.items()}
     widths = {k:net.cfg.d_goal if k=='policy' else net.d for k,net in nets.items()}
     if len(set(widths.values()))>1:
@@ -69,6 +71,11 @@ def _find_policy(name):
     if found := next((p for p in places if p.is_file()), None): return found
     raise FileNotFoundError(f'no policy file {places[0]}: a training writes runs/NAME/best.safetensors, '
         '`steve1_download steve1.weights` fetches a published one')
+
+def _own_weights(env):
+    "The folder of the agent that ships for a world; '': the one for all"
+    own = find_data('weights', env) if env in _OWN_AGENT else None
+    return own if own and own.is_dir() else ''
 
 def _find_networks(weights_dir, policy=''):
     "Network -> its file; only the prior may be missing"

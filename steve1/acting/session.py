@@ -39,7 +39,7 @@ FPS = 20   # Steps, and so pictures, a second
 class Session:
     "A world, an agent, and prompts that may change at any step"
     def __init__(self,
-        system:System=None,        # From `System.load`; None: what ships
+        system:System=None,        # From `System.load`; None: what ships for the world
         prompt:str=UNCONDITIONAL,  # The first prompt
         seed:int=1_000_000,        # Seed of the world, of the agent's draws, and of draws from the prior
         arena:str='forest',        # Where to start
@@ -49,7 +49,9 @@ class Session:
         **kw,                      # To `Rollout`: `env`, `items`, `dtype`
     ):
         if score_every<1: raise ValueError(f'score_every={score_every} must be 1 or more steps')
-        self.system, self.size, self.score_every, self.kw = system or System.load(), tuple(size), score_every, kw
+        self.is_own = system is None               # then a world is played by the agent that ships for it
+        self.size, self.score_every, self.kw = tuple(size), score_every, kw
+        self.system = system or System.load(env=self.env)
         self.game, self.film, self.keys, self.playing = None, None, True, False
         self.pace = deque(maxlen=2*FPS)
         self.seed, self.arena = seed, arena
@@ -102,10 +104,10 @@ def say(self:Session,
 
 # %% ../../nbs/acting/session.ipynb #c009b
 @patch
-def _make_plan(self:Session, prompt, seed):
+def _make_plan(self:Session, prompt, seed, system=None):
     "The stages of a prompt, with the tasks that the paper's prompts are about"
     known = {p:TASKS[k] for k,p in PAPER_PROMPTS.items()}
-    stages = parse_schedule(self.system, prompt, seed)
+    stages = parse_schedule(system or self.system, prompt, seed)
     return tuple(replace(s, goal=replace(s.goal, task=s.goal.task or known.get(s.goal.name))) for s in stages)
 
 # %% ../../nbs/acting/session.ipynb #c009c
@@ -145,10 +147,13 @@ def new_world(self:Session,
     if arena not in ARENAS: raise ValueError(f"unknown arena {arena!r}: choose from {', '.join(ARENAS)}")
     if not isinstance(seed, (int, np.integer)) or seed<0:
         raise ValueError(f'a seed is a whole number from 0, not {seed!r}')
-    plan, kw = self.plan if seed==self.seed else self._make_plan(self.asked, seed), self.kw | ({'env':env} if env else {})
-    game = Rollout(self.system.policy, [make_case(plan, int(seed), self.scale, arena)], **kw)
+    kw, system = self.kw | ({'env':env} if env else {}), self.system
+    if self.is_own and env not in (None, self.env): system = System.load(env=env)
+    same = seed==self.seed and system is self.system
+    plan = self.plan if same else self._make_plan(self.asked, seed, system)
+    game = Rollout(system.policy, [make_case(plan, int(seed), self.scale, arena)], **kw)
     if self.game: self.game.close()
-    self.seed, self.arena, self.plan, self.kw, self.game = int(seed), arena, plan, kw, game
+    self.seed, self.arena, self.plan, self.kw, self.game, self.system = int(seed), arena, plan, kw, game, system
     self._tune()                                          # guided from the first step, whatever the scale
     self._reset_scores()
     self.frame = self.picture()

@@ -282,7 +282,7 @@ def tune(
     cfg:TuneConfig, # What to tune, and how
 ) -> dict: # goal: the new `Goal`; before, after, low, high: means, and interval of the difference; worlds, rounds
     "Improve a prompt's goal; write goal.npy, worlds.csv and tuning.json"
-    system = System.load(cfg.weights or None, cfg.device, cfg.policy)
+    system = System.load(cfg.weights, cfg.device, cfg.policy, cfg.env)
     system.policy.requires_grad_(False)
     start, log = system.goal(cfg.prompt), []
     metric = _metric(cfg, start)
