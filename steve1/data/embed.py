@@ -106,15 +106,18 @@ def embed_episodes(
     workers:int=0,      # Processes, which need a path; 0: in this process
     engine:str='local', # 'local' or 'ray', see `run_jobs`
 ) -> int: # Episodes that were embedded; the others had this MineCLIP's embeddings already
-    "Write the embeddings of many episodes; resumable"
+    "Write the embeddings of many episodes; resumable, and one that fails costs no other"
     if workers and not isinstance(clip, (str,Path)):
         raise ValueError('worker processes load MineCLIP themselves: give the path of its checkpoint')
-    clip, made = str(clip) if isinstance(clip, Path) else clip, 0
+    clip = str(clip) if isinstance(clip, Path) else clip
     done = run_jobs(_embed, [(str(p), clip) for p in paths], workers, engine=engine)
-    for (path,_),out,error in tqdm(done, total=len(paths), disable=None, desc='embed'):
-        if error: raise EpisodeError(f"{path} could not be embedded: {error}")
-        made += out is not None
-    return made
+    done = list(tqdm(done, total=len(paths), disable=None, desc='embed'))
+    failed = sorted((path, error) for (path,_),_,error in done if error)
+    if failed:
+        (path,error), rest = failed[0], len(failed)-1
+        others = f'; {rest} more of {len(paths)} failed, too' if rest else ''
+        raise EpisodeError(f"{path} could not be embedded: {error}{others}")
+    return sum(out is not None for _,out,_ in done)
 
 # %% ../../nbs/data/embed.ipynb #c019
 @dataclass(frozen=True)
