@@ -19,12 +19,12 @@ endif
 # Compiled code of notebooks is kept in data/; that of the package lies beside it, where every command finds it.
 # One thread a process is fastest where processes share cores.
 lab test torture: export NUMBA_CACHE_DIR ?= $(CURDIR)/data/cache/numba
-demo test torture mini: export OMP_NUM_THREADS ?= 1
+demo test torture mini luanti: export OMP_NUM_THREADS ?= 1
 demo: export PYTHONWARNINGS ?= ignore
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help setup demo test torture lab mini readme export docs
+.PHONY: help setup demo test torture lab mini luanti readme export docs
 help: ; @head -3 Makefile
 
 $(READY): constraints.txt settings.ini setup.py tools/setup.sh
@@ -72,6 +72,25 @@ mini: $(READY)
 	$(RUN) steve1_generate "$(DATA)/episodes/sample" 8 --n_steps 400 --seed 500000 --crf 20
 	$(RUN) steve1_embed "$(DATA)/episodes/sample"
 	$(RUN) steve1_sampling sample "$(DATA)/episodes/sample" --val_share .25
+
+# Luanti's own agent, in data/weights/luanti/, from the one that ships: recordings of the game and of BlockWorld, MineCLIP's
+# video side, policy and prior. An hour and a half on two cores; see nbs/experiments/luanti.
+PLACES ?= 14
+luanti: override export STEVE1_DATA := $(DATA)
+luanti: $(READY)
+	@mkdir -p "$(DATA)/runs/luanti"
+	$(PY) tools/record_luanti.py $(PLACES)
+	$(RUN) steve1_generate old $$(($(PLACES)*30)) --seed 7500000
+	$(PAPERMILL) nbs/experiments/mini_mineclip.ipynb "$(DATA)/runs/luanti/mineclip.ipynb" -p dataset luanti,old -p init weights/mineclip.safetensors -p steps $(CLIP_STEPS) -p out runs/luanti/mineclip.safetensors
+	$(RUN) steve1_embed luanti --clip runs/luanti/mineclip.safetensors
+	$(RUN) steve1_embed old --clip runs/luanti/mineclip.safetensors
+	$(RUN) steve1_sampling luanti luanti --val_share .06
+	$(RUN) steve1_sampling old old --val_share .06
+	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/luanti/policy.ipynb" -p preset mini -p name luanti_policy -p sampling luanti -p mix old -p mirror .5 -p init weights/policy.safetensors -p lr 5e-4 -p n_frames $$(($(FRAMES)/4)) -p resume True
+	$(PAPERMILL) nbs/06_prior.ipynb "$(DATA)/runs/luanti/prior.ipynb" -p sampling luanti -p clip runs/luanti/mineclip.safetensors -p out runs/luanti/prior.safetensors
+	@mkdir -p "$(DATA)/weights/luanti"
+	cp "$(DATA)/runs/luanti/mineclip.safetensors" "$(DATA)/runs/luanti/prior.safetensors" "$(DATA)/weights/luanti/"
+	$(PY) tools/ship.py runs/luanti_policy/best.safetensors luanti/policy
 
 # For those who change notebooks
 export: $(READY) # notebooks -> modules and README.md

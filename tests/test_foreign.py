@@ -1,5 +1,5 @@
 "Foreign datasets: thousands of folders in seconds, links, BASALT from a server, an export that strangers can read, commands"
-import json, os, shutil, signal, subprocess, sys, threading, time
+import json, os, shutil, signal, subprocess, sys, threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path

@@ -17,7 +17,7 @@ def plan(target, **settings):
 @pytest.mark.parametrize('given,whole', [('rel', f'{ROOT}/rel'), ('/tmp/data', '/tmp/data'),
     ('/tmp/my data', '/tmp/my data'),
     ('my data', f'{ROOT}/my data'), ('~/steve', f'{Path.home()}/steve'), ('', f'{ROOT}/data')])
-@pytest.mark.parametrize('target', ['demo', 'mini'])
+@pytest.mark.parametrize('target', ['demo', 'mini', 'luanti'])
 def test_data_folder(given, whole, target):
     "All output goes to one folder: the notebook's copy, the films, the weights"
     lines = plan(target, STEVE1_DATA=given)
