@@ -88,8 +88,10 @@ luanti: $(READY)
 	$(RUN) steve1_sampling old old --val_share .06
 	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/luanti/policy.ipynb" -p preset mini -p name luanti_policy -p sampling luanti -p mix old -p mirror .5 -p init weights/policy.safetensors -p lr 5e-4 -p n_frames $$(($(FRAMES)/4)) -p resume True
 	$(PAPERMILL) nbs/06_prior.ipynb "$(DATA)/runs/luanti/prior.ipynb" -p sampling luanti -p clip runs/luanti/mineclip.safetensors -p out runs/luanti/prior.safetensors
+	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/luanti/idm.ipynb" -p preset idm -p name luanti_idm -p sampling luanti -p init weights/idm.safetensors -p lr 5e-4 -p n_frames $$(($(FRAMES)/12)) -p resume True
 	@mkdir -p "$(DATA)/weights/luanti"
 	cp "$(DATA)/runs/luanti/mineclip.safetensors" "$(DATA)/runs/luanti/prior.safetensors" "$(DATA)/weights/luanti/"
+	$(PY) tools/ship.py runs/luanti_idm/best.safetensors luanti/idm
 	$(PY) tools/ship.py runs/luanti_policy/best.safetensors luanti/policy
 
 # For those who change notebooks

@@ -431,7 +431,7 @@ class _PlayConfig(Config):
     show: bool = False            # Show the picture while a line is played, in a window (with pygame) or the terminal
     folder: str|None = None       # Folder of the films; none: data/runs/play
     env: str = 'blockworld'       # World to play in: blockworld, luanti, minerl or minestudio
-    weights: str|None = None      # Folder of mineclip, prior and policy .safetensors; none: data/weights, or what ships
+    weights: str|None = None      # Folder of mineclip, prior and policy .safetensors; none: what ships for the world
     policy: str = ''              # Policy that plays instead of the folder's, such as runs/finetune/best.safetensors
     device: str = 'cpu'           # Where networks compute: cpu, cuda or mps; auto: the best there is
     scale: int = 2                # With --human: screen pixels a picture pixel, 1 to 16

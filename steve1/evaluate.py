@@ -81,7 +81,7 @@ class EvalConfig(Config):
     experts: bool = True        # Play the scripted experts, too
     env: str = 'blockworld'     # One of `steve1.world.envs.ENVS`
     process: bool = False       # Run each world in its own process, as games always do
-    weights: str = ''           # Folder of mineclip, prior and policy .safetensors; '': data/weights
+    weights: str = ''           # Folder of mineclip, prior and policy .safetensors; '': what ships for the world
     policy: str = ''            # Policy file that replaces the folder's, below data/; '': none
     batch: int = 40             # Worlds that one agent plays at once
     workers: int = 2            # Processes; 0: this one

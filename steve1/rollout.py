@@ -240,7 +240,7 @@ class RolloutConfig(Config):
     show: bool = False             # Show the worlds while they are played, in a window (with pygame) or in the terminal
     height: int = 360              # Height of the films in pixels; they are 16:9
     env: str = 'blockworld'        # World to play in: blockworld, luanti, minerl or minestudio
-    weights: str = ''              # Folder of mineclip, prior and policy .safetensors; '': data/weights, or what ships
+    weights: str = ''              # Folder of mineclip, prior and policy .safetensors; '': what ships for the world
     policy: str = ''               # Policy that plays instead of the folder's, such as runs/finetune/best.safetensors
     against: str = ''              # Second policy that plays the same worlds: films of both side by side, and a table
     device: str = 'cpu'            # Where networks compute: cpu, cuda or mps; auto: the best there is

@@ -55,7 +55,7 @@ class TuneConfig(Config):
     arena: str = 'auto'            # Where to play; auto: where the prompt's task is judged
     cond_scale: float|None = None  # Guidance, from 0; none: what suits the policy
     env: str = 'blockworld'        # World to play in: blockworld, luanti, minerl or minestudio
-    weights: str = ''              # Folder of mineclip, prior and policy .safetensors; '': data/weights, or what ships
+    weights: str = ''              # Folder of mineclip, prior and policy .safetensors; '': what ships for the world
     policy: str = ''               # Policy file that replaces the folder's; '': none
     device: str = 'cpu'            # Where networks compute: cpu, cuda or mps; auto: the best there is
     presets: ClassVar[dict] = dict(tiny=dict(n_worlds=4, rounds=1, n_steps=24, n_eval=2, stretch=8, updates=2))
