@@ -81,7 +81,7 @@ luanti: $(READY)
 	@mkdir -p "$(DATA)/runs/luanti"
 	$(PY) tools/record_luanti.py $(PLACES)
 	$(RUN) steve1_generate old $$(($(PLACES)*30)) --seed 7500000
-	$(PAPERMILL) nbs/experiments/mini_mineclip.ipynb "$(DATA)/runs/luanti/mineclip.ipynb" -p dataset luanti,old -p init weights/mineclip.safetensors -p steps $(CLIP_STEPS) -p out runs/luanti/mineclip.safetensors
+	$(PAPERMILL) nbs/experiments/mini_mineclip.ipynb "$(DATA)/runs/luanti/mineclip.ipynb" -p dataset luanti,old -p init weights/mineclip.safetensors -p steps $$(($(CLIP_STEPS)*2/3)) -p lr 5e-4 -p out runs/luanti/mineclip.safetensors
 	$(RUN) steve1_embed luanti --clip runs/luanti/mineclip.safetensors
 	$(RUN) steve1_embed old --clip runs/luanti/mineclip.safetensors
 	$(RUN) steve1_sampling luanti luanti --val_share .06
