@@ -81,7 +81,8 @@ def typed_path(
 
 # %% ../nbs/00_config.ipynb #n010
 _SHIPS = ('seeds.txt', 'episodes/sample', 'samplings/sample_train.txt', 'samplings/sample_val.txt',
-    *(f'weights/{k}.safetensors' for k in ('mineclip', 'foundation', 'policy', 'prior', 'idm')))
+    *(f'weights/{k}.safetensors' for k in ('mineclip', 'foundation', 'policy', 'prior', 'idm')),
+    *(f'weights/luanti/{k}.safetensors' for k in ('mineclip', 'policy', 'prior', 'idm')))
 
 # %% ../nbs/00_config.ipynb #n010-1
 def restore_hint(
@@ -96,7 +97,7 @@ def restore_hint(
     if not _in_clone(): return 'it ships with steve1: install the package again'
     at = os.path.relpath(repo_root())
     git = f"`git {'' if at == '.' else f'-C {at} '}restore data/{name}` brings it back, " if (repo_root()/'.git').exists() else ''
-    return f'it ships with steve1: {git}`make mini` makes it anew'
+    return f"it ships with steve1: {git}`make {'luanti' if 'luanti' in name else 'mini'}` makes it anew"
 
 # %% ../nbs/00_config.ipynb #h016
 def install_hint(

@@ -126,6 +126,7 @@ def _check_video():
 # %% ../nbs/10_verify.ipynb #c018
 # File name -> kind of network
 _KINDS = dict(mineclip='mineclip', foundation='policy', policy='policy', prior='prior', idm='idm')
+_KINDS |= {f'luanti/{k}':_KINDS[k] for k in ('mineclip','policy','prior','idm')}
 
 def _check_network(name):
     "A weights file is there, whole, and holds the network of its name"

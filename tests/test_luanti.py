@@ -152,6 +152,7 @@ def test_experts_and_checkpoints_take_turns(tmp_path):
     assert ep.spans and {s.task for s in ep.spans}=={'dig'}
 
 def test_the_demo_goes_there_and_back(tmp_path, monkeypatch):
+    from steve1.acting.goals import System
     from steve1.acting.session import Session
     from steve1.demo import Demo
     monkeypatch.setenv('STEVE1_DATA', str(tmp_path))
@@ -161,12 +162,13 @@ def test_the_demo_goes_there_and_back(tmp_path, monkeypatch):
         before = d.image.value
         d.env.value = 'luanti'
         assert d.session.env=='luanti' and not d.note.value.count('bad'), d.note.value
+        assert d.session.system.weights==System.load(env='luanti').weights!=System.load().weights
         d.buttons['step'].click()
         assert d.session.t==1 and d.image.value!=before and 'luanti forest' in d.title.value
         with pytest.raises(ValueError): d.session.new_world(arena='moon')
         d.session.step()                                    # what cannot start costs nothing
         d.env.value = 'blockworld'
-        assert d.session.env=='blockworld' and d.session.t==0
+        assert d.session.env=='blockworld' and d.session.t==0 and d.session.system.weights==System.load().weights
     finally: d.session.close()
 
 def test_the_prompt_line_plays_there(tmp_path):

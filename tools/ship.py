@@ -6,9 +6,11 @@ from steve1.base.checkpoints import load_tensors, save_tensors
 def ship(
     source:str, # Checkpoint, below data/
     name:str,   # File name in data/weights, without .safetensors
+    temperature:float=None, # Of a policy at play: below 1 it draws likelier actions; None: as it was trained
 ):
     "Round a checkpoint to float16 (relative error 1/2000), which halves its size; loading converts it back to float32"
     tensors,meta = load_tensors(data_dir(source))
+    if temperature: meta['config']['temperature'] = float(temperature)
     half = {k:v.half() if v.dtype==torch.float32 else v for k,v in tensors.items()}
     for k,v in half.items():
         if v.is_floating_point() and not torch.isfinite(v).all():
@@ -16,4 +18,4 @@ def ship(
     path = save_tensors(data_dir('weights', f'{name}.safetensors'), half, meta)
     print(f'{path.name}: {path.stat().st_size/1e6:.1f} MB')
 
-if __name__=='__main__': ship(*sys.argv[1:3])
+if __name__=='__main__': ship(*sys.argv[1:4])

@@ -24,6 +24,20 @@ for i = 1, 5 do
 	minetest.override_item("default:grass_" .. i, {drop = {max_items = 1, items = {{items = {"farming:seed_wheat"}, rarity = 2}}}})
 end
 
+-- Plants are as large to the hand as in Minecraft: grass 12/16 of a block wide and 13/16 high (the game: 3/16 to 13/16
+-- high), flowers 6/16 wide and 10/16 high (the game: 4/16 wide).
+local function reach(name, wide, high)
+	local w = wide / 32
+	minetest.override_item(name, {selection_box = {type = "fixed", fixed = {-w, -0.5, -w, w, high / 16 - 0.5, w}}})
+end
+for i = 1, 5 do
+	reach("default:grass_" .. i, 12, 13)
+	reach("default:dry_grass_" .. i, 12, 13)
+end
+for name, _ in pairs(minetest.registered_nodes) do
+	if name:sub(1, 8) == "flowers:" and minetest.get_item_group(name, "flower") > 0 then reach(name, 6, 10) end
+end
+
 -- A log takes 1.5 s by hand (the game: 3.5 s, Minecraft: 3 s), so that an episode of 20 s can hold several. Stone takes
 -- 1.5 s, as in BlockWorld (the game: never, Minecraft: 7.5 s), since holes begin with one or two blocks of dirt.
 local hand = table.copy(minetest.registered_items[""].tool_capabilities)
