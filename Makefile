@@ -74,7 +74,8 @@ mini: $(READY)
 	$(RUN) steve1_sampling sample "$(DATA)/episodes/sample" --val_share .25
 
 # Luanti's own agent, in data/weights/luanti/, from the one that ships: recordings of the game and of BlockWorld, MineCLIP's
-# video side, policy and prior. Two hours on two cores; see nbs/experiments/luanti.
+# video side, policy, prior and inverse dynamics model; see nbs/experiments/luanti. A small rehearsal in a folder of its own:
+# make luanti STEVE1_DATA=/tmp/rehearsal PLACES=1 CLIP_STEPS=9 FRAMES=30000
 PLACES ?= 24
 luanti: override export STEVE1_DATA := $(DATA)
 luanti: $(READY)

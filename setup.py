@@ -9,7 +9,8 @@ cfg = config['DEFAULT']
 readme = Path(__file__).with_name('README.md')
 suffix = '_requirements'  # dev_requirements becomes the extra [dev], and so on
 ships = [ # below data/; in an installation below steve1/shipped/
-    'seeds.txt', 'weights/*.safetensors', 'weights/luanti/*.safetensors', 'samplings/sample_*.txt', 'episodes/sample/*/*', 'wordings/*']
+    'seeds.txt', 'weights/*.safetensors', 'weights/luanti/*.safetensors',
+    'samplings/sample_*.txt', 'episodes/sample/*/*', 'wordings/*']
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],

@@ -97,7 +97,7 @@ def restore_hint(
     if not _in_clone(): return 'it ships with steve1: install the package again'
     at = os.path.relpath(repo_root())
     git = f"`git {'' if at == '.' else f'-C {at} '}restore data/{name}` brings it back, " if (repo_root()/'.git').exists() else ''
-    return f"it ships with steve1: {git}`make {'luanti' if 'luanti' in name else 'mini'}` makes it anew"
+    return f"it ships with steve1: {git}`make {'luanti' if name.startswith('weights/luanti') else 'mini'}` makes it anew"
 
 # %% ../nbs/00_config.ipynb #h016
 def install_hint(

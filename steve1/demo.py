@@ -445,8 +445,7 @@ def play_cli(cfg:_PlayConfig):
     if cfg.human: return play_human(cfg.seed, cfg.arena or 'plains', cfg.scale, cfg.n_steps, cfg.env)
     n_steps = 100 if cfg.n_steps is None else cfg.n_steps
     with LivePicture('steve1_play') if cfg.show else contextlib.nullcontext() as live:
-        plain = not (cfg.weights or cfg.policy) and cfg.device=='cpu'
-        system = None if plain else System.load(cfg.weights, cfg.device, cfg.policy, cfg.env)
+        system = System.load(cfg.weights, cfg.device, cfg.policy, cfg.env)
         session = Session(system, seed=cfg.seed, arena=cfg.arena or 'forest', cond_scale=cfg.cond_scale, env=cfg.env,
             dtype=get_dtype(get_device(cfg.device)))
         line = _PromptLine(session, n_steps, cfg.folder, live and live.show)

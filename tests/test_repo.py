@@ -252,6 +252,8 @@ def test_no_trace_of_a_machine():
 
 @pytest.mark.parametrize('folder,limit', [('data/weights', 60), ('data/episodes', 6), ('nbs/images', 3)])
 def test_what_ships_is_small(folder, limit):
+    for p in tracked():
+        if p.is_relative_to(ROOT/'nbs'): assert p.stat().st_size < 1.2*MB, f'{p.name}: a page must load'
     size = sum(p.stat().st_size for p in tracked() if p.is_relative_to(ROOT/folder))
     assert size < limit*MB, f'{folder} holds {size/MB:.1f} MB'
 

@@ -4,8 +4,8 @@ import cv2, numpy as np
 from PIL import Image
 from steve1.base.video import VideoReader
 
-START, STOP, EVERY = 20, 180, 4 # steps that are shown
-SIZE, COLOURS = (256, 144), 80  # of one film
+START, STOP, EVERY = 20, 180, 5 # steps that are shown
+SIZE, COLOURS = (216, 122), 48  # of one film
 
 def gif(out, *films):
     "All pictures share one palette without dithering, which keeps the file small and the still parts still"

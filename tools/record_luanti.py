@@ -3,7 +3,7 @@ import sys
 from steve1.data.generate import generate_cli
 from steve1.world.tasks import TASKS
 
-HARDER = 'wood dirt seeds flower sand leaves tower'.split() # things to turn to, or the right slot: these need more places
+HARDER = 'wood dirt seeds flower sand leaves tower'.split() # these need more places
 SEED = 7_100_000                                     # far from the seeds that judge
 
 def record_luanti(

@@ -49,7 +49,7 @@ class System:
 # %% ../../nbs/acting/goals.ipynb #a001
 @patch(cls_method=True)
 def load(cls:System,
-    weights_dir=None, # Folder of mineclip, prior and policy .safetensors; None or '': data/weights, or what ships for `env`
+    weights_dir=None, # Folder of mineclip, prior and policy .safetensors; None or '': what ships for `env`
     device='cpu',     # Where the networks compute; 'auto' takes the best there is
     policy:str='',    # Policy file that replaces the folder's: a path, or one below data/; '': none
     env:str='blockworld', # World to play in: without a folder, the agent that ships for it is taken

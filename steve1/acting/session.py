@@ -49,7 +49,7 @@ class Session:
         **kw,                      # To `Rollout`: `env`, `items`, `dtype`
     ):
         if score_every<1: raise ValueError(f'score_every={score_every} must be 1 or more steps')
-        self.is_own = system is None               # then a world is played by the agent that ships for it
+        self.picks_agent = system is None          # then each world is played by the agent that ships for it
         self.size, self.score_every, self.kw = tuple(size), score_every, kw
         self.system = system or System.load(env=self.env)
         self.game, self.film, self.keys, self.playing = None, None, True, False
@@ -98,16 +98,16 @@ def say(self:Session,
     prompt:str, # Text, 'folder@step', 'unconditional', or a schedule 'a for 100 steps, then b'
 ) -> Goal: # What the agent makes of it; of a schedule, the first
     "Tell the agent what to do from now on"
-    self.plan, self.asked = self._make_plan(prompt, self.seed), prompt.strip()
+    self.plan, self.asked = self._make_plan(prompt, self.seed, self.system), prompt.strip()
     if self.game: self._begin_plan(); self.cuts.append((self.t, self.prompt))
     return self.goal
 
 # %% ../../nbs/acting/session.ipynb #c009b
 @patch
-def _make_plan(self:Session, prompt, seed, system=None):
+def _make_plan(self:Session, prompt, seed, system):
     "The stages of a prompt, with the tasks that the paper's prompts are about"
     known = {p:TASKS[k] for k,p in PAPER_PROMPTS.items()}
-    stages = parse_schedule(system or self.system, prompt, seed)
+    stages = parse_schedule(system, prompt, seed)
     return tuple(replace(s, goal=replace(s.goal, task=s.goal.task or known.get(s.goal.name))) for s in stages)
 
 # %% ../../nbs/acting/session.ipynb #c009c
@@ -148,7 +148,7 @@ def new_world(self:Session,
     if not isinstance(seed, (int, np.integer)) or seed<0:
         raise ValueError(f'a seed is a whole number from 0, not {seed!r}')
     kw, system = self.kw | ({'env':env} if env else {}), self.system
-    if self.is_own and env not in (None, self.env): system = System.load(env=env)
+    if self.picks_agent and env not in (None, self.env): system = System.load(env=env)
     same = seed==self.seed and system is self.system
     plan = self.plan if same else self._make_plan(self.asked, seed, system)
     game = Rollout(system.policy, [make_case(plan, int(seed), self.scale, arena)], **kw)

@@ -179,6 +179,7 @@ COLORS = ('#2471a3', '#ca6f1e', '#229954', '#884ea0', '#b03a2e')
 # %% ../../nbs/acting/statistics.ipynb #c028-1
 def plot_intervals(
     tables, # From `task_summary`, or a dict of name -> such tables of the same tasks
+    legend:str='gain over', # What the names are
 ): # A matplotlib figure
     "Mean paired difference with its 95 % interval, a row a task"
     import matplotlib.pyplot as plt
@@ -188,7 +189,7 @@ def plot_intervals(
     unit = first.expert.where(first.expert>0).fillna(end)          # without experts: the interval's end
     fig,ax = plt.subplots(figsize=(7, .8+(.28 if k==1 else .16+.12*k)*len(first)), layout='constrained')
     for i,(name,table) in enumerate(tables.items()): _draw_intervals(ax, table, unit, i, k, name)
-    if k>1: ax.legend(title='gain over', frameon=False, fontsize=9, loc='center left', bbox_to_anchor=(1, .5))
+    if k>1: ax.legend(title=legend, frameon=False, fontsize=9, loc='center left', bbox_to_anchor=(1, .5))
     ax.axvline(0, c='k', lw=.8); ax.axvline(1, c='k', lw=.8, ls=':')
     ax.set_yticks(np.arange(len(first))[::-1], first.prompt)
     over = ' over play without a goal' if k==1 else ''
