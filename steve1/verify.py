@@ -13,7 +13,7 @@ from pathlib import Path
 import importlib.metadata as metadata
 import numpy as np
 from packaging.requirements import Requirement
-from .config import Config, data_dir, find_data, get_device, get_dtype, install_hint, repo_root, restore_hint
+from .config import Config, data_dir, find_data, get_device, get_dtype, in_clone, install_hint, repo_root, restore_hint
 from .base.checkpoints import file_kind, load_tensors
 from .base.commands import command
 from .luanti.install import LUANTI_INSTALL, luanti_parts
@@ -43,19 +43,17 @@ def _guarded(check, name, fix):
     except Exception as e: return [Check(name, False, f'{type(e).__name__}: {e}', fix)]
 
 # %% ../nbs/10_verify.ipynb #c010
-def _in_clone(): return (repo_root()/'settings.ini').exists()
-
 def _check_python():
     "Python 3.10 to 3.12"
     v = sys.version_info
     fix = 'a virtual environment of Python 3.10 to 3.12'
-    if _in_clone(): fix = 'rm -rf .venv && make setup PYTHON=python3.11'
+    if in_clone(): fix = 'rm -rf .venv && make setup PYTHON=python3.11'
     return [Check('python', (3,10) <= v[:2] <= (3,12), f'{v[0]}.{v[1]}.{v[2]}', fix)]
 
 # %% ../nbs/10_verify.ipynb #v110
 def _requirements(*kinds):
     "Requirements from settings.ini, or of an installed copy without it"
-    if not _in_clone():
+    if not in_clone():
         of = lambda r: any(f'extra == "{k.removesuffix("_requirements")}"' in r.replace("'", '"') for k in kinds)
         return [r for r in metadata.requires('steve1') if not kinds or of(r)]
     config = ConfigParser(delimiters=['='])
@@ -68,14 +66,14 @@ def _check_package(r):
     try: version = metadata.version(r.name)
     except metadata.PackageNotFoundError:
         return Check(r.name, False, f'not installed, {r.specifier or "any version"} wanted', install_hint())
-    fix = 'rm .venv/.ready; make setup' if _in_clone() else install_hint()
+    fix = 'rm .venv/.ready; make setup' if in_clone() else install_hint()
     fits = r.specifier.contains(version, prereleases=True)
     return Check(r.name, fits, f'{version}  (wanted {r.specifier or "any"})', fix)
 
 # %% ../nbs/10_verify.ipynb #v101
 def _check_packages(wanted=None):
     "All requirements, by default those of steve1, and in a clone of its `dev` extra"
-    extras = ('', 'dev') if _in_clone() or wanted else ('',)
+    extras = ('', 'dev') if in_clone() or wanted else ('',)
     reqs = [Requirement(o) for o in wanted or _requirements()]
     return [_check_package(r) for r in reqs if not r.marker or any(r.marker.evaluate(dict(extra=e)) for e in extras)]
 
@@ -328,7 +326,7 @@ _EXTRAS = dict(
 
 def _extras():
     "The extras of settings.ini, or of an installed copy without it"
-    if _in_clone():
+    if in_clone():
         text = (repo_root()/'settings.ini').read_text(encoding='utf-8')
         names = re.findall(r'^(\w+)_requirements', text, re.M)
     else: names = metadata.metadata('steve1').get_all('Provides-Extra') or []
@@ -391,7 +389,7 @@ def _report(checks, every=False):
     if not every and packages: rows.insert(1, Check('packages', True, f'{len(packages)} in versions that fit'))
     rows = sorted(rows, key=lambda c: c.ok + c.optional) # what is missing first, what is optional last
     missing = sum(not c.ok for c in checks)
-    demo = 'make demo' if _in_clone() else 'steve1_rollout "chop a tree"'
+    demo = 'make demo' if in_clone() else 'steve1_rollout "chop a tree"'
     end = f'{missing} missing' if missing else f'All is well: try `{demo}`.'
     return '\n'.join([*map(str, rows), end])
 

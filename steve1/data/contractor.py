@@ -10,7 +10,6 @@ __all__ = ['RecordingError', 'json_lines', 'ContractorActions', 'Cursor', 'batch
 import hashlib, json, re
 from collections import namedtuple
 from contextlib import contextmanager
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +27,7 @@ from ..base.commands import FrameSize
 from ..base.files import parse_json, sha256
 from ..base.video import VideoError, VideoWriter, VideoReader, resize_frames
 from ..episodes import EpisodeWriter, RowWriter, clip_id
-from .embed import embed_segments
+from .embed import embed_segments, one_ahead
 
 # %% ../../nbs/data/contractor.ipynb #d000
 class RecordingError(ValueError):
@@ -289,16 +288,6 @@ def _decode(self:ContractorFrames):
             yield f
             self.n += 1
 
-# %% ../../nbs/data/contractor.ipynb #c036
-def _ahead(it):
-    "The items of an iterator, each made in a thread while the one before is used"
-    it = iter(it)
-    with ThreadPoolExecutor(1) as pool:
-        f = pool.submit(next, it, None)
-        while (x := f.result()) is not None:
-            f = pool.submit(next, it, None)
-            yield x
-
 # %% ../../nbs/data/contractor.ipynb #d011
 def write_recording(
     w:EpisodeWriter, # An open writer
@@ -308,7 +297,7 @@ def write_recording(
 ):
     "Write all segments of a recording as an episode"
     def segments():
-        for index,copies in _ahead(frames):
+        for index,copies in one_ahead(frames):
             w.add_many(copies[0], rows[index])
             yield copies[-1]
     if clip is None:
