@@ -6,7 +6,6 @@
 __all__ = ['PolicyConfig', 'MemoryAttention', 'PolicyBlock', 'PolicyOutput', 'Policy', 'guide', 'Agent']
 
 # %% ../nbs/02_policy.ipynb #c002
-import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 import cv2
@@ -45,6 +44,7 @@ class PolicyConfig(Config):
     timesteps:int = 128              # Frames in a training chunk
     d_goal:int = 512                 # Width of the goal embedding
     temperature:float = 2.           # Divides the logits of both heads; above 0
+    guidance:float = 0.              # Guidance that was found best at play; 0: what suits its size
     presets:ClassVar[dict] = {
         '2x': {},
         'mini': dict(image_size=(64,64), trunk='patch', channels=(32,64,96), n_res=1, hidsize=256, n_layers=2,
@@ -60,12 +60,12 @@ def check(self:PolicyConfig):
         if getattr(self, k) < 1: raise ValueError(f"{k} must be at least 1, got {getattr(self, k)}")
     if min(*self.image_size, *self.channels) < 1:
         raise ValueError(f"image_size {self.image_size} and channels {self.channels} must be at least 1")
-    if self.hidsize % self.n_heads:
-        raise ValueError(f"hidsize {self.hidsize} is not a multiple of n_heads {self.n_heads}")
+    if self.hidsize % self.n_heads: raise ValueError(f"hidsize {self.hidsize} is not a multiple of n_heads {self.n_heads}")
     n, step = len(self.channels), PATCH * 2 ** (len(self.channels) - 1)
     if self.trunk == 'patch' and any(s % step for s in self.image_size):
         raise ValueError(f"image_size {self.image_size} must be a multiple of {step} for trunk 'patch' with {n} stages")
-    if self.temperature <= 0: raise ValueError(f"temperature must be positive, got {self.temperature}")
+    if self.temperature <= 0 or self.guidance < 0:
+        raise ValueError(f"temperature must be positive and guidance not negative, got {self.temperature} and {self.guidance}")
 
 # %% ../nbs/02_policy.ipynb #c014
 def _skew(
@@ -351,7 +351,7 @@ def from_official(cls:Policy,
     "A STEVE-1 or VPT policy from published weights; strict"
     name = 'weights' if isinstance(weights, dict) else str(weights)
     read = read_official(weights, 'policy')
-    state = {re.sub(r'^(module\.)?policy\.', '', k): torch.as_tensor(v) for k, v in read.items()}
+    state = {k.removeprefix('module.').removeprefix('policy.'): torch.as_tensor(v) for k, v in read.items()}
     if model is None: model = PolicyConfig.from_tensors(state)
     elif not isinstance(model, PolicyConfig): model = PolicyConfig.from_model(model)
     try: policy = make_within(lambda: cls(model), state)

@@ -42,8 +42,10 @@ class System:
     def guidance(self,
         visual:bool=False, # For the goal of a moment, not of a sentence
     ) -> float: # A `cond_scale`
-        "The guidance that suits the policy: the paper's for the published size, else that of the mini agent"
-        if self.policy.cfg.hidsize<2048: return 1.5
+        "The guidance that suits the policy: its own, else the paper's for the published size or that of the mini agent"
+        cfg = self.policy.cfg
+        if cfg.guidance: return cfg.guidance
+        if cfg.hidsize<2048: return 1.5
         return 7. if visual else 6.
 
 # %% ../../nbs/acting/goals.ipynb #a001
