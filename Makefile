@@ -74,26 +74,31 @@ mini: $(READY)
 	$(RUN) steve1_sampling sample "$(DATA)/episodes/sample" --val_share .25
 
 # Luanti's own agent, in data/weights/luanti/, from the one that ships: recordings of the game and of BlockWorld, MineCLIP's
-# video side, policy, prior and inverse dynamics model; see nbs/experiments/luanti. A small rehearsal in a folder of its own:
+# video side, policy (first a lesson in seeds, which are hardest to see), prior and inverse dynamics model; see
+# nbs/experiments/luanti. A small rehearsal in a folder of its own:
 # make luanti STEVE1_DATA=/tmp/rehearsal PLACES=1 CLIP_STEPS=9 FRAMES=30000
 PLACES ?= 24
 luanti: override export STEVE1_DATA := $(DATA)
 luanti: $(READY)
 	@mkdir -p "$(DATA)/runs/luanti"
 	$(PY) tools/record_luanti.py $(PLACES)
+	$(RUN) steve1_generate luanti_seeds $$(($(PLACES)*6)) --env luanti --only seeds --n_steps 400 --seed 7200000
 	$(RUN) steve1_generate old $$(($(PLACES)*18)) --seed 7500000
-	$(PAPERMILL) nbs/experiments/mini_mineclip.ipynb "$(DATA)/runs/luanti/mineclip.ipynb" -p dataset luanti,old -p init weights/mineclip.safetensors -p steps $$(($(CLIP_STEPS)*2/3)) -p lr 5e-4 -p out runs/luanti/mineclip.safetensors
+	$(PAPERMILL) nbs/experiments/mini_mineclip.ipynb "$(DATA)/runs/luanti/mineclip.ipynb" -p dataset luanti,luanti_seeds,old -p init weights/mineclip.safetensors -p steps $$(($(CLIP_STEPS)*2/3)) -p lr 5e-4 -p out runs/luanti/mineclip.safetensors
 	$(RUN) steve1_embed luanti --clip runs/luanti/mineclip.safetensors
+	$(RUN) steve1_embed luanti_seeds --clip runs/luanti/mineclip.safetensors
 	$(RUN) steve1_embed old --clip runs/luanti/mineclip.safetensors
-	$(RUN) steve1_sampling luanti luanti --val_share .06
+	$(RUN) steve1_sampling luanti_seeds luanti_seeds --val_share .07
+	$(RUN) steve1_sampling luanti luanti luanti_seeds --val_share .06
 	$(RUN) steve1_sampling old old --val_share .06
-	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/luanti/policy.ipynb" -p preset mini -p name luanti_policy -p sampling luanti -p mix old -p mirror .5 -p init weights/policy.safetensors -p lr 5e-4 -p n_frames $$(($(FRAMES)/2)) -p resume True
+	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/luanti/seeds.ipynb" -p preset mini -p name luanti_seeds -p sampling luanti_seeds -p mirror .5 -p init weights/policy.safetensors -p lr 6e-4 -p schedule constant -p n_frames $$(($(FRAMES)/16)) -p resume True
+	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/luanti/policy.ipynb" -p preset mini -p name luanti_policy -p sampling luanti -p mix old -p mirror .5 -p init runs/luanti_seeds/latest.safetensors -p lr 5e-4 -p n_frames $$(($(FRAMES)/2)) -p resume True
 	$(PAPERMILL) nbs/06_prior.ipynb "$(DATA)/runs/luanti/prior.ipynb" -p sampling luanti -p clip runs/luanti/mineclip.safetensors -p out runs/luanti/prior.safetensors
 	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/luanti/idm.ipynb" -p preset idm -p name luanti_idm -p sampling luanti -p init weights/idm.safetensors -p lr 5e-4 -p n_frames $$(($(FRAMES)/12)) -p resume True
 	@mkdir -p "$(DATA)/weights/luanti"
 	cp "$(DATA)/runs/luanti/mineclip.safetensors" "$(DATA)/runs/luanti/prior.safetensors" "$(DATA)/weights/luanti/"
 	$(PY) tools/ship.py runs/luanti_idm/best.safetensors luanti/idm
-	$(PY) tools/ship.py runs/luanti_policy/latest.safetensors luanti/policy .6
+	$(PY) tools/ship.py runs/luanti_policy/latest.safetensors luanti/policy .6 .5
 
 # For those who change notebooks
 export: $(READY) # notebooks -> modules and README.md

@@ -24,15 +24,19 @@ for i = 1, 5 do
 	minetest.override_item("default:grass_" .. i, {drop = {max_items = 1, items = {{items = {"farming:seed_wheat"}, rarity = 2}}}})
 end
 
--- Plants are as large to the hand as in Minecraft: grass 12/16 of a block wide and 13/16 high (the game: 3/16 to 13/16
--- high), flowers 6/16 wide and 10/16 high (the game: 4/16 wide).
+-- Plants are as large as in Minecraft. To the eye: all grass is drawn as the tallest of the game's five heights. To the hand:
+-- grass is 12/16 of a block wide and 13/16 high (the game: 3/16 to 13/16 high), flowers 6/16 wide and 10/16 high (the game:
+-- 4/16 wide).
 local function reach(name, wide, high)
 	local w = wide / 32
 	minetest.override_item(name, {selection_box = {type = "fixed", fixed = {-w, -0.5, -w, w, high / 16 - 0.5, w}}})
 end
 for i = 1, 5 do
-	reach("default:grass_" .. i, 12, 13)
-	reach("default:dry_grass_" .. i, 12, 13)
+	for _, kind in ipairs{"grass", "dry_grass"} do
+		local name = "default:" .. kind .. "_" .. i
+		reach(name, 12, 13)
+		minetest.override_item(name, {tiles = {"default_" .. kind .. "_5.png"}})
+	end
 end
 for name, _ in pairs(minetest.registered_nodes) do
 	if name:sub(1, 8) == "flowers:" and minetest.get_item_group(name, "flower") > 0 then reach(name, 6, 10) end
