@@ -41,7 +41,7 @@ def victims(pid, kind):
 def cases(rng):
     from steve1.luanti.install import luanti_parts
     while all(luanti_parts().values()):
-        hits = [dict(after=rng.uniform(0, 8), kind=rng.choice(('game', 'game', 'game', 'screen', 'worker')),
+        hits = [dict(after=rng.uniform(0, 3), kind=rng.choice(('game', 'game', 'game', 'screen', 'worker')),
             how=rng.choice(('SIGKILL', 'SIGKILL', 'SIGSTOP'))) for _ in range(4)]
         yield dict(seed=rng.randrange(10**6), hits=hits)
 
