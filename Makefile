@@ -91,7 +91,7 @@ luanti: $(READY)
 	$(RUN) steve1_sampling luanti_seeds luanti_seeds --val_share .07
 	$(RUN) steve1_sampling luanti luanti luanti_seeds --val_share .06
 	$(RUN) steve1_sampling old old --val_share .06
-	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/luanti/seeds.ipynb" -p preset mini -p name luanti_seeds -p sampling luanti_seeds -p mirror .5 -p init weights/policy.safetensors -p lr 6e-4 -p schedule constant -p n_frames $$(($(FRAMES)/16)) -p resume True
+	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/luanti/seeds.ipynb" -p preset mini -p name luanti_seeds -p sampling luanti_seeds -p mirror .5 -p init weights/policy.safetensors -p lr 6e-4 -p n_frames $$(($(FRAMES)/16)) -p resume True
 	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/luanti/policy.ipynb" -p preset mini -p name luanti_policy -p sampling luanti -p mix old -p mirror .5 -p init runs/luanti_seeds/latest.safetensors -p lr 5e-4 -p n_frames $$(($(FRAMES)/2)) -p resume True
 	$(PAPERMILL) nbs/06_prior.ipynb "$(DATA)/runs/luanti/prior.ipynb" -p sampling luanti -p clip runs/luanti/mineclip.safetensors -p out runs/luanti/prior.safetensors
 	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/luanti/idm.ipynb" -p preset idm -p name luanti_idm -p sampling luanti -p init weights/idm.safetensors -p lr 5e-4 -p n_frames $$(($(FRAMES)/12)) -p resume True
