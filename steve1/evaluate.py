@@ -73,7 +73,7 @@ class EvalConfig(Config):
     n_seeds: int = 20           # Worlds a task
     first_seed: int|None = None # Worlds of one's own: this seed and those that follow; None: data/seeds.txt
     n_steps: int = 400          # Steps of 1/20 s
-    cond_scale: float = 1.5     # Guidance
+    cond_scale: float|None = None # Guidance, from 0; none: what suits the policy
     goal: Literal['prior','draw','text','scaled'] = 'prior' # Prior, z=0 or drawn by seed; text embedding, as it is or scaled
     baselines: tuple[str,...] = BASELINES # Opponents in the same worlds
     moments: str = 'episodes/sample' # Folder of episodes, below data/, that random goals are taken from
@@ -279,13 +279,14 @@ def _expert_rows(cfg, run):
 def evaluate(
     cfg:EvalConfig, # What to play
     run=run_jobs,   # Runs the jobs: in processes of this machine, or a function with the same signature
-) -> pd.DataFrame: # Rows: task, condition, arena, seed, metric, value, failed, config, commit, weights
+) -> pd.DataFrame: # Rows: task, condition, arena, seed, metric, value, failed, config, cond_scale, commit, weights
     "Play all tasks and the baselines in the same worlds; save rows and config"
-    weights = System.load(cfg.weights, cfg.device, cfg.policy, cfg.env).weights          # a clear error before any work
+    system = System.load(cfg.weights, cfg.device, cfg.policy, cfg.env)          # a clear error before any work
+    if cfg.cond_scale is None: cfg = cfg.replace(cond_scale=system.guidance())
     rows = [*_agent_rows(cfg, run), *(_expert_rows(cfg, run) if cfg.experts else ())]
     rows = pd.DataFrame(rows, columns=['task','condition','arena','seed','metric','value','failed'])
-    rows = rows.assign(config=cfg.id, commit=_code_version(), weights=weights['policy'])
-    facts = dict(config=cfg.to_dict(), id=cfg.id, commit=_code_version(), weights=weights)
+    rows = rows.assign(config=cfg.id, cond_scale=cfg.cond_scale, commit=_code_version(), weights=system.weights['policy'])
+    facts = dict(config=cfg.to_dict(), id=cfg.id, commit=_code_version(), weights=system.weights)
     with atomic_path(data_dir('runs', cfg.name, 'rows.csv')) as p: rows.to_csv(p, index=False)
     with atomic_path(data_dir('runs', cfg.name, 'config.json')) as p: p.write_text(json.dumps(facts, indent=1)+'\n')
     return rows
