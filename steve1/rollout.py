@@ -233,7 +233,7 @@ class RolloutConfig(Config):
     name: str = 'rollout'          # Folder of the run, below data/runs
     seeds: _Seeds = (1_000_000,)   # Seeds of the worlds in which each prompt is played, with spaces or commas between
     n_steps: int = 300             # Steps to play, 20 a second
-    cond_scale: float|None = None  # Guidance, from 0; none: the policy's own, or 1.5 for mini weights, 6 (moments 7) for 2x
+    cond_scale: float|None = None  # Guidance, from 0; none: the policy's own, or .5 for mini weights, 6 (moments 7) for 2x
     arena: str = 'auto'            # plains, forest, meadow, lake or beach; auto: where the prompt's task is judged
     draw: bool = False             # Draw goals from the prior with the world's seed, as published, not its middle (z=0)
     video: bool = True             # Write films and a contact sheet

@@ -45,7 +45,7 @@ class System:
         "The guidance that suits the policy: its own, else the paper's for the published size or that of the mini agent"
         cfg = self.policy.cfg
         if cfg.guidance: return cfg.guidance
-        if cfg.hidsize<2048: return 1.5
+        if cfg.hidsize<2048: return .5
         return 7. if visual else 6.
 
 # %% ../../nbs/acting/goals.ipynb #a001

@@ -37,7 +37,7 @@ class Case:
     goal:Goal                # The first goal
     seed:int = 0             # Seed of the world and of the agent's draws
     arena:str = 'plains'     # Where it starts
-    cond_scale:float = 1.5   # Guidance; without a goal it changes nothing
+    cond_scale:float = .5    # Guidance; without a goal it changes nothing
     plan:tuple = ()          # `Stage`s, the first with `goal`; (): this goal to the end
     name:str = ''            # The prompt as typed; '': the goal's name
 
@@ -65,7 +65,7 @@ class Case:
 def make_case(
     goal,                 # A `Goal`, or a list of `Stage`s
     seed:int=0,           # Seed of the world and of the agent's draws
-    cond_scale:float=1.5, # Guidance
+    cond_scale:float=.5,  # Guidance
     arena:str='auto',     # One of `ARENAS`; 'auto': that of the first goal's task, else plains
     name:str='',          # The prompt as typed; '': the goal's name
 ) -> Case:
