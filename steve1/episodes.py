@@ -417,7 +417,8 @@ def dataset_dir(
     if is_address(dataset):
         raise ValueError(f"{dataset} is an address, from which episodes are only read; name a folder")
     p = Path(str(dataset).removeprefix('file://'))
-    if p.is_absolute() or len(p.parts) > 1 or str(dataset).startswith('./'): # here, or below the data root, as pages write it
+    if p.is_absolute(): return Path(os.path.abspath(p))
+    if len(p.parts) > 1 or str(dataset).startswith('./'):                    # here, or below the data root, as pages write it
         here, below = Path(os.path.abspath(p)), find_data(p)
         return below if below.is_dir() and not here.exists() else here
     check_name(str(dataset), 'dataset', 'datasets')

@@ -186,7 +186,7 @@ def test_the_demo_is_driven_by_clicks_and_keys(started, tmp_path):
 
     page.click('.s1 .noUi-handle')
     for _ in range(4): page.key('ArrowRight', 39)
-    page.wait("document.querySelector('.s1 .widget-readout').innerText=='2.50'")               # 1.5 and four quarters
+    page.wait("document.querySelector('.s1 .widget-readout').innerText=='1.50'")               # 0.5 and four quarters
     page.type('.s1-say input', 'qzx a blorb')
     page.wait(f"{text('.s1-note')}.includes('never learned: qzx, blorb')")
     page.click(".s1-chips button[title='dig as far as possible']")
@@ -206,7 +206,7 @@ def test_the_demo_is_driven_by_clicks_and_keys(started, tmp_path):
     said = list(dict.fromkeys(script['prompt']))
     assert said==['unconditional', 'look at the sky', 'qzx a blorb', 'dig as far as possible']
     # every frame since Record, and its guidance
-    assert len(script['prompt'])==t-1 and 2.5 in script['cond_scale']
+    assert len(script['prompt'])==t-1 and 1.5 in script['cond_scale']
     import av
     with av.open(str(film)) as f: assert f.streams.video[0].frames==t-1
 
