@@ -65,7 +65,7 @@ mini: $(READY)
 	$(PY) tools/lessons.py $$(($(EPISODES)/8)) $$(($(FRAMES)/16))
 	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/mini/policy.ipynb" -p preset mini -p name policy -p sampling mini -p mix lesson6 -p mirror .5 -p init runs/lesson6/latest.safetensors -p lr 1e-3 -p n_frames $(FRAMES) -p resume True
 	$(PY) tools/ship.py runs/foundation/latest.safetensors foundation
-	$(PY) tools/ship.py runs/policy/latest.safetensors policy '' .5
+	$(PY) tools/ship.py runs/policy/latest.safetensors policy
 	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/mini/idm.ipynb" -p preset idm -p name idm -p sampling mini -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)*3/5)) -p resume True
 	$(PY) tools/ship.py runs/idm/latest.safetensors idm
 	$(PAPERMILL) nbs/06_prior.ipynb "$(DATA)/runs/mini/prior.ipynb" -p sampling mini -p out weights/prior.safetensors
