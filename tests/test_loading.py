@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from steve1.base.untrusted import PickleStub, safe_pickle_load, safe_torch_load
+from steve1.base.untrusted import safe_pickle_load, safe_torch_load
 from steve1.base.checkpoints import (
     checkpoint_kind,
     load_tensors,
@@ -328,7 +328,7 @@ def test_stubs(tmp_path):
     code = b'\x80\x03}X\5\0\0\0extracgym3.types\nDiscrete\n)\x81}X\1\0\0\0nK\x05sbs.'
     (tmp_path/'2x.model').write_bytes(code)
     got = safe_pickle_load(tmp_path/'2x.model', stubs=("gym3",))['extra']
-    assert isinstance(got, PickleStub) and got.name == 'gym3.types.Discrete' and got.state == {'n':5}
+    assert type(got).__name__ == 'PickleStub' and got.name == 'gym3.types.Discrete' and got.state == {'n':5}
     with pytest.raises(ValueError, match='it wants gym3.types.Discrete'): safe_pickle_load(tmp_path/'2x.model')
 
 KEYS = dict(policy=('policy_keys_2x.json', lambda d: [t['key'] for t in d['configs'][0]['tensors']]),

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from filelock import FileLock, Timeout
-from ..config import data_dir
+from ..config import check_not_shipped, data_dir
 
 # %% ../../nbs/base/files.ipynb #n001
 _MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
@@ -116,6 +116,7 @@ def atomic_path(
 ): # Yields a path in the same folder, same suffix, to write to
     "Write to the yielded path; it is renamed to `path` on success and removed on any error"
     path = Path(path)
+    check_not_shipped(path)
     with explained_writes(path): path.parent.mkdir(parents=True, exist_ok=True)
     if path.parent not in _swept: remove_leftovers(path.parent)
     _swept.add(path.parent)
@@ -221,6 +222,7 @@ def sole_writer(
     folder:Path, # Of a dataset or run; it is made
 ): # Yields nothing
     "Hold a folder's lock, `.lock` in it; RuntimeError if another process holds it"
+    check_not_shipped(folder)
     lock = FileLock(folder/'.lock', timeout=0)
     with explained_writes(folder/'.lock'):
         folder.mkdir(parents=True, exist_ok=True)

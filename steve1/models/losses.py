@@ -18,8 +18,9 @@ def _nll_rows(logits, index, grad=None):
     if grad is not None: grad.copy_(p.scatter_add_(1, index[:, None], p.new_full((len(p), 1), -1)))
     return nll
 
-def _parts(rows, *tensors): # tensors of as many rows, or None
+def _parts(*tensors): # tensors of as many rows, or None
     "The same rows of all, a few at a time"
+    rows = 32 if tensors[0].device.type == 'cpu' else 1 << 14          # 32 rows of 8641 float32 are 1 MB
     return zip(*([None] * -(-len(tensors[0]) // rows) if x is None else x.split(rows) for x in tensors))
 
 # %% ../../nbs/models/losses.ipynb #c006
@@ -28,15 +29,15 @@ class _NLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, index):
         grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        rows = 32 if logits.device.type == 'cpu' else 1 << 14          # 32 rows of 8641 float32 are 1 MB
-        nll = [_nll_rows(*part) for part in _parts(rows, logits, index, grad)]
+        nll = [_nll_rows(*part) for part in _parts(logits, index, grad)]
         ctx.save_for_backward(grad)
         return torch.cat(nll)
 
     @staticmethod
     def backward(ctx, g):
         grad, = ctx.saved_tensors
-        return grad.mul_(g[:, None]), None                              # a second backward raises, as with any changed tensor
+        for rows,scale in _parts(grad, g[:, None]): rows.copy_(rows.float().mul_(scale))
+        return grad, None                                               # a second backward raises, as with any changed tensor
 
 # %% ../../nbs/models/losses.ipynb #m003
 def chunk_loss(
