@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 # %% ../../nbs/data/embed.ipynb #c002-1
 from tyro.conf import Positional
-from ..config import Config, typed_path
+from ..config import Config, keep_memory, typed_path
 from ..base.commands import command
 from ..base.files import atomic_path, remove_leftovers, sha256
 from ..base.jobs import run_jobs
@@ -102,6 +102,7 @@ def load_clip(
     import torch
     from steve1.mineclip import MineCLIP
     torch.set_num_threads(1)
+    keep_memory()
     load = MineCLIP.load if str(path).endswith('.safetensors') else MineCLIP.from_official
     return load(path, device='auto')
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from ..config import keep_memory
 from ..base.files import sha256
 from ..base.remote import EpisodeFolder
 from ..episodes import Episode
@@ -52,6 +53,7 @@ def load_idm(
     import torch
     from steve1.models.idm import IDM
     torch.set_num_threads(1)
+    keep_memory()
     if path.endswith('.safetensors'): return IDM.load(path, device='auto')
     model = Path(path).with_suffix('.model')
     return IDM.from_official(path, model if model.is_file() else None, device='auto')

@@ -110,13 +110,14 @@ def _differences(here, there, k, top): # int16 (n,h,w), (n,h+2dy,w+2dx), 0 to to
     "Sums of absolute differences at every shift, over the rows of k parts; int16 where it holds them"
     (n, h, w), (H, W) = here.shape, there.shape[1:]
     kind = torch.int16 if top * (h // k) < 2**15 else torch.int32
-    out = here.new_empty((H - h + 1) * (W - w + 1), n, k, w, dtype=kind)
+    here, there = (x.permute(1, 2, 0).contiguous() for x in (here, there))   # frames last: long runs of memory
+    out = here.new_empty((H - h + 1) * (W - w + 1), k, w, n, dtype=kind)
     d = torch.empty_like(here)
-    rows = d.unflatten(1, (k, -1))                                            # (n,k,h/k,w), the memory of d
+    rows = d.unflatten(0, (k, -1))                                            # (k,h/k,w,n), the memory of d
     for o, (i, j) in zip(out, ((i, j) for i in range(H - h + 1) for j in range(W - w + 1))):
-        torch.sub(here, there[:, i:i + h, j:j + w], out=d).abs_()
-        torch.sum(rows, 2, dtype=kind, out=o)
-    return out
+        torch.sub(here, there[i:i + h, j:j + w], out=d).abs_()
+        torch.sum(rows, 1, dtype=kind, out=o)
+    return out.permute(0, 3, 1, 2)
 
 
 # %% ../../nbs/models/idm.ipynb #m003
@@ -138,9 +139,10 @@ def fit(self:_BlockMatching, img, scale, dy, dx): # uint8 (b,t+1,h,w,3) -> for e
 class _FullAttention(MemoryAttention):
     "Every frame of the window attends to every other"
     def forward(self, x, k=None, v=None, asks=slice(None)): # x (b,t,d) -> frames `asks` (b,t',d), no keys, no values
-        q, k, v = self.split(self.q(x[:, asks])), self.split(self.k(x)), self.split(self.v(x))
+        asked = x[:, asks].contiguous()                                          # else torch copies the weights for each window
+        q, k, v = self.split(self.q(asked)), self.split(self.k(x)), self.split(self.v(x))
         y = F.scaled_dot_product_attention(q, k, v, scale=self.n_heads / x.shape[-1])
-        return x[:, asks] + self.out(y.transpose(1, 2).flatten(2)), None, None
+        return asked + self.out(y.transpose(1, 2).flatten(2)), None, None
 
 # %% ../../nbs/models/idm.ipynb #c011
 class _IDMOutput(NamedTuple):
