@@ -90,14 +90,17 @@ def restore_hint(
 ) -> str: # A clause for an error message; '' if nothing ships under that name
     "How to get back a file that ships with steve1 and is missing or damaged"
     path, shipped = data_dir(*parts), _shipped_root().joinpath(*parts)
-    if path.is_file() and shipped.is_file() and path != shipped: return f'remove {path}: steve1 then uses the one that ships'
+    if path.is_file() and shipped.is_file() and path != shipped:
+        return f'remove {path}: steve1 then uses the one that ships'
     root = next((r for r in (data_dir(), _shipped_root()) if path.is_relative_to(r)), None)
     name = path.relative_to(root).as_posix() if root else ''
     if not any(s == name or s.startswith(name + '/') or name.startswith(s + '/') for s in _SHIPS): return ''
     if not in_clone(): return 'it ships with steve1: install the package again'
     at = os.path.relpath(repo_root())
-    git = f"`git {'' if at == '.' else f'-C {at} '}restore data/{name}` brings it back, " if (repo_root()/'.git').exists() else ''
-    return f"it ships with steve1: {git}`make {'luanti' if name.startswith('weights/luanti') else 'mini'}` makes it anew"
+    git = (f"`git {'' if at == '.' else f'-C {at} '}restore data/{name}` brings it back, "
+        if (repo_root()/'.git').exists() else '')
+    make = 'luanti' if name.startswith('weights/luanti') else 'mini'
+    return f"it ships with steve1: {git}`make {make}` makes it anew"
 
 # %% ../nbs/00_config.ipynb #w501
 def check_not_shipped(
@@ -108,7 +111,8 @@ def check_not_shipped(
     if root == data_dir().resolve() or not path.is_relative_to(root): return
     name = path.relative_to(root).as_posix()
     if any(name == s or name.startswith(s + '/') for s in _SHIPS):
-        raise PermissionError(f'{path} ships with steve1 and is only read; copy it below {data_dir()}, or choose another name')
+        raise PermissionError(f'{path} ships with steve1 and is only read; '
+            f'copy it below {data_dir()}, or choose another name')
 
 # %% ../nbs/00_config.ipynb #h016
 def install_hint(
@@ -198,7 +202,8 @@ def _as_tuple(items, kinds):
     if len(kinds) == 2 and kinds[1] is ...: kinds = kinds[:1]*len(items)
     if kinds and len(items) != len(kinds): raise TypeError(f'{items!r} does not have {len(kinds)} items')
     if kinds: return tuple(map(_fit, items, kinds))
-    if not _is_plain(items): raise TypeError(f"{str(items)[:60]} is not a tuple of numbers and texts, or of tuples of them")
+    if not _is_plain(items):
+        raise TypeError(f"{str(items)[:60]} is not a tuple of numbers and texts, or of tuples of them")
     return tuple(tuple(v) if isinstance(v, list) else v for v in items)
 
 def _is_plain(x, depth=3):
@@ -239,7 +244,8 @@ class Config:
             try: object.__setattr__(self, name, _fit(value, kind))
             except (TypeError, ValueError, OverflowError) as e: # the last: 10**400 as a float
                 hint = '; YAML reads 1e-5 as text, write 1.0e-5' if isinstance(value, str) and _is_number(value) else ''
-                if kind is bool and isinstance(value, str) and value.lower() in ('true','false'): hint = f'; write {str(value).capitalize()}'
+                if kind is bool and isinstance(value, str) and value.lower() in ('true','false'):
+                    hint = f'; write {str(value).capitalize()}'
                 raise TypeError(f"{type(self).__name__}.{name}: {e}{hint}") from None
         self.check()
 
@@ -292,7 +298,8 @@ def from_dict(cls:Config,
     d:dict, # Names to values; those of nested configs may stand in a dictionary of their own or among the others
 ) -> Config:
     "A config from a dictionary, such as a checkpoint's header; what is left out keeps its default"
-    if not isinstance(d, dict): raise TypeError(f"{cls.__name__}: {_shown(d)[:60]} is no dictionary of settings by name")
+    if not isinstance(d, dict):
+        raise TypeError(f"{cls.__name__}: {_shown(d)[:60]} is no dictionary of settings by name")
     own, nested = {f.name:f for f in fields(cls)}, _nested(cls)
     home = {name:k for k,sub in nested.items() for name in sub.flat_names()}
     for k in d:
@@ -310,7 +317,8 @@ def preset(cls:Config,
     **overrides, # Settings that differ from the preset
 ) -> Config:
     "The preset of that name, with some settings replaced"
-    if not isinstance(which, str) or which not in cls.presets: raise _unknown('preset', which, cls.presets, cls.__name__)
+    if not isinstance(which, str) or which not in cls.presets:
+        raise _unknown('preset', which, cls.presets, cls.__name__)
     return cls.from_dict({**cls.presets[which], **overrides})
 
 # %% ../nbs/00_config.ipynb #n003

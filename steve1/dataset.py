@@ -49,7 +49,7 @@ def _span_goals(
     goal_idx, # int64 (n,): goals drawn in hindsight
     spans,    # `Episode.spans`: (start, stop, task)
     events=(),# `Episode.events`: (step, task)
-) -> np.ndarray: # int64 (n,): the next event of the span that a step lies in, its last step if it has none, else the goal drawn
+) -> np.ndarray: # int64 (n,): next event of a step's span, or the span's last step if it has none; else the goal drawn
     "Goals at events and ends of labelled spans"
     out = np.array(goal_idx)
     for start,stop,*task in sorted(spans):
@@ -59,6 +59,7 @@ def _span_goals(
     return out
 
 # %% ../nbs/04_dataset.ipynb #c017
+_Goals = Literal['visit','chunk','span','done','event']
 @dataclass(frozen=True)
 class DataConfig(Config):
     "How episodes become training chunks"
@@ -68,9 +69,9 @@ class DataConfig(Config):
     p_uncond:float = .1    # Share of chunks without a goal (zeros), 0 to 1; 1: the foundation policy
     goal_lag:int = 1       # Steps by which the goal changes too late; 1 as published, 0 as in the paper
     start:int = 0          # First step of an episode that is used
-    cut:Literal['random','shift'] = 'random' # Chunks begin at a random step each pass, or one chunk's length apart from `start` on
+    cut:Literal['random','shift'] = 'random' # Chunks begin at a random step each pass, or every T steps from `start` on
     piece:int = 0          # Steps of a segment, after which the memory is emptied (with --cut shift); 0: whole episodes
-    goals:Literal['visit','chunk','span','done','event'] = 'visit' # Drawn once a pass or a chunk; ends of labelled spans, their events; events found
+    goals:_Goals = 'visit' # Drawn once a pass or a chunk; ends of labelled spans, their events; events found
     augment:bool|Literal['mild','colour','vpt'] = False # Random changes of the pictures; true: mild
     grey:float = 0.        # Share of episode passes in grey, 0 to 1
     mirror:float = 0.      # Share of episode passes that are mirrored, pictures above the hotbar and actions, 0 to 1
@@ -253,8 +254,7 @@ class _LaneSchedule:
         "(epoch, index of the episode) of the pass of that number"
         epoch, i = divmod(int(number), len(self.counts))
         if epoch not in self.orders:
-            rng = np.random.default_rng([self.seed, 1, epoch])
-            self.orders[epoch] = rng.permutation(len(self.counts))
+            self.orders[epoch] = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.counts))
         return epoch, int(self.orders[epoch][i])
 
     def _count(self, number): return self.counts[self.episode(number)[1]]
@@ -310,7 +310,7 @@ class ChunkStream:
             raise ValueError(f"{batch} lanes cannot be divided over {world_size} processes; choose a multiple")
         ok, self.skipped = _usable(episodes, cfg)
         self.cfg, self.paths, self.size, self.rank = cfg, [e.path for e in ok], ok[0].size, rank
-        self.units = [(i,k) for i,e in enumerate(ok) for k in range(_n_segments(e.n, cfg))] # an episode, or a segment of one
+        self.units = [(i,k) for i,e in enumerate(ok) for k in range(_n_segments(e.n, cfg))] # an episode, or a segment
         self.read_goals = cfg.p_uncond < 1 or d_goal is None
         first = ok[0].embeds.shape[1] if self.read_goals else d_goal
         self.d_goal = d_goal or first
@@ -357,16 +357,16 @@ def _room(shape):
 @patch
 def _empty_batch(self:ChunkStream, b):
     "Tensors for b lanes"
-    shapes = dict(goal=((self.d_goal,), torch.float32), first=((), torch.bool), loss_mask=((), torch.bool),
-        buttons=((), torch.int64), camera=((), torch.int64))
-    return dict(img=_room((b,self.cfg.T,*self.size,3))) | {k:torch.zeros((b,self.cfg.T,*s), dtype=t) for k,(s,t) in shapes.items()}
+    bt, shapes = (b,self.cfg.T), dict(goal=((self.d_goal,), torch.float32), first=((), torch.bool),
+        loss_mask=((), torch.bool), buttons=((), torch.int64), camera=((), torch.int64))
+    return dict(img=_room((*bt,*self.size,3))) | {k:torch.zeros((*bt,*s), dtype=t) for k,(s,t) in shapes.items()}
 
 # %% ../nbs/04_dataset.ipynb #c037
 @patch
 def batch(self:ChunkStream,
     i:int, # Training step
     lanes:slice=slice(None), # Lanes of this process to read
-) -> dict: # img uint8 (b,T,h,w,3), goal float32 (b,T,d), rest (b,T): first, loss_mask, buttons, camera; episode: folders
+) -> dict: # img uint8 (b,T,h,w,3), goal float32 (b,T,d); (b,T): first, loss_mask, buttons, camera; episode: folders
     "The batch of training step i"
     at = self.positions(i)[lanes]
     out = self._empty_batch(len(at))

@@ -418,7 +418,7 @@ def dataset_dir(
         raise ValueError(f"{dataset} is an address, from which episodes are only read; name a folder")
     p = Path(str(dataset).removeprefix('file://'))
     if p.is_absolute(): return Path(os.path.abspath(p))
-    if len(p.parts) > 1 or str(dataset).startswith('./'):                    # here, or below the data root, as pages write it
+    if len(p.parts) > 1 or str(dataset).startswith('./'): # here, or below the data root, as pages write it
         here, below = Path(os.path.abspath(p)), find_data(p)
         return below if below.is_dir() and not here.exists() else here
     check_name(str(dataset), 'dataset', 'datasets')
@@ -430,12 +430,13 @@ def _advice(dataset, d):
     "What to do about a dataset without episodes"
     given = Path(str(dataset).removeprefix('file://'))
     if given.is_dir() and not d.is_dir(): return f'`./{dataset}` is the folder here'
-    if len(given.name) == 6 and given.name.isdigit() and len(given.parts) > 1: # an episode, such as datasets/mine/000002
+    if len(given.name) == 6 and given.name.isdigit() and len(given.parts) > 1: # an episode: datasets/mine/000002
         given = given.parent
         if any(dataset_dir(given if given.is_absolute() else f'./{given}').glob('*/metadata.json')):
             return f'`steve1_episode info {given}` lists those there are'
     name = given.name if given.parent.parts in (('datasets',), ('data','datasets')) else str(given)
-    return '`steve1_contractor 8.x` fetches some' if name == 'contractor' else f'`steve1_generate {name} 100` makes some'
+    if name == 'contractor': return '`steve1_contractor 8.x` fetches some'
+    return f'`steve1_generate {name} 100` makes some'
 
 def list_episodes(
     dataset:str|Path, # A name such as 'sample', a folder, or an address such as 's3://bucket/play'

@@ -55,7 +55,8 @@ def read_seeds(
     path = _find('seeds.txt')
     words = path.read_text(errors='replace').split()
     if bad := [w for w in words if not re.fullmatch(r'[0-9]{1,18}', w)]:
-        raise ValueError(f'{path}: {bad[0][:40]!r} is no seed, which is a whole number from 0 to 10^18; repair the file')
+        raise ValueError(f'{path}: {bad[0][:40]!r} is no seed, '
+            'which is a whole number from 0 to 10^18; repair the file')
     seeds = tuple(map(int, words))
     if n is not None and not 1<=n<=len(seeds):
         raise ValueError(f'{path.name} has {len(seeds)} seeds, so n_seeds may be 1 to {len(seeds)}, not {n}')
@@ -74,7 +75,7 @@ class EvalConfig(Config):
     first_seed: int|None = None # Worlds of one's own: this seed and those that follow; None: data/seeds.txt
     n_steps: int = 400          # Steps of 1/20 s
     cond_scale: float|None = None # Guidance, from 0; none: what suits the policy
-    goal: Literal['prior','draw','text','scaled'] = 'prior' # Prior, z=0 or drawn by seed; text embedding, as it is or scaled
+    goal: Literal['prior','draw','text','scaled'] = 'prior' # Prior, z=0 or drawn by seed; text embedding, raw or scaled
     baselines: tuple[str,...] = BASELINES # Opponents in the same worlds
     moments: str = 'episodes/sample' # Folder of episodes, below data/, that random goals are taken from
     clip: bool = True           # Score the frames by MineCLIP, too
@@ -285,7 +286,8 @@ def evaluate(
     if cfg.cond_scale is None: cfg = cfg.replace(cond_scale=system.guidance())
     rows = [*_agent_rows(cfg, run), *(_expert_rows(cfg, run) if cfg.experts else ())]
     rows = pd.DataFrame(rows, columns=['task','condition','arena','seed','metric','value','failed'])
-    rows = rows.assign(config=cfg.id, cond_scale=cfg.cond_scale, commit=_code_version(), weights=system.weights['policy'])
+    rows = rows.assign(config=cfg.id, cond_scale=cfg.cond_scale, commit=_code_version(),
+        weights=system.weights['policy'])
     facts = dict(config=cfg.to_dict(), id=cfg.id, commit=_code_version(), weights=system.weights)
     with atomic_path(data_dir('runs', cfg.name, 'rows.csv')) as p: rows.to_csv(p, index=False)
     with atomic_path(data_dir('runs', cfg.name, 'config.json')) as p: p.write_text(json.dumps(facts, indent=1)+'\n')

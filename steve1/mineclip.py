@@ -27,7 +27,7 @@ class MineCLIPConfig(Config):
     "Size of a MineCLIP; the defaults are the published one"
     image_size: tuple[int,int] = (160, 256)  # Height and width of a frame, pixels
     patch: int = 16                 # Side of the square that one image token covers, pixels
-    stem: tuple[int,...] = ()                # Channels of the convolutional stem's stages; empty: a ViT's patch projection
+    stem: tuple[int,...] = ()       # Channels of the convolutional stem's stages; empty: a ViT's patch projection
     width: int = 768                # Width of a token in the image tower
     depth: int = 12                 # Layers of the image tower
     heads: int = 12                 # Attention heads of the image tower
@@ -60,8 +60,8 @@ class MineCLIPConfig(Config):
 @patch
 def check(self:MineCLIPConfig):
     "Refuse sizes that do not divide and windows longer than the learned positions; called for every new config"
-    (h,w),sizes = self.image_size,('patch','width','heads','d','t_heads','text_width','text_heads','window','vocab','context')
-    for k in sizes:
+    h,w = self.image_size
+    for k in ('patch','width','heads','d','t_heads','text_width','text_heads','window','vocab','context'):
         if getattr(self, k) < 1: raise ValueError(f'{k} must be at least 1, got {getattr(self, k)}')
     if min(h, w) < 1 or h % self.patch or w % self.patch:
         raise ValueError(f'image_size {self.image_size} is not a multiple of patch {self.patch}')
@@ -457,7 +457,7 @@ def from_official(cls:MineCLIPConfig,
             'this is no MineCLIP with a temporal transformer') from None
     if math.prod(image_size) != (tokens-1)*patch**2:
         raise ValueError(f'{tokens-1} patches of {patch}x{patch} do not make an image of {image_size}')
-    depth = {k:_depth(shapes, prefix) for k,prefix in (('image',_VISION+'blocks.'), ('time',_LAYERS), ('text',_TEXT+'blocks.'))}
+    depth = {k:_depth(shapes, p) for k,p in (('image',_VISION+'blocks.'), ('time',_LAYERS), ('text',_TEXT+'blocks.'))}
     return cls(image_size=image_size, patch=patch, width=width, depth=depth['image'], heads=max(1, width//64), d=d,
         positions=positions, t_depth=depth['time']//2, t_heads=max(1, d//64), t_mult=up//(2*d), text_width=text_width,
         text_depth=depth['text'], text_heads=max(1, text_width//64), vocab=vocab, context=context)

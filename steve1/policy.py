@@ -60,12 +60,12 @@ def check(self:PolicyConfig):
         if getattr(self, k) < 1: raise ValueError(f"{k} must be at least 1, got {getattr(self, k)}")
     if min(*self.image_size, *self.channels) < 1:
         raise ValueError(f"image_size {self.image_size} and channels {self.channels} must be at least 1")
-    if self.hidsize % self.n_heads: raise ValueError(f"hidsize {self.hidsize} is not a multiple of n_heads {self.n_heads}")
-    n, step = len(self.channels), PATCH * 2 ** (len(self.channels) - 1)
+    n, step, d, heads = len(self.channels), PATCH * 2 ** (len(self.channels) - 1), self.hidsize, self.n_heads
+    if d % heads: raise ValueError(f"hidsize {d} is not a multiple of n_heads {heads}")
     if self.trunk == 'patch' and any(s % step for s in self.image_size):
         raise ValueError(f"image_size {self.image_size} must be a multiple of {step} for trunk 'patch' with {n} stages")
-    if self.temperature <= 0 or self.guidance < 0:
-        raise ValueError(f"temperature must be positive and guidance not negative, got {self.temperature} and {self.guidance}")
+    if (tau := self.temperature) <= 0 or self.guidance < 0:
+        raise ValueError(f"temperature must be positive and guidance not negative, got {tau} and {self.guidance}")
 
 # %% ../nbs/02_policy.ipynb #c014
 def _skew(

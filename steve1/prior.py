@@ -209,7 +209,8 @@ def from_file(cls:Pairs,
 ) -> tuple: # Pairs to train with, pairs to validate with
     "The published pairs file"
     text,goal = _read_pairs(path)
-    if not 0 < n_val < len(text): raise ValueError(f"n_val={n_val} of {len(text)} pairs cannot be held back: choose fewer")
+    if not 0 < n_val < len(text):
+        raise ValueError(f"n_val={n_val} of {len(text)} pairs cannot be held back: choose fewer")
     unique,task = np.unique(text, axis=0, return_inverse=True)
     names = tuple(f'text {i}' for i in range(len(unique)))
     order = np.random.default_rng(seed).permutation(len(text))
@@ -387,14 +388,16 @@ def _run_prior(
         if is_best: best.append(entry['loss'])
         log.add(_history_row(entry, cfg.batch))
         left = (cfg.steps/entry['step'] - 1)*(time.monotonic() - begun)
-        log.say(f"step {entry['step']:,} of {cfg.steps:,}  loss {entry['train']:.4g}  validation loss {entry['loss']:.4g}, "
-            f"cosine {entry['cosine']:.3f}  {left:.0f} s left" + ('; new best' if is_best else ''))
+        log.say(f"step {entry['step']:,} of {cfg.steps:,}  loss {entry['train']:.4g}  "
+            f"validation loss {entry['loss']:.4g}, cosine {entry['cosine']:.3f}  {left:.0f} s left"
+            + ('; new best' if is_best else ''))
     with sole_writer(folder):
         (folder/'train.log').unlink(missing_ok=True)
         log,recipe = RunLog(folder, echo=echo),{f.name:getattr(cfg, f.name) for f in fields(PriorTrainConfig)}
         shape = cfg.shape.replace(d=train.goal.shape[1])
         prior,record = train_prior(train, val, PriorTrainConfig(**recipe), shape, note)
-        if record['history'][-1]['step'] < cfg.steps: log.say(f'ended early: no new best in the last {cfg.patience} validations')
+        if record['history'][-1]['step'] < cfg.steps:
+            log.say(f'ended early: no new best in the last {cfg.patience} validations')
         log.close(); prior.save(out, record)
     return prior, record
 

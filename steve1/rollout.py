@@ -207,8 +207,8 @@ def film_rollout(
     "Play, and film every world; a world that never started gives one black frame"
     with ExitStack() as stack:
         enter = stack.enter_context
-        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=VideoSettings.FILM, title=c.name or c.goal.name))
-            for p,c in zip(paths, cases)]
+        films = [enter(VideoWriter(enter(atomic_path(p)), size, settings=VideoSettings.FILM,
+            title=c.name or c.goal.name)) for p,c in zip(paths, cases)]
         pool = enter(ThreadPoolExecutor(_n_cores()))
         def watch(r, rows):
             def shoot(i):
@@ -233,7 +233,7 @@ class RolloutConfig(Config):
     name: str = 'rollout'          # Folder of the run, below data/runs
     seeds: _Seeds = (1_000_000,)   # Seeds of the worlds in which each prompt is played, with spaces or commas between
     n_steps: int = 300             # Steps to play, 20 a second
-    cond_scale: float|None = None  # Guidance, from 0; none: the policy's own, or .5 for mini weights, 6 (moments 7) for 2x
+    cond_scale: float|None = None  # Guidance, from 0; none: the policy's own, or .5 for mini, 6 (moments 7) for 2x
     arena: str = 'auto'            # plains, forest, meadow, lake or beach; auto: where the prompt's task is judged
     draw: bool = False             # Draw goals from the prior with the world's seed, as published, not its middle (z=0)
     video: bool = True             # Write films and a contact sheet
@@ -333,7 +333,7 @@ def _write_sheet(folder, whole):
 # %% ../nbs/07_rollout.ipynb #c036
 def run_rollouts(
     cfg:RolloutConfig, # What to play
-) -> 'pd.DataFrame': # One row a case: prompt, seed, arena, cond_scale, metrics at the end, why it failed ('': it did not)
+) -> 'pd.DataFrame': # One row a case: prompt, seed, arena, cond_scale, final metrics, why it failed ('': it did not)
     "Play what is not there yet; write films, tables and the contact sheet"
     system = System.load(cfg.weights, cfg.device, cfg.policy, cfg.env)
     prompts = [p for word in cfg.prompts for p in (system.paper_prompts() if word.strip().lower()=='paper' else [word])]

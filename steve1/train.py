@@ -180,7 +180,8 @@ def _val_chunks(self:Trainer, episodes): # Batches of this process's lanes, with
     if key not in self.val_data:
         val,acc,out = self.cfg.validation,self.acc,[]
         p_uncond = 1. if self.cfg.data.p_uncond == 1 else 0.
-        stream = self._make_stream(episodes, val.val_lanes, p_uncond=p_uncond, seed=12345, augment=False, grey=0., mirror=0.)
+        stream = self._make_stream(episodes, val.val_lanes, p_uncond=p_uncond, seed=12345, augment=False,
+            grey=0., mirror=0.)
         for i in range(val.val_batches):
             b = stream.batch(i)
             b['shuffled'] = b['goal'].roll(len(b['goal'])//2, 0)
@@ -190,8 +191,8 @@ def _val_chunks(self:Trainer, episodes): # Batches of this process's lanes, with
 
 # %% ../nbs/05_train.ipynb #s04
 @patch
-def _val_sums(self:Trainer, episodes): # (3,6): `frame_sums` with, without and with wrong goals; (2,): `turn_sums`; over all processes
-    "Sums over the fixed chunks"
+def _val_sums(self:Trainer, episodes): # (3,6): `frame_sums` with, without and with wrong goals; (2,): `turn_sums`
+    "Sums over the fixed chunks, of all processes"
     sums,turns,mem = torch.zeros(3, 6, device=self.acc.device),torch.zeros(2, device=self.acc.device),[None]*3
     for b in (to_device(b, self.acc.device) for b in self._val_chunks(episodes)):
         with self.autocast(): x = self.net.encode(b['img'])
@@ -206,7 +207,7 @@ def _val_sums(self:Trainer, episodes): # (3,6): `frame_sums` with, without and w
 @torch.no_grad()
 def validate(self:Trainer,
     episodes=None, # Folders of unseen episodes; None: the sampling's
-) -> dict: # loss/val, its parts, loss/val_unconditional, loss/val_shuffled, accuracies, and loss/val_mix where there is a mixture
+) -> dict: # loss/val, its parts, loss/val_unconditional, loss/val_shuffled, accuracies; of a mixture also loss/val_mix
     "Loss a frame on the fixed chunks, with, without and with wrong goals"
     self.policy.eval()
     with self.avg.applied(): sums,turns = self._val_sums(self.val_eps if episodes is None else episodes)
@@ -301,7 +302,8 @@ def load_state(self:Trainer,
     main = self.run.read_state(folder, 'main', dev)
     if main['world'] != acc.num_processes:
         raise ValueError(f"run {self.cfg.name!r} was trained by {main['world']} processes, "
-            f"{acc.num_processes} run now; start as many, or begin a new run with init=runs/{self.cfg.name}/latest.safetensors")
+            f"{acc.num_processes} run now; start as many, "
+            f"or begin a new run with init=runs/{self.cfg.name}/latest.safetensors")
     own = self.run.read_state(folder, f'rank{acc.process_index}', dev)
     params = [p for g in self.opt.param_groups for p in g['params']]
     moments = main['opt']['state']
@@ -443,7 +445,8 @@ def train_cli(cfg:_TrainCommand):
     if cfg.dry_run:
         train_eps,val_eps = read_sampling(cfg.sampling)
         print(yaml.safe_dump(recipe.flat(), sort_keys=False)
-            + f'{len(train_eps)} episodes to train on, {len(val_eps)} to judge by; steps {cfg.n_frames//cfg.frames_per_step:,}; run folder {cfg.name}')
+            + f'{len(train_eps)} episodes to train on, {len(val_eps)} to judge by; '
+            f'steps {cfg.n_frames//cfg.frames_per_step:,}; run folder {cfg.name}')
         return
     stop_with_launcher()
     try: result = Trainer(recipe, echo=True).fit()

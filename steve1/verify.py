@@ -224,7 +224,8 @@ def _check_tokenizer(cache=None):
     get = f"hf download {name} {' '.join(ClipTokenizer.files)} tokenizer_config.json"
     if constants.HF_HUB_OFFLINE: get = f'HF_HUB_OFFLINE=0 {get}'
     get += '\npip install --no-deps open_clip_torch   (without the hub)'
-    absent = _tokenizer_elsewhere(given) or [Check('tokenizer', True, 'of the published MineCLIP: not here', get, optional=True)]
+    absent = _tokenizer_elsewhere(given) or [Check('tokenizer', True, 'of the published MineCLIP: not here', get,
+        optional=True)]
     try: found = scan_cache_dir(cache)
     except CacheNotFound: return absent
     faults = [str(w) for w in found.warnings if name.replace('/', '--') in str(w)]
@@ -298,7 +299,9 @@ def _check_luanti():
     "Luanti and all that it needs are here"
     parts, fix = luanti_parts(), LUANTI_INSTALL
     missing = [k for k,where in parts.items() if not where]
-    if missing: return [Check('luanti', True, f"lacks {', '.join(missing)}; a free game that `--env luanti` plays", fix, optional=True)]
+    if missing:
+        return [Check('luanti', True, f"lacks {', '.join(missing)}; a free game that `--env luanti` plays", fix,
+            optional=True)]
     said = subprocess.run([parts['game'], '--version'], capture_output=True, text=True, timeout=60).stdout
     return [Check('luanti', True, ' '.join(said.split('\n')[0].split()[:2]) + f", {parts['game']}")]
 
@@ -311,7 +314,8 @@ def _check_java(needed=None):
     said = subprocess.run([java, '-version'], capture_output=True, text=True, timeout=60).stderr if java else ''
     m = re.search(r'version "(?:1\.)?(\d+)', said)
     if not m:
-        return [Check('java', not needed, 'not here; Minecraft needs it, BlockWorld does not', get, optional=not needed)]
+        return [Check('java', not needed, 'not here; Minecraft needs it, BlockWorld does not', get,
+            optional=not needed)]
     if m[1] == '8': return [Check('java', True, 'version 8')]
     return [Check('java', True, f'version {m[1]}; MineRL and MineStudio document version 8', get, optional=True)]
 

@@ -81,7 +81,8 @@ def _own_weights(env):
 
 def _find_networks(weights_dir, policy=''):
     "Network -> its file; only the prior may be missing"
-    folder, files = typed_path(weights_dir) if weights_dir else data_dir('weights'), [f'{k}.safetensors' for k in _NETWORKS]
+    folder = typed_path(weights_dir) if weights_dir else data_dir('weights')
+    files = [f'{k}.safetensors' for k in _NETWORKS]
     paths = {k:folder/f if weights_dir else find_data('weights', f) for k,f in zip(_NETWORKS, files)}
     if policy: paths['policy'] = _find_policy(policy)
     missing = [k for k,p in paths.items() if not p.is_file()]

@@ -47,7 +47,8 @@ class Case:
         name = self.name or self.goal.name
         words = re.sub(r'[\W_]+', '_', name.lower()).strip('_')[:80]
         words = words.encode()[:150].decode(errors='ignore')                # a file's name holds 255 bytes
-        rest = '' if words.replace('_', ' ')==name else f"_{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
+        rest = ('' if words.replace('_', ' ')==name
+            else f"_{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}")
         return f"{words or 'prompt'}{rest}_{self.seed}"
     @property
     def stages(self): return self.plan or (Stage(self.goal),)

@@ -274,7 +274,8 @@ def record(self:Session,
         film = VideoWriter(stack.enter_context(atomic_path(path)), self.size, settings=VideoSettings.FILM)
         self.path, self.film, self._reel = path, film, stack.pop_all()
     columns = {k:[] for k in ('prompt','step','cond_scale','similarity','events')}
-    facts = dict(fps=FPS, size=list(self.size), weights=self.system.weights, seed=self.seed, env=self.env, arena=self.arena)
+    facts = dict(fps=FPS, size=list(self.size), weights=self.system.weights, seed=self.seed,
+        env=self.env, arena=self.arena)
     self.script = facts | columns
     return path
 

@@ -88,7 +88,8 @@ def _next_turn(self:_Turns, agent, world, obs):
 def _steps(self:_Turns, env, obs):
     "Yield (frames (1,h,w,3), action rows (1,)) of every step that is recorded"
     (agent, goal, weights), finder = self._agent(), EventFinder()
-    self.meta = dict(takeover=dict(task=self.task, scale=agent.cond_scale or 0., weights=weights, how=self.how.to_dict()))
+    self.meta = dict(takeover=dict(task=self.task, scale=agent.cond_scale or 0., weights=weights,
+        how=self.how.to_dict()))
     for _ in range(self.n_steps):
         if self.left==0: self._next_turn(agent, env.worlds[0], obs)
         self.left -= 1

@@ -39,7 +39,7 @@ class TuneConfig(Config):
     "Everything that defines a tuning"
     prompt: tyro.conf.Positional[str] = 'pick a flower' # Sentence to start from, or a moment
     name: str = 'tune'             # Folder of the run, below data/runs
-    method: Literal['preference','mean','evolution'] = 'preference' # Likelihood of better play, mean of successes, or CEM
+    method: Literal['preference','mean','evolution'] = 'preference' # Likelihood of better play, mean of successes, CEM
     n_worlds: int = 24             # Worlds that a round plays
     rounds: int = 2                # Rounds of play, each with the goal so far
     n_steps: int = 300             # Steps of 1/20 s in each world
@@ -139,7 +139,8 @@ def _metric(cfg, goal):
 # %% ../../nbs/acting/tuning.ipynb #u031
 def _chosen(cond, uncond, scale, index):
     "Log-probability (b,t) of the chosen actions in guided play"
-    logits = guide(cond.flatten(0,1), uncond.flatten(0,1), torch.full((index.numel(),), float(scale), device=cond.device))
+    logits = guide(cond.flatten(0,1), uncond.flatten(0,1),
+        torch.full((index.numel(),), float(scale), device=cond.device))
     return logits.log_softmax(-1).gather(1, index.reshape(-1,1)).view(index.shape)
 
 def _log_likelihood(policy, play, idx, goal, scale, stretch): # goal (d,) -> (len(idx), n//stretch)
@@ -158,7 +159,8 @@ def _log_likelihood(policy, play, idx, goal, scale, stretch): # goal (d,) -> (le
 # %% ../../nbs/acting/tuning.ipynb #u041
 def _is_better(play, cfg, scores=None): # bool (b, stretches)
     "Which stretches gain more than the median one, or (b,) episodes score more than the median"
-    gains = np.diff(play.values[:,:cfg.n_steps//cfg.stretch*cfg.stretch+1:cfg.stretch]) if scores is None else scores[:,None]
+    gains = (np.diff(play.values[:,:cfg.n_steps//cfg.stretch*cfg.stretch+1:cfg.stretch]) if scores is None
+        else scores[:,None])
     return torch.from_numpy(gains>np.median(gains))
 
 def _preference_loss(delta, better, beta): # both (b, stretches)
@@ -208,7 +210,8 @@ def run(self:_Improver,
             self.limit()
             losses.append(float(loss.detach()))
         if (i%4==3 or i==cfg.updates-1) and self._pairs(held):
-            with torch.no_grad(): best = min(best, (float(self.loss(held)), self.goal.detach().clone()), key=lambda b: b[0])
+            with torch.no_grad():
+                best = min(best, (float(self.loss(held)), self.goal.detach().clone()), key=lambda b: b[0])
     return best[1], losses, best[0]
 
 @patch
@@ -254,7 +257,8 @@ def _by_mean(system, cfg, start, log):
 def _by_evolution(system, cfg, start, log):
     "The cross-entropy method over goals"
     rng, each = np.random.default_rng((cfg.seed, 5)), 3
-    mean, n, width = start.embed, max(cfg.n_worlds//each, 2), .5*cfg.radius*np.linalg.norm(start.embed)/np.sqrt(len(start.embed))
+    mean, n = start.embed, max(cfg.n_worlds//each, 2)
+    width = .5*cfg.radius*np.linalg.norm(start.embed)/np.sqrt(len(start.embed))
     for k in range(cfg.rounds):
         drawn = mean+rng.normal(0, width, (n,len(mean))).astype(np.float32)
         drawn[0] = mean

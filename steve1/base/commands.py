@@ -161,7 +161,8 @@ def parse_config(
     words = _switches(cls, _with_implied(cls, rest))
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said): return tyro.cli(cls, args=words, default=_start(cls, preset, file), **how)
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(cls, args=words, default=_start(cls, preset, file), **how)
     except SystemExit as e:
         if not e.code: raise
         raise UsageError(f'{_box_text(said.getvalue())} (`{name} --help all` lists the options)') from None
@@ -382,7 +383,8 @@ def _signals_raise():
     "Inside, Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt; afterwards they end the process at once"
     if threading.current_thread() is not threading.main_thread(): yield; return
     usual = signal.SIG_DFL, signal.default_int_handler
-    caught = [s for n in ('SIGINT', 'SIGTERM', 'SIGHUP') if (s := getattr(signal, n, None)) and signal.getsignal(s) in usual]
+    caught = [s for n in ('SIGINT', 'SIGTERM', 'SIGHUP')
+        if (s := getattr(signal, n, None)) and signal.getsignal(s) in usual]
     try:
         for s in caught: signal.signal(s, _raise_stop)
         yield

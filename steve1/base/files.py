@@ -192,7 +192,8 @@ def path_inside(
     path = Path(folder)/name if isinstance(name, str) and name and '\0' not in name else Path(folder)
     root = Path(folder).resolve()
     if root == path.resolve() or root not in path.resolve().parents:
-        raise ValueError(f'{name!r} is not the name of a file in {folder}; the file that names it is damaged or not to be trusted')
+        raise ValueError(f'{name!r} is not the name of a file in {folder}; '
+            'the file that names it is damaged or not to be trusted')
     return path
 
 # %% ../../nbs/base/files.ipynb #n028-1
@@ -259,7 +260,7 @@ def _integer(text):
 def parse_json(
     text:str|bytes, # Of a file; bytes are UTF-8
 ):                  # What it holds
-    "`json.loads`, which refuses text that UTF-8 and integers that no float can hold; ValueError or RecursionError says why"
+    "`json.loads`, refusing text that UTF-8 and integers that no float can hold; ValueError or RecursionError says why"
     if isinstance(text, bytes): text = text.decode('utf-8-sig')
     value = json.loads(text, parse_int=_integer if _LONG.search(text) else None)
     if not _HALVES.search(text): return value

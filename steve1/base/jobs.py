@@ -191,7 +191,7 @@ def read_ahead(
     "Read in processes that end with this one, and leave Ctrl-C and other signals to it"
     import torch # not needed for jobs
     own = torch.Generator() # the loader seeds its workers; that must not advance the run's generator
-    how = 'fork' if sys.platform == 'linux' else None # other ways need named semaphores, which a killed run leaves behind
+    how = 'fork' if sys.platform == 'linux' else None # other ways need named semaphores; a killed run leaves them
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, sampler=items, num_workers=workers, generator=own,
         multiprocessing_context=how, worker_init_fn=_heed_parent)
     is_main, child = threading.current_thread() is threading.main_thread(), getattr(signal, 'SIGCHLD', None)

@@ -158,7 +158,8 @@ def at(cls:EpisodeFolder,
     "The folder that stands for an episode behind an address"
     folder = _stand_in(address)
     if not _is_stub(folder): cls.all_at(address.rstrip('/').rpartition('/')[0])
-    if not _is_stub(folder): raise EpisodeError(f"no episode at {address}; name a folder of the dataset at that address")
+    if not _is_stub(folder):
+        raise EpisodeError(f"no episode at {address}; name a folder of the dataset at that address")
     return cls(folder)
 
 # %% ../../nbs/base/remote.ipynb #ef03

@@ -318,7 +318,8 @@ def _frame_fault(f, size, gap=0):
     return ''
 
 # %% ../../nbs/base/video.ipynb #c019
-VideoReader.ONE_THREAD = dict(threads=1) if 'threads' in (VideoReformatter.reformat.__doc__ or '') else {} # older PyAV starts none
+# older PyAV starts no threads
+VideoReader.ONE_THREAD = dict(threads=1) if 'threads' in (VideoReformatter.reformat.__doc__ or '') else {}
 _BT601 = 2, 5, 6 # FFmpeg's colour spaces with the matrix of JPEG: unspecified, PAL, NTSC
 
 def _is_full(f):
@@ -329,7 +330,9 @@ def _plane(p): return np.frombuffer(p, np.uint8).reshape(p.height, -1)[:,:p.widt
 def _to_rgb(f, convert, out):
     "A video frame as RGB, into `out` (h,w,3)"
     if _is_full(f): _planes_to_rgb(*map(_plane, f.planes), out)
-    else: out[:] = convert.reformat(f, format='rgb24', **(VideoReader.ONE_THREAD if out.size < 2**18 else {})).to_ndarray()
+    else:
+        threads = VideoReader.ONE_THREAD if out.size < 2**18 else {}
+        out[:] = convert.reformat(f, format='rgb24', **threads).to_ndarray()
 
 # %% ../../nbs/base/video.ipynb #e0all2
 def _said_duration(file, stream):
@@ -349,7 +352,7 @@ def _indexed(path, stream):
 
 # %% ../../nbs/base/video.ipynb #s0c2
 def _matroska_fault(line, first):
-    "What a line of FFmpeg's log says is wrong with a Matroska file whose first frame is at byte `first`; '' for nothing"
+    "What a line of FFmpeg's log says is wrong with a Matroska file whose first frame is at byte `first`; '' if nothing"
     level, name, text = line
     unknown = re.match(r'Unknown entry .* at pos\. (\d+)', text) # one amid the frames may have swallowed some
     bad = level <= av.logging.ERROR or unknown and int(unknown[1]) > first

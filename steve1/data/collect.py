@@ -141,7 +141,8 @@ class Ledger:
         for line in self.path.read_bytes().splitlines() if self.path.is_file() else ():
             try: name, *event = (parse_json(line)[k] for k in ('name','what','reason'))
             except (ValueError, TypeError, KeyError, RecursionError): continue # an incomplete line
-            if event[0] in self.EVENTS and all(isinstance(t, str) for t in (name, *event)): self.last[name] = tuple(event)
+            if event[0] in self.EVENTS and all(isinstance(t, str) for t in (name, *event)):
+                self.last[name] = tuple(event)
 
     @classmethod
     def of(cls,
@@ -170,7 +171,7 @@ def add(self:Ledger,
 
 # %% ../../nbs/data/collect.ipynb #c013
 def _place(entry, raw, keep):
-    "Folder of a recording's files. Those that lie in `raw` stay there; what is fetched for one conversion only lies apart"
+    "Folder of a recording's files: those in `raw` stay there, what is fetched for one conversion only lies apart"
     passing, suffixes = Path(raw)/'passing', ('.mp4','.jsonl')
     if not keep and entry.remote and not any(entry.raw_path(raw, x).is_file() for x in suffixes): return passing
     for x in suffixes*entry.remote:
@@ -334,7 +335,8 @@ def _lengths(path):
     meta = EpisodeFolder(path.parent).facts()
     try: return dict(recorded=index(meta['recording']['steps']), kept=index(meta['n']))
     except (KeyError, TypeError) as e:
-        raise EpisodeError(f"{path} is not of a contractor's recording ({type(e).__name__}: {e}); {EpisodeFolder.REMAKE}") from None
+        raise EpisodeError(f"{path} is not of a contractor's recording ({type(e).__name__}: {e}); "
+            f"{EpisodeFolder.REMAKE}") from None
 
 
 # %% ../../nbs/data/collect.ipynb #e007

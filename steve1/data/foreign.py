@@ -223,7 +223,8 @@ class _ForeignOptions(Config):
     example = 'export mine mine_lerobot'
 
     def check(self):
-        want = dict(index='one path, FOLDER', basalt='one path, SOURCE', export='two paths, DATASET and OUT')[self.command]
+        want = dict(index='one path, FOLDER', basalt='one path, SOURCE',
+            export='two paths, DATASET and OUT')[self.command]
         if len(self.paths) != 1+(self.command == 'export'):
             raise ValueError(f"{self.command} takes {want}, got {len(self.paths)}")
 

@@ -24,7 +24,7 @@ from .players import Mix
 EXPERTS = 'steve1.world.experts:play'   # the play function of the scripted experts
 
 def _play_function(name):
-    "The play function of the name 'module:function', or 'module:class' for a `Config` that plays; a function is returned as it is"
+    "The play function named 'module:function', or 'module:class' for a `Config` that plays; a function as it is"
     if callable(name): return name
     module, _, f = name.partition(':')
     try: found = getattr(importlib.import_module(module), f)
@@ -158,7 +158,7 @@ class _GenerateCommand(_GenerateConfig):
     spin:float = 1/750       # Chance a step that a player begins to spin
     scale:float = 0.         # Guidance of players that have a goal, from 0
     env:str = 'blockworld'   # World in which the players play: blockworld, luanti, minerl or minestudio
-    arena:str = 'auto'       # Where BlockWorld or Luanti begins: plains, forest, meadow, lake or beach; auto: drawn from all
+    arena:str = 'auto'       # Start of BlockWorld or Luanti: plains, forest, meadow, lake, beach; auto: drawn from all
     min_steps:int = 1000     # An episode that its world ends early is kept if it has this many steps
     drop_null:bool = False   # Leave out steps in which nothing is done
     device:str = 'cpu'       # Where policies compute: cpu, cuda or mps
@@ -172,7 +172,7 @@ class _GenerateCommand(_GenerateConfig):
         in_luanti = self.env=='luanti' and self.play==EXPERTS
         if not self.agents: return f'{EXPERTS}_luanti' if in_luanti else self.play
         return Mix(tuple(self.agents.split(',')), _chances(self.switch), p_spin=self.spin, cond_scale=self.scale,
-                   env=self.env, arena=self.arena, min_steps=self.min_steps, drop_null=self.drop_null, device=self.device)
+            env=self.env, arena=self.arena, min_steps=self.min_steps, drop_null=self.drop_null, device=self.device)
 
 # %% ../../nbs/data/generate.ipynb #c024b
 def _chances(text):

@@ -58,7 +58,7 @@ def _list_all(paths):
 @dataclass(frozen=True)
 class _EpisodeConfig(Config):
     "Options of `steve1_episode`"
-    action: Positional[Literal['info','validate','convert']] # info: list, validate: check, convert: from published folders
+    action: Positional[Literal['info','validate','convert']] # info: list, validate: check, convert: published folders
     paths: Positional[tuple[str,...]] # Episodes or datasets: folders, names or addresses; for convert: FROM TO
     workers: int = 0      # Processes; 0: one episode after the other, in this process
     dry_run: bool = False # For convert: print what there is to do, and write nothing

@@ -38,7 +38,8 @@ def _features(size, fps, codec, pix_fmt):
     video = dict(dtype='video', shape=[*size,3], names=['height','width','channels'], info=info)
     action = dict(dtype='float32', shape=[len(LeRobotFormat.ACTION_NAMES)], names=LeRobotFormat.ACTION_NAMES)
     return {LeRobotFormat.POV:video, 'action':action, 'imitate':number('bool'), 'next.done':number('bool'),
-        'timestamp':number('float32'), **{k:number('int64') for k in ('frame_index','episode_index','index','task_index')}}
+        'timestamp':number('float32'),
+        **{k:number('int64') for k in ('frame_index','episode_index','index','task_index')}}
 
 # %% ../../nbs/data/lerobot.ipynb #c008
 @patch(cls_method=True)
@@ -146,7 +147,7 @@ class LeRobotWriter:
     ):
         self.root, self.size, self.fps, self.default, self.prompts = Path(root), tuple(size), int(fps), default, prompts
         self.data_mb, self.video_mb = data_mb, video_mb
-        self.n, self.rows, self.stats, self.tasks = 0, [], {}, {} # steps; episodes' rows; by feature; sentence -> number
+        self.n, self.rows, self.stats, self.tasks = 0, [], {}, {} # steps; episode rows; by feature; sentence -> number
         self.video, self.n_videos, self.kind = None, 0, None      # the open file, files so far, the first one's stream
         self.table, self.n_tables, self.table_bytes = None, 0, 0
         self.root.mkdir(parents=True)
@@ -240,9 +241,11 @@ task_categories: [robotics]
 tags: [LeRobot, minecraft]
 configs: [{{config_name: default, data_files: data/*/*.parquet}}]
 ---
-Minecraft-like play in LeRobot's format, version 3.0, exported by steve1: {n:,} episodes, {steps:,} steps, {hours:.2f} hours.
+Minecraft-like play in LeRobot's format, version 3.0, exported by steve1: \
+{n:,} episodes, {steps:,} steps, {hours:.2f} hours.
 
-`action` holds 23 keys as 0 or 1, then the camera's pitch and yaw in degrees a step. `imitate` is false where a step should not be copied.
+`action` holds 23 keys as 0 or 1, then the camera's pitch and yaw in degrees a step. \
+`imitate` is false where a step should not be copied.
 
 Tasks: {tasks}
 """

@@ -79,7 +79,7 @@ def _of_video(path, frame, clip):
 
 # %% ../../nbs/data/moments.ipynb #m210
 def _uneven_frames(path, frame):
-    "The frames shown every 1/20 s up to one of a video whose frame rate varies or is not stated; None: they cannot be read"
+    "The frames shown every 1/20 s up to one of a video whose frame rate varies or is not stated; None: unreadable"
     try:
         found = VideoReader.frame_times(path)
         if frame >= found.n: return None
@@ -89,7 +89,8 @@ def _uneven_frames(path, frame):
             seconds = (found.times - found.times[0])*float(found.base)
             shown = np.searchsorted(seconds, seconds[frame] - np.arange(GOP-1, -1, -1)/20 + 1e-6, side='right') - 1
         if shown[0] < 0: return None
-        first = {i:f.to_ndarray(format='rgb24') for i,f in enumerate(islice(VideoReader.all_frames(path), frame+1)) if i in shown}
+        first = {i:f.to_ndarray(format='rgb24')
+            for i,f in enumerate(islice(VideoReader.all_frames(path), frame+1)) if i in shown}
         return np.stack([first[i] for i in shown])
     except VideoError: return None
 
@@ -111,7 +112,8 @@ def _video_fault(path, frame):
     if frame>=len(times):
         n = len(times)
         return f'{path} has {n} frames, so there is no frame {frame}: give a frame from {GOP-1} to {n-1}'
-    if _varies(times): return f'{path} has a frame rate that varies, and frame {frame} comes before {(GOP-1)/20} s: give a later frame'
+    if _varies(times):
+        return f'{path} has a frame rate that varies, and frame {frame} comes before {(GOP-1)/20} s: give a later frame'
     return f'{path} is damaged near frame {frame}: give an earlier frame or a sound copy of the video'
 
 # %% ../../nbs/data/moments.ipynb #m011

@@ -145,8 +145,8 @@ def _load_policy(path, device, changed):
 @dataclass(frozen=True)
 class Mix(Config):
     "Two players who take turns in one world; a play function for `generate`"
-    agents:tuple[str,...] = ('foundation', 'policy') # Players as words (`_parse_player`); of more than two, a pair is drawn for each episode
-    p_switch:float|tuple|None = None # Chance a step that the other takes over; (to first, to second); None: as published
+    agents:tuple[str,...] = ('foundation', 'policy') # Players (`_parse_player`); of over two, an episode draws a pair
+    p_switch:float|tuple|None = None # Chance a step that the other takes over; (to first, second); None: as published
     p_spin:float = 1/750             # Chance a step that a spin begins
     turn:tuple = (90, 360)           # Least and most degrees of a spin
     speed:tuple = (20, 30)           # Least and most degrees of its steps
@@ -206,7 +206,8 @@ def check_players(self:Mix):
     "Raise an error now for a player that cannot play later"
     for w in map(_parse_player, self.agents):
         if w.path is None and not self.has_arenas:
-            raise ValueError(f"{w.name!r} plays in BlockWorld and Luanti, not in {self.env!r}: its script reads a map of blocks")
+            raise ValueError(f"{w.name!r} plays in BlockWorld and Luanti, not in {self.env!r}: "
+                "its script reads a map of blocks")
         if w.goal: load_moment(w.goal, self.policy_of(w)[0].cfg.d_goal)
 
 # %% ../../nbs/data/players.ipynb #c020c

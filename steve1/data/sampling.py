@@ -262,7 +262,7 @@ class _SamplingOptions(Config):
     seed:int = 0                   # Random seed of the split
     train_frames:int|None = None   # Frames to train on; none: all that are not held back
     val_frames:int|None = None     # Frames held back for validation, instead of a share
-    mix:tyro.conf.UseAppendAction[tuple[str,...]] = () # DATASET=WEIGHT, its share of the training frames; may be repeated
+    mix:tyro.conf.UseAppendAction[tuple[str,...]] = () # DATASET=WEIGHT, its share of training frames; may be repeated
     upstream:bool = False          # Split as the published code does, with its random generator
     dry_run:bool = False           # Print what would be in the lists, and write nothing
     example = 'mine mine --val_share .2'

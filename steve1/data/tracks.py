@@ -101,7 +101,7 @@ def frames_at(self:Times,
 def _resample_keys(rows, times, out):
     "Rule 2, into `out`"
     step = np.arange(len(out))
-    begun, at = np.unique(times.start//times.tick, return_index=True) # steps in which lines begin, and the first of them
+    begun, at = np.unique(times.start//times.tick, return_index=True) # steps where lines begin, and the first of them
     current = np.searchsorted(begun, step, side='right')-1            # the latest of these steps
     last = np.append(at[1:], len(rows))[current]-1                    # the last line that began in it
     for k in KEYS:
@@ -205,8 +205,9 @@ def _check_gaps(self:Recording):
     gaps = np.diff(self.times.start)/(20*self.times.tick)
     if not len(gaps) or gaps.max() <= _LONGEST_GAP: return
     i = int(gaps.argmax())
-    raise RecordingError(f"{self.video.name}: frame {i+1} comes {gaps[i]:,.0f} s after frame {i}, and at most {_LONGEST_GAP} s "
-        "are allowed; cut the recording in two there, or give fps if its timestamps are wrong")
+    raise RecordingError(f"{self.video.name}: frame {i+1} comes {gaps[i]:,.0f} s after frame {i}, "
+        f"and at most {_LONGEST_GAP} s are allowed; cut the recording in two there, "
+        "or give fps if its timestamps are wrong")
 
 
 # %% ../../nbs/data/tracks.ipynb #c018

@@ -25,16 +25,17 @@ _PACE = dict(fps_max=20, fps_max_unfocused=20, dedicated_server_step=.05, vsync=
     always_fly_fast='false', autojump='false', safe_dig_and_place='false', enable_joysticks='false')
 _PICTURE = dict(fullscreen='false', autosave_screensize='false', video_driver='opengl', screen_dpi=96, fov=_FOV,
     smooth_lighting='false', enable_shaders='false', enable_clouds='false', menu_clouds='false',
-    enable_particles='false', leaves_style='fancy', view_bobbing_amount=0, fall_bobbing_amount=0, arm_inertia='false', enable_sound='false',
-    enable_minimap='false', show_debug='false', hud_scaling=.5, tooltip_show_delay=10**6, show_advanced='false',
-    enable_post_processing='false', debanding='false', antialiasing='none', touch_controls='false', touch_gui='false',
-    console_height=.1, ask_reconnect_on_crash='false', update_last_checked='disabled')
+    enable_particles='false', leaves_style='fancy', view_bobbing_amount=0, fall_bobbing_amount=0,
+    arm_inertia='false', enable_sound='false', enable_minimap='false', show_debug='false', hud_scaling=.5,
+    tooltip_show_delay=10**6, show_advanced='false', enable_post_processing='false', debanding='false',
+    antialiasing='none', touch_controls='false', touch_gui='false', console_height=.1,
+    ask_reconnect_on_crash='false', update_last_checked='disabled')
 
 # %% ../../nbs/luanti/game.ipynb #c006
 _MAP = dict(mg_name='v7', mg_flags='nocaves,nodungeons,light,decorations,biomes,ores',
     mgv7_spflags='nomountains,noridges,nofloatlands,nocaverns', num_emerge_threads=1, mesh_generation_threads=1,
-    server_map_save_interval=600, abm_interval=10**6, sqlite_synchronous=0, enable_damage='false', creative_mode='false',
-    max_block_send_distance=5, max_block_generate_distance=5, active_block_range=2,
+    server_map_save_interval=600, abm_interval=10**6, sqlite_synchronous=0, enable_damage='false',
+    creative_mode='false', max_block_send_distance=5, max_block_generate_distance=5, active_block_range=2,
     max_simultaneous_block_sends_per_client=200, server_unload_unused_data_timeout=30,
     client_unload_unused_data_timeout=30, client_mapblock_limit=2000, bind_address='127.0.0.1')
 _NO_KEY = ('chat','cmd','cmd_local','console','rangeselect','freemove','pitchmove','fastmove','noclip','minimap',
@@ -46,7 +47,8 @@ def _settings(size, view, map_seed):
     h, w = size
     sensitivity = DEGREE/(math.tan(math.radians(_FOV/2))*1.3763818698)   # the game's formula, solved for it
     own = dict(screen_w=w, screen_h=h, viewing_range=view, fixed_map_seed=map_seed,
-        mouse_sensitivity=f'{sensitivity:.6f}', gui_scaling=max(.5, round(h/400, 3)), font_size=max(6, h//36), chat_font_size=max(6, h//36))
+        mouse_sensitivity=f'{sensitivity:.6f}', gui_scaling=max(.5, round(h/400, 3)), font_size=max(6, h//36),
+        chat_font_size=max(6, h//36))
     every = _PACE | _PICTURE | _MAP | own | {f'keymap_{k}':'' for k in _NO_KEY}
     return ''.join(f'{k} = {v}\n' for k,v in every.items())
 

@@ -35,7 +35,8 @@ def luanti_parts() -> dict: # Part -> where it is, '' if it is missing
 
 def find_luanti() -> dict: # Part -> where it is
     "The parts of the game; FileNotFoundError that says what is missing and the line that installs it"
-    if os.uname().sysname!='Linux': raise FileNotFoundError('Luanti is played on Linux: its screen and its clock need it')
+    if os.uname().sysname!='Linux':
+        raise FileNotFoundError('Luanti is played on Linux: its screen and its clock need it')
     parts = luanti_parts()
     missing = [k for k,v in parts.items() if not v and k!='cc']
     if missing: raise FileNotFoundError(f"Luanti lacks {', '.join(missing)}. One line installs it:\n{LUANTI_INSTALL}")

@@ -136,7 +136,8 @@ class ClipTrainConfig(Config):
     dtype: str = 'auto'         # Number format of matrix products; 'auto' picks
     seed: int = 0               # Of weights, batches and captions
     presets: ClassVar[dict] = {'mini': {}, 'text': dict(steps=800, batch=128, lr=2e-3, word_dropout=.3, noise=.6),
-        'tiny': dict(steps=160, batch=48, frames=6, lr=4e-3, word_dropout=.1, brightness=0., device='cpu', dtype='float32')}
+        'tiny': dict(steps=160, batch=48, frames=6, lr=4e-3, word_dropout=.1, brightness=0., device='cpu',
+            dtype='float32')}
     def check(self):
         if not 1 <= self.frames <= 16: raise ValueError(f'frames {self.frames} is not in 1..16')
         if not 0 <= self.word_dropout < 1: raise ValueError(f'word_dropout {self.word_dropout} is not in [0,1)')

@@ -139,7 +139,7 @@ def fit(self:_BlockMatching, img, scale, dy, dx): # uint8 (b,t+1,h,w,3) -> for e
 class _FullAttention(MemoryAttention):
     "Every frame of the window attends to every other"
     def forward(self, x, k=None, v=None, asks=slice(None)): # x (b,t,d) -> frames `asks` (b,t',d), no keys, no values
-        asked = x[:, asks].contiguous()                                          # else torch copies the weights for each window
+        asked = x[:, asks].contiguous() # else torch copies the weights for each window
         q, k, v = self.split(self.q(asked)), self.split(self.k(x)), self.split(self.v(x))
         y = F.scaled_dot_product_attention(q, k, v, scale=self.n_heads / x.shape[-1])
         return asked + self.out(y.transpose(1, 2).flatten(2)), None, None

@@ -37,14 +37,14 @@ class _NLL(torch.autograd.Function):
     def backward(ctx, g):
         grad, = ctx.saved_tensors
         for rows,scale in _parts(grad, g[:, None]): rows.copy_(rows.float().mul_(scale))
-        return grad, None                                               # a second backward raises, as with any changed tensor
+        return grad, None # a second backward raises, as with any changed tensor
 
 # %% ../../nbs/models/losses.ipynb #m003
 def chunk_loss(
     nll_buttons,    # Negative log-likelihood of each frame's buttons, float (b,t), nats
     nll_camera,     # Negative log-likelihood of each frame's camera move, float (b,t), nats
     loss_mask=None, # bool (b,t): frames that count; None: all
-) -> tuple: # The loss, a scalar; a dict of `nll_buttons` and `nll_camera` (mean over counted frames, nats) and `kept` (their number)
+) -> tuple: # Scalar loss; a dict: `nll_buttons`, `nll_camera` (means of counted frames, nats), `kept` (their number)
     "The sum over the frames of a chunk, averaged over the batch"
     if loss_mask is None: kept = torch.tensor(nll_buttons.numel(), device=nll_buttons.device)
     else:

@@ -408,14 +408,15 @@ def download_cli(cfg:_DownloadConfig):
 class _ConvertConfig(Config):
     "What to convert"
     source:Positional[str]   # A published file, or one of ours: a path, or a name in data/weights/published
-    out:Positional[str] = '' # File to write; a folder for MineStudio's file, which holds three networks; '': beside SOURCE
+    out:Positional[str] = '' # File to write; a folder for MineStudio's file of three networks; '': beside SOURCE
     to:Literal['', 'safetensors', 'official'] = '' # Format to write: ours, or the published one; '': by the end of OUT
     model:str = ''           # The .model file that belongs to SOURCE, for settings that weights do not show
     example = 'steve1.weights --model 2x.model'
 
 def _find_source(name): # as typed
     "A path as typed, or a file in `data/weights/published`"
-    if found := next((p for p in (typed_path(name), find_data('weights', 'published', name)) if p.is_file()), None): return found
+    if found := next((p for p in (typed_path(name), find_data('weights', 'published', name)) if p.is_file()), None):
+        return found
     if name not in _PUBLISHED_FILES: return Path(name)
     raise FileNotFoundError(f'no {name} in {_published_dir()}: `steve1_download {name}` fetches it')
 

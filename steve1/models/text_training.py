@@ -49,7 +49,8 @@ def train_text(
 ) -> tuple: # A `MineCLIP` in evaluation mode, and a record of its training
     "Train a text tower on word vectors against a frozen video tower"
     torch.manual_seed(cfg.seed)
-    rng,phrases,start,task = np.random.default_rng(cfg.seed),list(captions.values()),time.perf_counter(),np.asarray(task)
+    rng,phrases = np.random.default_rng(cfg.seed),list(captions.values())
+    start,task = time.perf_counter(),np.asarray(task)
     video = F.normalize(torch.as_tensor(video, dtype=torch.float32), dim=-1).to(get_device(cfg.device))
     new = _new_tower(clip.to(video.device), vectors, cfg.noise).train()
     for name,p in new.named_parameters(): p.requires_grad_(name.startswith('text.'))

@@ -54,7 +54,8 @@ def _split_words(
 # %% ../../nbs/models/tokenizers.ipynb #m004
 def _warn_cut(n, room, text, lost):
     "Warn that the end of a text is not read"
-    warnings.warn(f'{n} tokens are more than {room}, the end of this text is not read: {text!r} loses {lost!r}', stacklevel=4)
+    warnings.warn(f'{n} tokens are more than {room}, the end of this text is not read: {text!r} loses {lost!r}',
+        stacklevel=4)
 
 # %% ../../nbs/models/tokenizers.ipynb #c008
 class WordTokenizer:
@@ -115,7 +116,8 @@ def unknown(self:WordTokenizer,
     text:str, # Any text
 ) -> list: # In the order of the text, each once
     "The words of a text that are not in the vocabulary"
-    found = re.findall(r"<unk>|[^\W_]+(?:['’][^\W_]+)*", chinese_to_english(unicodedata.normalize('NFKC', text.lower())))
+    found = re.findall(r"<unk>|[^\W_]+(?:['’][^\W_]+)*",
+        chinese_to_english(unicodedata.normalize('NFKC', text.lower())))
     known = lambda word: all(self.find_id(w) > 1 for w,_ in _words_at(_plain_text(word.replace('’', ''))))
     return [w for w in dict.fromkeys(found) if w != '<unk>' and not known(w)]
 
@@ -147,7 +149,7 @@ def _read_clip_tokenizer(folder, command):
     from transformers import CLIPTokenizer
     try:
         tok = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        tok(['a'], add_special_tokens=False, return_offsets_mapping=True) # odd settings fail here, and not in the middle of a run
+        tok(['a'], add_special_tokens=False, return_offsets_mapping=True) # odd settings fail here, not during a run
         return tok
     except Exception as e:
         again = command.replace('download', 'download --force-download')

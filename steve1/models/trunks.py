@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 # %% ../../nbs/models/trunks.ipynb #n031
-_ONEDNN = getattr(getattr(torch.ops, 'mkldnn', None), '_linear_pointwise', None) # oneDNN's inner product; None: this torch has none
+# oneDNN's inner product; None: this torch has none
+_ONEDNN = getattr(getattr(torch.ops, 'mkldnn', None), '_linear_pointwise', None)
 
 # %% ../../nbs/models/trunks.ipynb #c005
 def project(
@@ -20,10 +21,11 @@ def project(
     b=None, # Bias (o,); None: no bias
 ): # (...,o)
     "x w' + b; two rows on a CPU are computed as (w x')'"
-    two = x.numel() == 2 * x.shape[-1] and x.device.type == 'cpu' and w.numel() >= 1 << 20 # a smaller weight stays in the cache
+    two = x.numel() == 2 * x.shape[-1] and x.device.type == 'cpu' and w.numel() >= 1 << 20 # a smaller w stays cached
     if not two or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'): return F.linear(x, w, b)
     rows = x.reshape(2, -1).contiguous()
-    if _ONEDNN and w.dtype == torch.float32 and w.is_contiguous() and w.shape[1] >= 1024: y = _ONEDNN(rows, w, None, 'none', [], '')
+    if _ONEDNN and w.dtype == torch.float32 and w.is_contiguous() and w.shape[1] >= 1024:
+        y = _ONEDNN(rows, w, None, 'none', [], '')
     else: y = (w @ rows.T).T.contiguous()                    # rows.T must not be contiguous, or BLAS copies w again
     y = y.view(*x.shape[:-1], -1)
     return y if b is None else y + b
@@ -42,7 +44,8 @@ def frames_to_float(
     "Check a chunk of frames and scale it"
     h, w = size
     if img.dtype != torch.uint8: raise TypeError(f"frames must be uint8 in 0..255, got {img.dtype}")
-    if img.ndim != 5 or img.shape[2:] != (h, w, 3): raise ValueError(f"frames must be (b,t,{h},{w},3), got {tuple(img.shape)}")
+    if img.ndim != 5 or img.shape[2:] != (h, w, 3):
+        raise ValueError(f"frames must be (b,t,{h},{w},3), got {tuple(img.shape)}")
     kind = img.device.type
     if torch.is_autocast_enabled(kind): dtype = torch.get_autocast_dtype(kind)
     return img.to(dtype).div_(255)
@@ -171,7 +174,7 @@ class _PatchTrunk(nn.Module):
         self.dense = linear(chans[-1] * (h // step) * (w // step), cfg.d_image, scale=1.4)
 
     def forward(self, x):
-        x = (x - .45).mul_(4)                               # centred, so that features of different frames differ at the start
+        x = (x - .45).mul_(4)                      # centred, so that features of different frames differ at the start
         for s in self.stages: x = s(x)
         return self.dense(x.flatten(1))
 

@@ -65,7 +65,8 @@ def _trunk_id(policy, dtype): # 16 hexadecimal digits
 def _features_path(folder, ep):
     "The file of an episode's features, named after the checksum of its video"
     stated = ep.meta['files'].get('frames.mp4')
-    if not re.fullmatch(r'[0-9a-f]{64}', str(stated)): stated = sha256(ep.folder.file('frames.mp4')) # published folders state none
+    if not re.fullmatch(r'[0-9a-f]{64}', str(stated)): # published folders state none
+        stated = sha256(ep.folder.file('frames.mp4'))
     return folder/f'{ep.path.name}-{stated[:16]}.npy'
 
 # %% ../../nbs/training/features.ipynb #s02
@@ -105,8 +106,8 @@ def can_use_features(
     "Can frames be replaced by features of a frozen trunk?"
     if not isinstance(policy, Policy) or any(p.requires_grad for p in policy.trunk.parameters()): return False
     if data.augment:
-        raise ValueError(f"augment={data.augment!r} changes frames, but with the cnn frozen its features are computed once: "
-            "augment=False, or features=False to go through the cnn each time")
+        raise ValueError(f"augment={data.augment!r} changes frames, but with the cnn frozen "
+            "its features are computed once: augment=False, or features=False to go through the cnn each time")
     return not (data.grey or data.mirror)
 
 # %% ../../nbs/training/features.ipynb #c006

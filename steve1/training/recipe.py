@@ -134,7 +134,8 @@ TrainConfig.presets = {
     'idm': dict(name='idm', policy='idm/mini', p_uncond=1., n_frames=3_000_000, T=32, batch=16, lr=1e-3,
         warmup_frames=10_000),
     'tiny': dict(name='tiny', sampling='tiny', policy='tiny', n_frames=8*4*16, batch=4, T=16, warmup_frames=64,
-        max_gap=40, lr=1e-3, val_every=256, save_every=256, val_batches=1, val_lanes=4, log_every=2, dtype='float32', device='cpu'),
+        max_gap=40, lr=1e-3, val_every=256, save_every=256, val_batches=1, val_lanes=4, log_every=2,
+        dtype='float32', device='cpu'),
 }
 
 # %% ../../nbs/training/recipe.ipynb #n307

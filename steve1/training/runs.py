@@ -45,7 +45,7 @@ class StepMeter:
         batch:dict,     # buttons, camera, loss_mask (b,t)
         logs:dict,      # From `out.loss`
         hits:bool=True, # Count hits? It takes a pass over all logits
-    ) -> torch.Tensor: # (6,): nll of buttons and camera, frames; hits of buttons and camera, frames where hits were counted
+    ) -> torch.Tensor: # (6,): nll of buttons and camera, frames; hits of both, frames where hits were counted
         "What the logs need from a batch"
         n,mask = logs['kept'].float(),batch['loss_mask']
         correct = [(x & mask).sum() for x in out.correct(batch['buttons'], batch['camera'])] if hits else [0*n]*2
@@ -176,7 +176,8 @@ def describe(self:RunLog,
     "A row of the log as a line of text"
     step = f"step {row['step']:,}"
     if row['kind'] == 'val':
-        turns = f", {row['accuracy/val_turns']:.0%} of the turns to the right side" if row.get('accuracy/val_turns') else ''
+        turns = (f", {row['accuracy/val_turns']:.0%} of the turns to the right side"
+            if row.get('accuracy/val_turns') else '')
         goals = f"without goals {row['loss/val_unconditional']:.4f}, with other goals {row['loss/val_shuffled']:.4f}"
         return f"{step}  validation loss {row['loss/val']:.4f}, {goals}{turns}" + ('; new best, saved' if best else '')
     left = (n_frames-row['frames'])/max(row['speed/frames_per_s'], 1e-9)
@@ -251,7 +252,8 @@ class RngState:
     def get() -> dict: # For `set`; can be saved
         "Where the generators are"
         kind,keys,pos,gauss,cached = np.random.get_state()
-        return dict(torch=torch.get_rng_state(), numpy=(kind, torch.from_numpy(keys.astype(np.int64)), pos, gauss, cached))
+        return dict(torch=torch.get_rng_state(),
+            numpy=(kind, torch.from_numpy(keys.astype(np.int64)), pos, gauss, cached))
 
     @staticmethod
     def set(
@@ -371,7 +373,8 @@ def plot_metrics(
     for run in runs:
         rows = RunFolder(run).metrics()
         for ax,k in ((ax, k) for ax,(_,keys) in zip(axs, _PANELS) for k in keys):
-            points = [(r['frames']/1e3, r[k]) for r in rows if all(isinstance(r.get(i), (int, float)) for i in ('frames', k))]
+            points = [(r['frames']/1e3, r[k]) for r in rows
+                if all(isinstance(r.get(i), (int, float)) for i in ('frames', k))]
             label = k.split('/')[-1].removeprefix('val_') + (f' {run}' if len(runs) > 1 else '')
             if points: ax.plot(*zip(*points), marker='.' if 'val' in k else None, lw=1, label=label)
     for ax,(title,_) in zip(axs, _PANELS):

@@ -71,7 +71,7 @@ def cast_ray(
     wet,        # Does it start in water?
     reach,      # Length at which it ends, in blocks
     ceiling,    # Height of the world's highest block
-): # -> (kind met or AIR, x, y, z, axis, distance, plant's texel row, column, blocks of water, distance of its surface or -1)
+): # -> (kind met or AIR, x,y,z, axis, distance, plant's texel row, column, blocks of water, distance of surface or -1)
     "Follow a ray to the first thing that it meets"
     ix,iy,iz = int(math.floor(ox)), int(math.floor(oy)), int(math.floor(oz))
     sx,sy,sz = _sign(dx), _sign(dy), _sign(dz)
@@ -112,7 +112,7 @@ def _ray_direction(basis, u, v):
 # %% ../../nbs/world/drawing.ipynb #d002
 FOV, REACH, FAR = 70., 4.5, 40.   # degrees from top to bottom; blocks that the hand reaches; blocks that the eye sees
 _HIT = np.dtype([(n,'f8') for n in ('dx','dy','dz','t','swum','surface')] + [(n,'i4') for n in 'xyz'] +
-    [(n,'u1') for n in ('kind','axis','row','col')])       # `struct hit` of walk.c; direction of a ray and what it meets
+    [(n,'u1') for n in ('kind','axis','row','col')]) # `struct hit` of walk.c; direction of a ray and what it meets
 
 @jit
 def _eyes(views, tops):
@@ -311,7 +311,7 @@ def draw_views(
     tops,   # int8 `(n,2,WIDTH,WIDTH)`, as in `refresh_column`
     light,  # uint8 `(n,WIDTH,HEIGHT,WIDTH)`, 0..255
     clouds, # bool `(n,64,64)`
-    views,  # float64 `(n,10)`: x, y, z; yaw, pitch; under water (1) or not (0); x, y, z of the block aimed at; its crack
+    views,  # float64 `(n,10)`: x, y, z; yaw, pitch; under water (1) or not (0); x, y, z of the block aimed at; crack
     out,    # uint8 `(n,h,w,3)`; written
 ): # Units: blocks; degrees, yaw 0 is south and 90 west, pitch 90 straight down; y<0 aims at nothing; a crack is 0..1
     "Draw what n eyes see"

@@ -271,7 +271,8 @@ def make_vec(
     "Many worlds, by name"
     _check_name(name)
     is_blockworld = issubclass(ENVS[name], BlockWorldEnv)
-    if process is False and not is_blockworld: raise ValueError(f'{name} runs in processes of its own: leave process=False out')
+    if process is False and not is_blockworld:
+        raise ValueError(f'{name} runs in processes of its own: leave process=False out')
     if is_blockworld and not process: return BlockWorldVectorEnv(num_envs, size, **(vector or {}), **kwargs)
     make = lambda: make_env(name, process=True, wait=False, size=size, **kwargs)
     return ProcessVectorEnv(make, num_envs, check_size(size), **(vector or {}))
@@ -284,7 +285,8 @@ class _LuantiGym(_WorldGym):
 
     def _first_info(self): return {}
 
-def _luanti_vector(num_envs=1, size=(360,640), max_episode_steps=None, autoreset_mode='NextStep', render_mode=None, **kwargs):
+def _luanti_vector(num_envs=1, size=(360,640), max_episode_steps=None, autoreset_mode='NextStep',
+        render_mode=None, **kwargs):
     vector = dict(max_episode_steps=max_episode_steps, autoreset_mode=autoreset_mode, render_mode=render_mode)
     return make_vec('luanti', num_envs, size, vector=vector, **kwargs)
 

@@ -368,7 +368,8 @@ def _perform(rec, rng, n_steps, only):
     while len(rec.rows)<n_steps and tries<4*n_steps:
         expert = Expert(rec.env.world, rng)
         before, task = task, only or expert.choose(task)
-        if rec.obs['isGuiOpen'] and before=='inventory' and not only: rec.step(dict(inventory=1), task) # for what comes next
+        if rec.obs['isGuiOpen'] and before=='inventory' and not only:
+            rec.step(dict(inventory=1), task) # for what comes next
         for wish in expert.wishes(task, n_steps if only else int(rng.integers(*TASKS[task].steps))):
             if len(rec.rows)>=n_steps or tries>=4*n_steps: break
             rec.step(wish, task)

@@ -21,7 +21,8 @@ from .process import ProcessEnv
 # %% ../../nbs/world/games.ipynb #c005
 RECIPES = dict(   # game -> two lines that install it
     minerl="""python3.10 -m venv ~/minerl && ~/minerl/bin/pip install 'setuptools<66' wheel 'numpy<1.24' 'gym<=0.23.1'
-~/minerl/bin/pip install git+https://github.com/minerllabs/minerl@v1.0.2 && export STEVE1_MINERL_PYTHON=~/minerl/bin/python""",
+~/minerl/bin/pip install git+https://github.com/minerllabs/minerl@v1.0.2 && \
+export STEVE1_MINERL_PYTHON=~/minerl/bin/python""",
     minestudio="""python3.10 -m venv ~/minestudio && ~/minestudio/bin/pip install minestudio 'numpy<2'
 ~/minestudio/bin/python -m minestudio.simulator.entry -y && export STEVE1_MINESTUDIO_PYTHON=~/minestudio/bin/python""")
 
@@ -81,15 +82,17 @@ class LuantiEnv(_GameEnv):
         restart_every:int=1,      # Episodes of a game; with 1, equal seeds and actions repeat
         lockstep:bool=True,       # Does time stand still between steps? If not, a step is 50 ms of real time
         memory_limit:float=4000., # MB that the game's processes may hold; they start with about 700
-        **kwargs,                 # For `Luanti`: `items`, `screen`, `view`, `map_seed`; for `ProcessEnv`: `step_timeout`, ...
+        **kwargs,                 # `Luanti`'s `items`, `screen`, `view`, `map_seed`; `ProcessEnv`'s `step_timeout`, ...
     ):
         find_luanti()
         if restart_every<1: raise ValueError(f'restart_every={restart_every}: a game plays at least one episode')
         if lockstep and not clock_library():
-            warnings.warn('no C compiler, so Luanti runs in real time: episodes do not repeat; gcc and libc6-dev build the held clock')
+            warnings.warn('no C compiler, so Luanti runs in real time: episodes do not repeat; '
+                'gcc and libc6-dev build the held clock')
         self.arena, self.restart_every, self._played = _check_arena(arena), restart_every, 0
         path = [str(Path(files('steve1')).parent), *kwargs.pop('path', ())]
-        super().__init__(check_seed(seed), size, arena=arena, lockstep=lockstep, memory_limit=memory_limit, path=path, **kwargs)
+        super().__init__(check_seed(seed), size, arena=arena, lockstep=lockstep, memory_limit=memory_limit, path=path,
+            **kwargs)
 
 # %% ../../nbs/world/games.ipynb #u002
 def _check_arena(arena):

@@ -290,8 +290,9 @@ def _browser_event(player, e, last=None):
 # %% ../../nbs/world/play.ipynb #c029
 _pads = { # button -> action
     **{k:{k:1} for k in ('forward','back','left','right')},
-    'jump':dict(jump=1, forward=1), 'mine':dict(attack=1), 'place':dict(use=1), 'sneak':dict(sneak=1), 'inventory':dict(inventory=1),
-    '◀':dict(camera=(0,-7.5)), '▶':dict(camera=(0,7.5)), '▲':dict(camera=(-5,0)), '▼':dict(camera=(5,0))}
+    'jump':dict(jump=1, forward=1), 'mine':dict(attack=1), 'place':dict(use=1), 'sneak':dict(sneak=1),
+    'inventory':dict(inventory=1), '◀':dict(camera=(0,-7.5)), '▶':dict(camera=(0,7.5)),
+    '▲':dict(camera=(-5,0)), '▼':dict(camera=(5,0))}
 
 # %% ../../nbs/world/play.ipynb #c029-2
 class NotebookView:

@@ -64,7 +64,7 @@ def _environment(self:ProcessEnv):
     "Environment variables of the worker"
     ours = self.python==sys.executable
     env = {k:v for k,v in os.environ.items() if ours or k not in ('PYTHONPATH','PYTHONHOME','VIRTUAL_ENV')}
-    env.setdefault('MINESTUDIO_DIR', str(Path(tempfile.gettempdir())/'MineStudio'))   # its default; TMPDIR would move it
+    env.setdefault('MINESTUDIO_DIR', str(Path(tempfile.gettempdir())/'MineStudio')) # its default; TMPDIR would move it
     return env | dict(TMPDIR=self._tmp)
 
 # %% ../../nbs/world/process.ipynb #c032
@@ -314,7 +314,7 @@ def reset(self:ProcessEnv,
     **kwargs,      # What the environment's `reset` takes besides: `arena`
 ) -> dict:         # The first observation
     "Start anew, in a new process if the last one has failed"
-    if self.proc is None: kwargs = {**self._again,**kwargs}              # a new process does not know the last one's arena
+    if self.proc is None: kwargs = {**self._again,**kwargs}           # a new process does not know the last one's arena
     self.begin_reset(seed, **kwargs)
     obs = self.finish()
     self._again.update(kwargs)
@@ -337,7 +337,8 @@ def render(self:ProcessEnv,
     "The same moment at another size"
     self.begin('render', size=list(check_size(size)))
     frame = self.finish()
-    if (got := frame.shape[:2])!=tuple(size): self._fail('render', 'crash', f'a picture of {got} where {size} was asked for')
+    if (got := frame.shape[:2])!=tuple(size):
+        self._fail('render', 'crash', f'a picture of {got} where {size} was asked for')
     return frame
 
 # %% ../../nbs/world/process.ipynb #c019

@@ -165,8 +165,9 @@ class MetricTracker:
 # %% ../../nbs/world/tasks.ipynb #c012
 _woods = ('oak','birch','spruce','jungle','acacia')
 _broken_by = dict( # task -> blocks that it breaks
-    wood=tuple(f'{k}_log' for k in _woods), leaves=tuple(f'{k}_leaves' for k in _woods), seeds=('grass',), flower=('poppy','dandelion'), sand=('sand',),
-    dirt=('dirt','grass_block'), dig=('dirt','grass_block','stone','sand','gravel','coal_ore'))
+    wood=tuple(f'{k}_log' for k in _woods), leaves=tuple(f'{k}_leaves' for k in _woods), seeds=('grass',),
+    flower=('poppy','dandelion'), sand=('sand',), dirt=('dirt','grass_block'),
+    dig=('dirt','grass_block','stone','sand','gravel','coal_ore'))
 
 def _block_event(task, info, pitch):
     "Did this step break or place a block as the task would?"

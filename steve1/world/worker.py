@@ -76,7 +76,7 @@ def _outcome(status):
 
 # %% ../../nbs/world/worker.ipynb #c010b
 def _guard(pid, quiet, limit):
-    "Watch over a worker until it ends, or its caller does (descriptor 0), or its family holds over `limit` bytes (0: any)"
+    "Watch a worker until it ends, or its caller does (descriptor 0), or its family holds over `limit` bytes (0: any)"
     ended, seen = (0, 0), {}                                    # `quiet` is a pipe that ends with the worker
     while not ended[0] and not seen:
         ready = select.select([0, quiet], [], [], .25)[0]
@@ -132,7 +132,8 @@ def _error_reply(e, call):
     "An exception as a reply: the caller's mistake (`error`) or the world's failure (`failed`)"
     text = e.args[0] if e.args and isinstance(e.args[0], str) else str(e)
     by_chance = isinstance(e, (ChildProcessError, TimeoutError))   # a game that was killed or hung while it started
-    wrong = [c.__name__ for c in CALL_ERRORS if isinstance(e, c)] or ['RuntimeError'] * (call == 'make' and not by_chance)
+    wrong = [c.__name__ for c in CALL_ERRORS if isinstance(e, c)]
+    wrong = wrong or ['RuntimeError'] * (call == 'make' and not by_chance)
     return dict(error=wrong[0], text=text) if wrong else dict(failed='%s: %s' % (type(e).__name__, text))
 
 # %% ../../nbs/world/worker.ipynb #c016-2
