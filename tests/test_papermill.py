@@ -2,9 +2,12 @@
 import os, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest
+from papermill import inspect_notebook
 from steve1.config import data_dir, repo_root
 from steve1.train import train
 from train_runs import TINY, data
+sys.path.insert(0, str(repo_root()/'tools'))
+from repo import notebooks
 
 def alive(pid):
     stat = Path(f'/proc/{pid}/stat')
@@ -31,6 +34,12 @@ def test_a_stopped_papermill_ends_its_kernel(tmp_path):
     finally:
         for q in (p.pid, pid):
             if alive(q): os.kill(q, signal.SIGKILL)
+
+def test_papermill_reads_every_parameter(caplog):
+    "Each line of a parameters cell, its comment included: papermill warns of one that it cannot read"
+    for path in notebooks():
+        inspect_notebook(str(path))
+        assert not caplog.messages, (path, caplog.messages)
 
 @pytest.mark.skipif(os.name != 'posix', reason='needs a terminal of the kind that Linux and macOS have')
 def test_as_typed_in_a_terminal(tmp_path):
