@@ -24,12 +24,13 @@ class Expert(ScriptedPlayer):
 
 # %% ../../nbs/world/experts.ipynb #c011-2
 @patch
-def gather(self:Expert, kinds, near, lo, hi, r=14, jitter=1.5):
-    "Mine visible blocks of some kinds, nearest first; lo..hi are levels relative to the eye"
+def gather(self:Expert, kinds, near, lo, hi, r):
+    "Mine blocks of some kinds, nearest first: those in the picture, within r blocks, at levels lo..hi of the eye"
     while True:
-        found = self.find(kinds, r, lo, hi, jitter, self.look())
+        in_view = lambda **kw: self.find(kinds, r, lo, hi, half=33., **kw)
+        found = in_view(jitter=.3, seed=self.look())
         if found is None:
-            yield from self.wander(40)
+            yield from self.search(in_view)
             continue
         x,y,z = found
         yield from self.walk(x+.5, z+.5, near, y=y+.4)
@@ -41,17 +42,17 @@ def gather(self:Expert, kinds, near, lo, hi, r=14, jitter=1.5):
 
 # %% ../../nbs/world/experts.ipynb #c012
 @patch
-def wood(self:Expert): yield from self.gather((Kind.LOG,), 2.0, -2, 3)
+def wood(self:Expert): yield from self.gather((Kind.LOG,), 2.0, -2, 3, 12)
 @patch
-def leaves(self:Expert): yield from self.gather((Kind.LEAVES,), 2.0, -1, 3)
+def leaves(self:Expert): yield from self.gather((Kind.LEAVES,), 2.0, -1, 3, 10)
 @patch
-def seeds(self:Expert): yield from self.gather((Kind.TALL_GRASS,), 1.9, -4, 1, jitter=.8)
+def seeds(self:Expert): yield from self.gather((Kind.TALL_GRASS,), 1.9, -4, 1, 8)
 @patch
-def flower(self:Expert): yield from self.gather((Kind.POPPY,Kind.DANDELION), 1.9, -4, 1, jitter=.8)
+def flower(self:Expert): yield from self.gather((Kind.POPPY,Kind.DANDELION), 1.9, -4, 1, 8)
 @patch
-def sand(self:Expert): yield from self.gather((Kind.SAND,), 1.9, -3, 0, r=12, jitter=1.)
+def sand(self:Expert): yield from self.gather((Kind.SAND,), 1.9, -3, 0, 10)
 @patch
-def dirt(self:Expert): yield from self.gather((Kind.DIRT,Kind.GRASS), 1.9, -3, 0, r=5, jitter=1.)
+def dirt(self:Expert): yield from self.gather((Kind.DIRT,Kind.GRASS), 1.9, -3, 0, 5)
 
 # %% ../../nbs/world/experts.ipynb #c012b
 @patch

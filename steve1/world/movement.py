@@ -32,19 +32,21 @@ def _preference(i, j, fx, fz, d):
 
 # %% ../../nbs/world/movement.ipynb #c005b-2
 @jit
-def _nearest_seen(blocks, wanted, ox, oy, oz, yaw, r, lo, hi, jitter, seed):
-    "Best visible block with `wanted[kind]` and no water on it, in r columns and eye levels lo..hi; y=-1: none"
+def _nearest_seen(blocks, wanted, ox, oy, oz, yaw, half, r, lo, hi, jitter, seed):
+    "Best visible block with `wanted[kind]` and no water on it, r blocks around, `half` degrees to the sides; y=-1: none"
     np.random.seed(seed)
     best,bx,by,bz = 1e9,0,-1,0
     px,py,pz = int(math.floor(ox)), int(math.floor(oy)), int(math.floor(oz))
-    fx,fz = -math.sin(math.radians(yaw)), math.cos(math.radians(yaw))
+    fx,fz,cos = -math.sin(math.radians(yaw)), math.cos(math.radians(yaw)), math.cos(math.radians(half))
     for i in range(-r,r+1):
         for j in range(-r,r+1):
-            if i==0 and j==0: continue                                      # not the column the player stands in
+            dx,dz = px+i+.5-ox, pz+j+.5-oz
+            far,along = math.sqrt(dx*dx+dz*dz), dx*fx+dz*fz
+            if i==0 and j==0 or far>r or along<cos*far: continue            # not the column the player stands in
             x,z = (px+i)&WRAP, (pz+j)&WRAP
             for y in range(max(1,py+lo), min(HEIGHT-1,py+hi+1)):
                 if not wanted[blocks[x,y,z]] or blocks[x,y+1,z]==Kind.WATER: continue
-                d = _preference(i, j, fx, fz, math.sqrt(i*i+j*j+2.*(y-oy)**2) + np.random.random()*jitter)
+                d = math.sqrt(far*far+2.*(y-oy)**2)*(1.7-.7*along/far) + np.random.random()*jitter
                 if d<best and _sees(blocks,ox,oy,oz,px+i,y,pz+j): best,bx,by,bz = d,px+i,y,pz+j
     return best,bx,by,bz
 
@@ -127,11 +129,11 @@ def block(self:ScriptedPlayer, x, y, z): return self.w.blocks[x&WRAP,y,z&WRAP] i
 
 # %% ../../nbs/world/movement.ipynb #c008d
 @patch
-def find(self:ScriptedPlayer, kinds, r, lo, hi, jitter=0., seed=0):
-    "(x,y,z) of the best visible block of some kinds within r columns and levels lo..hi of the eye, or None"
+def find(self:ScriptedPlayer, kinds, r, lo, hi, half=180., jitter=0., seed=0):
+    "(x,y,z) of the best visible block of some kinds within r blocks, levels lo..hi of the eye and `half` degrees, or None"
     wanted = np.zeros(len(Kind), np.bool_)
     wanted[list(kinds)] = True
-    _,x,y,z = _nearest_seen(self.w.blocks, wanted, *self.eye, self.p.yaw, r, lo, hi, jitter, seed)
+    _,x,y,z = _nearest_seen(self.w.blocks, wanted, *self.eye, self.p.yaw, half, r, lo, hi, jitter, seed)
     return None if y<0 else (x,y,z)
 
 # %% ../../nbs/world/movement.ipynb #c008d-1
@@ -263,3 +265,32 @@ def low_ahead(self:ScriptedPlayer, heading):
     "Does a ceiling stop a jump here or in the next two blocks?"
     y, columns = int(np.floor(self.p.y+.01)), [self.column(*self.ahead(heading, d)) for d in (0,1,2)]
     return any(_is_solid(self.w.blocks, x, y+k, z) for x,z in columns for k in (2,3))
+
+# %% ../../nbs/world/movement.ipynb #m021
+@patch
+def turn_round(self:ScriptedPlayer, side, seen, pitch=14):
+    "Turn to one side, 1 or -1, until `seen()` or once round; was it seen?"
+    speed = self.rng.uniform(7,10)
+    for turned in np.arange(speed, 345+speed, speed):
+        yield dict(camera=(np.clip((pitch-self.p.pitch)*.5,-8,8), side*speed))
+        if turned>20 and seen(): return True
+    return False
+
+@patch
+def run_on(self:ScriptedPlayer, seen, pitch=14, most=60):
+    "Run rather ahead, where the land lets one, until `seen()`; was it seen?"
+    main = self.p.yaw+self.rng.uniform(-60,60)
+    for t in range(most):
+        if t%4==0: h = self.course(main, 24 if t else 40)[0]
+        if t>8 and t%4==0 and seen(): return True
+        facing = int(abs((h-self.p.yaw+180)%360-180)<30)
+        jump = int(self.p.bump or self.p.in_water)
+        yield dict(camera=self.turn(h, pitch)[0], forward=facing, sprint=facing, jump=jump)
+    return False
+
+# %% ../../nbs/world/movement.ipynb #m022
+@patch
+def search(self:ScriptedPlayer, seen):
+    "Look round, run on, look round again, until `seen()`"
+    side = self.rng.choice((-1,1))
+    while not (yield from self.turn_round(side, seen)) and not (yield from self.run_on(seen)): pass
