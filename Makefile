@@ -1,5 +1,5 @@
 # make demo: the shipped agent on a handful of prompts     make test: every notebook and test
-# make lab:  JupyterLab                                    make mini: rebuild what ships (data, weights)
+# make lab:  JupyterLab       make mini: play, MineCLIP, prior and policy from nothing       make small: what ships, in hours
 # make torture MINUTES=60: random faults against the whole library; the last table is in data/torture/
 SHELL := /bin/bash
 VENV ?= .venv
@@ -19,12 +19,12 @@ endif
 # Compiled code of notebooks is kept in data/; that of the package lies beside it, where every command finds it.
 # One thread a process is fastest where processes share cores.
 lab test torture: export NUMBA_CACHE_DIR ?= $(CURDIR)/data/cache/numba
-demo test torture mini luanti: export OMP_NUM_THREADS ?= 1
+demo test torture mini small luanti: export OMP_NUM_THREADS ?= 1
 demo: export PYTHONWARNINGS ?= ignore
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help setup demo test torture lab mini luanti readme export docs
+.PHONY: help setup demo test torture lab mini small luanti readme export docs
 help: ; @head -3 Makefile
 
 $(READY): constraints.txt settings.ini setup.py tools/setup.sh
@@ -49,26 +49,30 @@ torture: $(READY)
 lab: $(READY)
 	@$(RUN) jupyter lab --notebook-dir=nbs $(LAB)
 
-# What ships in data/, from nothing. Each line is a stage that can be run alone; what is there already is not made again.
-# A small rehearsal in a folder of its own: make mini STEVE1_DATA=/tmp/rehearsal EPISODES=12 CLIP_STEPS=10 FRAMES=20000
-EPISODES ?= 1600
-CLIP_STEPS ?= 600
-FRAMES ?= 5000000
-mini: override export STEVE1_DATA := $(DATA)
-mini: $(READY)
-	@mkdir -p "$(DATA)/runs/mini"
-	$(RUN) steve1_generate mini $(EPISODES)
-	$(PAPERMILL) nbs/experiments/mini_mineclip.ipynb "$(DATA)/runs/mini/mineclip.ipynb" -p dataset mini -p steps $(CLIP_STEPS) -p out weights/mineclip.safetensors
-	$(RUN) steve1_embed mini
-	$(RUN) steve1_sampling mini mini --val_share .06
-	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/mini/foundation.ipynb" -p preset foundation -p name foundation -p sampling mini -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)/5)) -p resume True
-	$(PY) tools/lessons.py $$(($(EPISODES)/8)) $$(($(FRAMES)/16))
-	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/mini/policy.ipynb" -p preset mini -p name policy -p sampling mini -p mix lesson6 -p mirror .5 -p init runs/lesson6/latest.safetensors -p lr 1e-3 -p n_frames $(FRAMES) -p resume True
-	$(PY) tools/ship.py runs/foundation/latest.safetensors foundation
-	$(PY) tools/ship.py runs/policy/latest.safetensors policy
-	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/mini/idm.ipynb" -p preset idm -p name idm -p sampling mini -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)*3/5)) -p resume True
-	$(PY) tools/ship.py runs/idm/latest.safetensors idm
-	$(PAPERMILL) nbs/06_prior.ipynb "$(DATA)/runs/mini/prior.ipynb" -p sampling mini -p out weights/prior.safetensors
+# What ships in data/, from nothing, in some two and a half hours on two cores; `make mini` makes a smaller system in half an hour.
+# Each line is a stage that can be run alone; what is there already is not made again.
+# A rehearsal in a folder of its own: make mini STEVE1_DATA=/tmp/rehearsal EPISODES=12 CLIP_STEPS=10 FRAMES=20000
+mini: EPISODES ?= 400
+mini: CLIP_STEPS ?= 300
+mini: FRAMES ?= 1000000
+small: EPISODES ?= 1600
+small: CLIP_STEPS ?= 600
+small: FRAMES ?= 8000000
+mini small: override export STEVE1_DATA := $(DATA)
+mini small: $(READY)
+	@mkdir -p "$(DATA)/runs/$@"
+	$(RUN) steve1_generate $@ $(EPISODES)
+	$(PAPERMILL) nbs/experiments/mini_mineclip.ipynb "$(DATA)/runs/$@/mineclip.ipynb" -p dataset $@ -p steps $(CLIP_STEPS) -p out weights/mineclip.safetensors
+	$(RUN) steve1_embed $@
+	$(RUN) steve1_sampling $@ $@ --val_share .06
+	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/$@/foundation.ipynb" -p preset foundation -p name $@/foundation -p sampling $@ -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)/5)) -p resume True
+	$(PY) tools/lessons.py $@ $$(($(EPISODES)/8)) $$(($(FRAMES)/16))
+	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/$@/policy.ipynb" -p preset mini -p name $@/policy -p sampling $@ -p mix $@_lessons -p mirror .5 -p init runs/$@/lesson6/latest.safetensors -p lr 1e-3 -p n_frames $(FRAMES) -p resume True
+	$(PY) tools/ship.py runs/$@/foundation/latest.safetensors foundation
+	$(PY) tools/ship.py runs/$@/policy/latest.safetensors policy
+	$(PAPERMILL) nbs/05_train.ipynb "$(DATA)/runs/$@/idm.ipynb" -p preset idm -p name $@/idm -p sampling $@ -p init '' -p lr 1e-3 -p n_frames $$(($(FRAMES)*2/5)) -p resume True
+	$(PY) tools/ship.py runs/$@/idm/latest.safetensors idm
+	$(PAPERMILL) nbs/06_prior.ipynb "$(DATA)/runs/$@/prior.ipynb" -p sampling $@ -p out weights/prior.safetensors
 	$(RUN) steve1_generate "$(DATA)/episodes/sample" 8 --n_steps 400 --seed 500000 --crf 20
 	$(RUN) steve1_embed "$(DATA)/episodes/sample"
 	$(RUN) steve1_sampling sample "$(DATA)/episodes/sample" --val_share .25

@@ -123,7 +123,8 @@ def _start_wandb(project, folder, config):
     except ImportError:
         raise ImportError(f"wandb={project!r} was asked for, but wandb is not installed: `pip install wandb`, "
             "or wandb='' (metrics.jsonl and TensorBoard are written in any case)") from None
-    return wandb.init(project=project, name=folder.name, id=folder.name, dir=str(folder), config=config, resume='allow')
+    name = RunFolder(folder).name # also of a run in a folder of runs
+    return wandb.init(project=project, name=name, id=name.replace('/','-'), dir=str(folder), config=config, resume='allow')
 
 # %% ../../nbs/training/runs.ipynb #c005
 class RunLog:
