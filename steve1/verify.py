@@ -325,7 +325,6 @@ _EXTRAS = dict(
     ray='to run jobs on several machines',
     wandb='to log to Weights & Biases',
     lerobot='to write LeRobot datasets',
-    words='to train the text tower on pretrained word vectors',
     clip='the tokenizer of the published MineCLIP where the Hugging Face hub is out of reach')
 
 def _extras():

