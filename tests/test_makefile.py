@@ -17,13 +17,20 @@ def plan(target, **settings):
 @pytest.mark.parametrize('given,whole', [('rel', f'{ROOT}/rel'), ('/tmp/data', '/tmp/data'),
     ('/tmp/my data', '/tmp/my data'),
     ('my data', f'{ROOT}/my data'), ('~/steve', f'{Path.home()}/steve'), ('', f'{ROOT}/data')])
-@pytest.mark.parametrize('target', ['demo', 'mini', 'luanti'])
+@pytest.mark.parametrize('target', ['demo', 'mini', 'small', 'luanti'])
 def test_data_folder(given, whole, target):
     "All output goes to one folder: the notebook's copy, the films, the weights"
     lines = plan(target, STEVE1_DATA=given)
     assert lines[0] == ['mkdir', '-p', f'{whole}/runs/{target}']
     copies = [w for words in lines for w in words if w.endswith('.ipynb') and not w.startswith('nbs/')]
     assert copies and all(c.startswith(f'{whole}/runs/{target}/') for c in copies)
+
+def test_two_sizes_of_one_recipe():
+    "`make mini` and `make small` differ in names and numbers, and a number that is given counts for both"
+    generate = lambda *a, **kw: next(w for w in plan(*a, **kw) if 'steve1_generate' in w)[-2:]
+    assert [generate('mini'), generate('small'), generate('small', EPISODES=7)] == [['mini','400'], ['small','1600'], ['small','7']]
+    mini, small = ([' '.join(w).replace(target, 'SIZE') for w in plan(target)] for target in ('mini', 'small'))
+    assert len(mini) == len(small) and sum(a != b for a,b in zip(mini, small)) < len(mini)
 
 @pytest.mark.parametrize('given,whole', [('.venv', f'{ROOT}/.venv'), ('/opt/v', '/opt/v'), ('env', f'{ROOT}/env')])
 def test_environment(given, whole):
