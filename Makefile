@@ -1,5 +1,5 @@
 # make demo: the shipped agent on a handful of prompts     make test: every notebook and test
-# make lab:  JupyterLab       make mini: play, MineCLIP, prior and policy from nothing       make small: what ships, in hours
+# make lab:  JupyterLab       make mini: play, MineCLIP, prior and policy from nothing       make small: the size that ships, in hours
 # make torture MINUTES=60: random faults against the whole library; the last table is in data/torture/
 SHELL := /bin/bash
 VENV ?= .venv
@@ -49,7 +49,7 @@ torture: $(READY)
 lab: $(READY)
 	@$(RUN) jupyter lab --notebook-dir=nbs $(LAB)
 
-# What ships in data/, from nothing, in some two and a half hours on two cores; `make mini` makes a smaller system in half an hour.
+# A whole system in data/, from nothing: `make mini` in some half an hour on two cores, `make small` at the size that ships in hours.
 # Each line is a stage that can be run alone; what is there already is not made again.
 # A rehearsal in a folder of its own: make mini STEVE1_DATA=/tmp/rehearsal EPISODES=12 CLIP_STEPS=10 FRAMES=20000
 mini: EPISODES ?= 400

@@ -28,7 +28,8 @@ def test_data_folder(given, whole, target):
 def test_two_sizes_of_one_recipe():
     "`make mini` and `make small` differ in names and numbers, and a number that is given counts for both"
     generate = lambda *a, **kw: next(w for w in plan(*a, **kw) if 'steve1_generate' in w)[-2:]
-    assert [generate('mini'), generate('small'), generate('small', EPISODES=7)] == [['mini','400'], ['small','1600'], ['small','7']]
+    assert [generate('mini'), generate('small')] == [['mini','400'], ['small','1600']]
+    assert generate('small', EPISODES=7) == ['small','7']
     mini, small = ([' '.join(w).replace(target, 'SIZE') for w in plan(target)] for target in ('mini', 'small'))
     assert len(mini) == len(small) and sum(a != b for a,b in zip(mini, small)) < len(mini)
 

