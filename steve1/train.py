@@ -328,6 +328,7 @@ def begin(self:Trainer):
         self.load_state(state)
     elif self.is_main:
         if cfg.resume: run.check_unused(cfg)
+        cfg.saving.find_wandb() # before anything of an earlier run is removed
         run.clear(cfg)
     acc.wait_for_everyone()
     if self.is_main:

@@ -117,12 +117,18 @@ class RunFolder:
         return [r for r in rows if r]
 
 # %% ../../nbs/training/runs.ipynb #s01
+@patch
+def find_wandb(self:SavingConfig):
+    "The package wandb where it is asked for; ImportError where it is missing"
+    if not self.wandb: return
+    try: return importlib.import_module('wandb')
+    except ImportError:
+        raise ImportError(f"wandb={self.wandb!r} was asked for, but wandb is not installed: `pip install wandb`, "
+            "or wandb='' (metrics.jsonl and TensorBoard are written in any case)") from None
+
 def _start_wandb(project, folder, config):
     "A wandb run that continues when the training run does"
-    try: wandb = importlib.import_module('wandb')
-    except ImportError:
-        raise ImportError(f"wandb={project!r} was asked for, but wandb is not installed: `pip install wandb`, "
-            "or wandb='' (metrics.jsonl and TensorBoard are written in any case)") from None
+    wandb = SavingConfig(wandb=project).find_wandb()
     name = RunFolder(folder).name # also of a run in a folder of runs
     return wandb.init(project=project, name=name, id=name.replace('/','-'), dir=str(folder), config=config, resume='allow')
 
