@@ -36,6 +36,13 @@ else
     quietly "$venv/bin/python" -m pip install -q --disable-pip-version-check ${extra[@]+"${extra[@]}"} "${want[@]}"
 fi
 
+# Compile the world now, so that the first command need not wait for it; the tests keep compiled code of their own
+[ -n "${CI:-}" ] || { echo "Compiling the world (once; half a minute) ..."; "$venv/bin/python" -c '
+from steve1.world.envs import BlockWorldEnv
+env = BlockWorldEnv(0, (64,64))
+env.reset()
+env.step({})' >"$log" 2>&1 || true; }
+
 # Git's part: merge notebooks cell by cell, and look at them before a commit. Nothing outside this repository is touched
 # (nbdev_install_hooks would also write to the Jupyter settings in one's home). No git, CI or a hook of one's own: left alone.
 if [ -z "${CI:-}" ] && hooks=$(git rev-parse --git-path hooks 2>/dev/null); then
