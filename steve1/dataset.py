@@ -71,7 +71,7 @@ class DataConfig(Config):
     start:int = 0          # First step of an episode that is used
     cut:Literal['random','shift'] = 'random' # Chunks begin at a random step each pass, or every T steps from `start` on
     piece:int = 0          # Steps of a segment, after which the memory is emptied (with --cut shift); 0: whole episodes
-    goals:_Goals = 'visit' # Drawn once a pass or a chunk; ends of labelled spans, their events; events found
+    goals:_Goals = 'visit' # visit, chunk: drawn once a pass, a chunk; span, done: labelled ends, events; event: found
     augment:bool|Literal['mild','colour','vpt'] = False # Random changes of the pictures; true: mild
     grey:float = 0.        # Share of episode passes in grey, 0 to 1
     mirror:float = 0.      # Share of episode passes that are mirrored, pictures above the hotbar and actions, 0 to 1

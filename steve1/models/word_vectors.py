@@ -32,6 +32,7 @@ def _read_glove(package=None):
 # %% ../../nbs/models/word_vectors.ipynb #w006
 def _nearest(unit, known, others, n):
     "The n of `others` that are nearest to three of `known`; both are rows of `unit`, (m,k) of length 1"
+    if not known: return []
     scores = unit[others] @ unit[known].T
     best = -np.sort(-scores, 1)[:,:3].mean(1)
     return [others[i] for i in np.argsort(-best, kind='stable')[:n]]
@@ -48,8 +49,8 @@ def _choose(words, vectors, texts, frequent, near, range_=150_000, common=150):
 # %% ../../nbs/models/word_vectors.ipynb #w007
 def glove_vectors(
     texts,              # Captions; all of their words are taken
-    frequent:int=16000, # So many of the most frequent words
-    near:int=8000,      # So many rarer ones that are near to those of the captions
+    frequent:int=16000, # Number of most frequent words to take
+    near:int=8000,      # Number of rarer words to add: those nearest to the words of the captions
     package=None,       # Path of the package; None: in data/cache/words
 ) -> tuple: # (words, the more frequent first, then single letters; vectors int8 (n,100), 32 for 1)
     "The word vectors that a text tower stands on"
