@@ -55,6 +55,7 @@ class Trainer:
         self.mix_eps = read_sampling(cfg.mix) if cfg.mix else None
         self.features = self._cache_features()              # a folder, or None: train on frames
         self.stream = self._make_streams()
+        self._check_held_back()
         self._prepare()
         self.step,self.seconds,self.best,self.stale,self.last_val = 0,0.,None,0,{}
         self.meter,self.val_data,self.log = StepMeter(),{},None
@@ -112,6 +113,24 @@ def _make_streams(self:Trainer):
     cfg,place = self.cfg,(self.acc.process_index, self.acc.num_processes)
     new = self._make_stream(self.train_eps, cfg.batch-cfg.mixed_lanes, *place)
     return MixedStream(new, self._make_stream(self.mix_eps[0], cfg.mixed_lanes, *place)) if cfg.mix else new
+
+# %% ../nbs/05_train.ipynb #n208-2
+@patch
+def _val_stream(self:Trainer, episodes):
+    "Chunks of unseen episodes, as they were recorded"
+    p_uncond = 1. if self.cfg.data.p_uncond == 1 else 0.
+    return self._make_stream(episodes, self.cfg.validation.val_lanes, p_uncond=p_uncond, seed=12345, augment=False,
+        grey=0., mirror=0.)
+
+@patch
+def _check_held_back(self:Trainer):
+    "A training is judged by episodes that it does not train on: are there any, and are they long enough?"
+    for name,episodes in ((self.cfg.sampling, self.val_eps), (self.cfg.mix, (self.mix_eps or (0,0))[1])):
+        if not name: continue
+        if not episodes:
+            raise ValueError(f'sampling {name!r} holds no episode back to judge the training by: '
+                f'`steve1_sampling {name} DATASET --val_share .05` does')
+        self._val_stream(episodes)
 
 # %% ../nbs/05_train.ipynb #s03
 @patch
@@ -178,10 +197,7 @@ def _val_chunks(self:Trainer, episodes): # Batches of this process's lanes, with
     "Fixed chunks of unseen episodes with fixed goals, read once"
     key = tuple(map(str, episodes))
     if key not in self.val_data:
-        val,acc,out = self.cfg.validation,self.acc,[]
-        p_uncond = 1. if self.cfg.data.p_uncond == 1 else 0.
-        stream = self._make_stream(episodes, val.val_lanes, p_uncond=p_uncond, seed=12345, augment=False,
-            grey=0., mirror=0.)
+        val,acc,out,stream = self.cfg.validation,self.acc,[],self._val_stream(episodes)
         for i in range(val.val_batches):
             b = stream.batch(i)
             b['shuffled'] = b['goal'].roll(len(b['goal'])//2, 0)
@@ -231,7 +247,7 @@ def note(self:Trainer,
     "Count a step; every `log_every` steps write a row"
     self.meter.add(self.acc.reduce(sums).cpu().double(), float(norm), self.cfg.clip, wait, took)
     self.seconds += took
-    if self.step % self.cfg.saving.log_every: return
+    if self.step % self.cfg.saving.log_every or not self.meter.counted: return # masked frames wait for others
     weights = torch._foreach_norm([p.detach() for p in self.policy.parameters()])
     weights = full_tensor(torch.linalg.vector_norm(torch.stack(weights))).item()
     row = {'step':self.step, 'frames':self.frames, 'kind':'train', **self.meter.row(self.cfg.frames_per_step),
@@ -326,13 +342,12 @@ def begin(self:Trainer):
         then = TrainConfig.from_dict(run.read_state(state, 'main')['cfg'])
         run.check_same(then.flat(), cfg.flat())
         self.load_state(state)
-    elif self.is_main:
-        if cfg.resume: run.check_unused(cfg)
-        cfg.saving.find_wandb() # before anything of an earlier run is removed
-        run.clear(cfg)
+    elif self.is_main and cfg.resume: run.check_unused(cfg)
+    wandb = run.start_wandb(cfg.saving.wandb, cfg.flat()) if self.is_main else None # or fails, while nothing is removed
+    if self.is_main and state is None: run.clear(cfg)
     acc.wait_for_everyone()
     if self.is_main:
-        self.log = RunLog(run.path, self.step, cfg.saving.wandb, cfg.flat(), self.echo)
+        self.log = RunLog(run.path, self.step, wandb, self.echo)
         if state is not None: self.log.say(f'continues at {self.frames:,} of {cfg.n_frames:,} frames')
         if cfg.freeze: self.log.say('{:,} of {:,} parameters train'.format(*self.trains))
     if cfg.init and not self.step: self.judge() # where a fine-tune starts from is a candidate for the best

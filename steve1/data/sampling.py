@@ -38,7 +38,7 @@ def _split(episodes, share, rng, train_frames=None):
     k = min(_enough(n, share*n.sum()), len(order)-1) if share else 0
     if share and k < 1:
         raise ValueError(f"{episodes[0].parent} has only one episode: nothing can be held back; "
-            "add episodes or use val_share=0")
+            "add episodes; val_share=0 makes a list for what needs no judge, such as embedding")
     train = order[k:] if train_frames is None else order[k:][:_enough(n[k:], train_frames)]
     return sorted(train), sorted(order[:k])
 

@@ -40,6 +40,8 @@ class ValidationConfig(Config):
     def check(self):
         for k in ('val_every','val_batches','val_lanes'):
             if getattr(self, k) <= 0: raise ValueError(f'{k}={getattr(self, k)} must be positive')
+        if self.val_lanes == 1:
+            raise ValueError('val_lanes=1: a wrong goal is that of another lane, so there must be two')
         if self.patience < 0: raise ValueError(f'patience={self.patience} must not be negative')
 
 # %% ../../nbs/training/recipe.ipynb #c005

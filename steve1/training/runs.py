@@ -19,6 +19,7 @@ from ..config import Config, data_dir
 from ..base.actions import CameraBins
 from ..base.commands import read_settings
 from ..base.files import atomic_path, explained_writes, parse_json, sha256, write_text
+from ..base.checkpoints import read_meta
 from ..base.untrusted import safe_torch_load
 
 # %% ../../nbs/training/runs.ipynb #n060
@@ -87,9 +88,13 @@ def row(self:StepMeter,
     "The means since the row before; the sums start anew"
     s,self.sums = self.sums,{}
     (nb,nc,n,hb,hc,m),k = s['frame'].tolist(),s['n']
-    return {'loss/train':(nb+nc)/n, 'loss/train_buttons':nb/n, 'loss/train_camera':nc/n,
-        'accuracy/buttons':hb/m, 'accuracy/camera':hc/m, 'grad_l2_norm':s['norm']/k, 'clipped':s['clipped']/k,
-        'speed/frames_per_s':k*frames_per_step/s['took'], 'speed/data_wait':s['wait']/s['took']}
+    hits = {'accuracy/buttons':hb/m, 'accuracy/camera':hc/m} if m else {} # all frames of that step can be masked
+    return {'loss/train':(nb+nc)/n, 'loss/train_buttons':nb/n, 'loss/train_camera':nc/n, **hits,
+        'grad_l2_norm':s['norm']/k, 'clipped':s['clipped']/k, 'speed/frames_per_s':k*frames_per_step/s['took'],
+        'speed/data_wait':s['wait']/s['took']}
+
+@patch(as_prop=True)
+def counted(self:StepMeter): return self.sums['frame'][2] > 0 # a frame that is not masked, since the last row
 
 # %% ../../nbs/training/runs.ipynb #n310
 def _row(line):
@@ -118,19 +123,19 @@ class RunFolder:
 
 # %% ../../nbs/training/runs.ipynb #s01
 @patch
-def find_wandb(self:SavingConfig):
-    "The package wandb where it is asked for; ImportError where it is missing"
-    if not self.wandb: return
-    try: return importlib.import_module('wandb')
-    except ImportError:
-        raise ImportError(f"wandb={self.wandb!r} was asked for, but wandb is not installed: `pip install wandb`, "
-            "or wandb='' (metrics.jsonl and TensorBoard are written in any case)") from None
-
-def _start_wandb(project, folder, config):
+def start_wandb(self:RunFolder,
+    project:str, # Weights & Biases project; '': none
+    config:dict, # What it shows as the run's settings
+):               # wandb's run, or None
     "A wandb run that continues when the training run does"
-    wandb = SavingConfig(wandb=project).find_wandb()
-    name = RunFolder(folder).name # also of a run in a folder of runs
-    return wandb.init(project=project, name=name, id=name.replace('/','-'), dir=str(folder), config=config, resume='allow')
+    if not project: return
+    try: wandb = importlib.import_module('wandb')
+    except ImportError:
+        raise ImportError(f"wandb={project!r} was asked for, but wandb is not installed: `pip install wandb`, "
+            "or wandb='' (metrics.jsonl and TensorBoard are written in any case)") from None
+    name = self.name # also of a run in a folder of runs
+    return wandb.init(project=project, name=name, id=name.replace('/','-'), dir=str(self.path), config=config,
+        resume='allow')
 
 # %% ../../nbs/training/runs.ipynb #c005
 class RunLog:
@@ -138,12 +143,11 @@ class RunLog:
     def __init__(self,
         folder:Path,    # The run's folder
         step:int=0,     # Rows after this step are dropped
-        wandb:str='',   # Project; '': no wandb
-        config:dict={}, # What wandb shows as the run's settings
+        wandb=None,     # wandb's run, which gets the numbers, too
         echo:bool=False,# Print what goes to train.log
     ):
         self.echo,self.text = echo,Path(folder)/'train.log'
-        self.wandb = _start_wandb(wandb, Path(folder), config) if wandb else None
+        self.wandb = wandb
         from torch.utils.tensorboard import SummaryWriter
         self.path = Path(folder)/'metrics.jsonl'
         rows = [r for r in RunFolder(folder).metrics() if r['step'] <= step]
@@ -289,21 +293,30 @@ def check_same(self:RunFolder,
         'choose another name, or resume=False to start over')
 
 # %% ../../nbs/training/runs.ipynb #s06
+def _frames_of(weights): # trained on, as the header says
+    try: return read_meta(weights)['record']['frames']
+    except (ValueError, KeyError, TypeError, OSError): return math.inf
+
+def _frames_with_state(cfg): # weights of so many frames had a state beside them; fewer are made again
+    return min(cfg['n_frames'], cfg['save_every']+cfg['batch']*cfg['T']+1)
+
 @patch
 def check_unused(self:RunFolder,
     cfg:Config, # The settings of today
 ):
-    "Raise ValueError if the folder holds a run with other settings; nothing is overwritten unasked"
-    settings = self.path/'config.yaml'
+    "Raise ValueError if the folder holds another run, or one whose saved state is gone; nothing is overwritten unasked"
+    settings, enough = self.path/'config.yaml', 0
     if settings.exists():
         try: then = type(cfg).from_dict(read_settings(settings))
         except (ValueError, TypeError) as e:
             raise ValueError(f"{settings} is damaged ({' '.join(str(e).split())}); "
                 'choose another name, or resume=False to start over') from None
         self.check_same(json.loads(json.dumps(then.flat())), json.loads(json.dumps(cfg.flat())))
-    elif weights := next(self.path.glob('*.safetensors'), None):
-        raise ValueError(f'run {self.name!r} has {weights.name} but no config.yaml '
-            'and no saved state to continue from; choose another name, or resume=False to start over')
+        enough = _frames_with_state(then.flat())
+    weights = next((p for p in sorted(self.path.glob('*.safetensors')) if _frames_of(p) >= enough), None)
+    if weights:
+        raise ValueError(f'run {self.name!r} has {weights.name} but no saved state to continue from; choose another name, '
+            f'init=runs/{self.name}/{weights.name} with another name to go on from its weights, or resume=False to start over')
 
 # %% ../../nbs/training/runs.ipynb #s07
 @patch
