@@ -145,7 +145,7 @@ def action_counts(
 ) -> tuple:        # Counts of buttons (8641,) and camera (121,)
     "How often each action was recorded; the heads of a new policy start from these counts"
     counts = np.zeros(N_BUTTONS), np.zeros(N_CAMERA)
-    for p in episodes[::max(1, len(episodes)//limit)]:
+    for p in episodes[::max(1, math.ceil(len(episodes)/limit))]:
         for n,x in zip(counts, joint_actions(Episode(p))): np.add.at(n, x, 1)
     return counts
 
@@ -176,7 +176,7 @@ class EpisodePass:
     def __init__(self,
         path:str|Path,       # The episode's folder
         cfg:DataConfig,      # How it is cut and relabelled
-        seed,                # Integer, list of integers, or a generator: decides every draw
+        seed,                # Integer or list of integers, from 0: decides every draw
         read_goals:bool=True,# Read embeddings; False: for a policy without goals
         segment:int=0,       # Number of the segment, where `cfg.piece` cuts episodes
     ):

@@ -207,7 +207,7 @@ def _make_jobs(cfg):
 
 # %% ../nbs/08_evaluate.ipynb #c018
 @lru_cache(1)
-def _system(weights, policy, device, env):
+def _system(weights, policy, device, env, files):
     if torch.device(device).type=='cpu': torch.set_num_threads(1)      # processes share the cores
     return System.load(weights, device, policy, env)
 
@@ -218,7 +218,8 @@ def _metric_names(cfg): return [*METRICS, *(f'clip_{t}' for t in cfg.tasks if cf
 def _run_job(job):
     "Play the worlds of a job: for each world its metrics as float32, NaN if it failed, and the cause"
     cfg = EvalConfig.from_dict(job.cfg)
-    system = _system(cfg.weights, cfg.policy, cfg.device, cfg.env)
+    files = System.files_state(cfg.weights, cfg.policy, cfg.env)
+    system = _system(cfg.weights, cfg.policy, cfg.device, cfg.env, files)
     cases = [make_case(goal_for(system, cfg, t, c, s), s, cfg.cond_scale, arena) for t,c,arena,s in job.cases]
     goals = [system.text_goal(t).embed for t in cfg.tasks] if cfg.clip else []
     scorer = _ClipScorer(system.clip, np.stack(goals), len(cases)) if cfg.clip else None

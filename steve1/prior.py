@@ -236,6 +236,8 @@ class PriorTrainConfig(Config):
         'tiny': dict(steps=400, batch=64, lr=3e-3, val_every=50, device='cpu')}
     def check(self):
         if self.noise <= 0: raise ValueError(f'noise {self.noise} is not above 0')
+        for k in ('steps','batch','lr','val_every'):
+            if getattr(self, k) <= 0: raise ValueError(f'{k}={getattr(self, k)} must be positive')
 
 # %% ../nbs/06_prior.ipynb #n307
 @torch.no_grad()
@@ -383,6 +385,8 @@ def _run_prior(
     "Train, log and save; the folder of the log is that of `out` if it lies in data/runs"
     out,begun,best = data_dir(cfg.out),time.monotonic(),[]
     folder = out.parent if cfg.out.startswith('runs/') else data_dir('runs', 'prior')
+    if (folder/'config.yaml').exists():
+        raise ValueError(f'out={cfg.out!r}: {folder} holds a training, whose log would be lost; choose another folder')
     def note(entry):
         is_best = not best or entry['loss'] < best[-1]
         if is_best: best.append(entry['loss'])

@@ -274,6 +274,7 @@ def check(self:RolloutConfig):
         if not isinstance(p, str) or not p.strip(): raise ValueError(f'prompts must be texts, not {p!r}')
     for k in ('n_steps','height'):
         if getattr(self, k)<1: raise ValueError(f'{k}={getattr(self, k)} must be positive')
+    if self.against and self.against==_own_policy(self): raise ValueError(f'against={self.against!r} plays already')
     if math.isinf(self.cond_scale or 0): raise ValueError(f'cond_scale={self.cond_scale} must be a finite number')
     check_name(self.name)
 
@@ -382,11 +383,15 @@ def _film_both(left, right, out, names):
                 both.add(img)
 
 # %% ../nbs/07_rollout.ipynb #w003
+def _own_policy(cfg):
+    "The policy file that plays, as one would type it"
+    return cfg.policy or f"{cfg.weights or ('weights/luanti' if cfg.env=='luanti' else 'weights')}/policy.safetensors"
+
 def _compare(cfg, folder, cases, table):
     "Play the cases with the second policy; films of both, and both in one table"
     import pandas as pd
     other = _run(System.load(cfg.weights, cfg.device, cfg.against, cfg.env), cfg, folder/'against', cases)
-    names = cfg.policy or 'weights/policy.safetensors', cfg.against
+    names = _own_policy(cfg), cfg.against
     metric = [c.goal.task.metric if c.goal.task else 'distance' for c in cases]
     both = table[['prompt','seed','arena']].assign(metric=metric)
     for name,t in zip(names, (table, other)): both[name] = [t[m][i] for i,m in enumerate(metric)]

@@ -50,6 +50,14 @@ class System:
 
 # %% ../../nbs/acting/goals.ipynb #a001
 @patch(cls_method=True)
+def files_state(cls:System,
+    weights_dir=None, policy:str='', env:str='blockworld', # As for `load`
+) -> tuple: # Of (path, time of its last change): a key for what keeps a system
+    "Which files `load` would read, and in which state"
+    paths = _find_networks(weights_dir or _own_weights(env), policy).values()
+    return tuple((str(p), p.stat().st_mtime_ns) for p in paths)
+
+@patch(cls_method=True)
 def load(cls:System,
     weights_dir=None, # Folder of mineclip, prior and policy .safetensors; None or '': what ships for `env`
     device='cpu',     # Where the networks compute; 'auto' takes the best there is

@@ -82,10 +82,10 @@ def bootstrap(
     seed:int=0,      # Seed of the resampling
     level:float=.95, # Coverage that is aimed at, 0 to 1
     stat=None,       # Function of the means (n,) or (n,k), such as their ratio; None: the mean itself
-) -> tuple: # (low, high); NaN without worlds
+) -> tuple: # (low, high); NaN with less than two worlds
     "Percentile interval of the mean, or of a function of means"
     x = np.asarray(x, float)
-    if not len(x): return np.nan, np.nan
+    if len(x) < 2: return np.nan, np.nan # one world says nothing of the spread
     drawn = np.random.default_rng(seed).integers(0, len(x), (n, len(x)))
     means = x[drawn].mean(1)
     with np.errstate(divide='ignore', invalid='ignore'): means = means if stat is None else stat(means)
@@ -146,6 +146,8 @@ def task_summary(
     return pd.DataFrame([_task_row(rows, t, base) for t in _prompted_tasks(rows)]).set_index('task')
 
 # %% ../../nbs/acting/statistics.ipynb #a010
+_ENOUGH = 5 # worlds: of such without any effect 5 % have an interval above zero, of three 12 %
+
 def verdict(
     table,                          # From `task_summary`
     than:str='play without a goal', # The opponent, in words
@@ -155,6 +157,7 @@ def verdict(
     no = [t for t in table.index if t not in yes]
     text = f"{len(yes)} of {len(table)} tasks beat {than} with a 95 % interval above zero"
     if no: text += f"; not {', '.join(no)}"
+    if len(table) and (n := table.n.min()) < _ENOUGH: text += f" (in {n} worlds, where such an interval is too narrow)"
     if missing := table.missing.sum():
         text += f" ({missing} of {missing+table.n.sum()} pairs are missing, because a world failed)"
     return text

@@ -60,14 +60,15 @@ class _Turns:
 
 # %% ../../nbs/acting/takeover.ipynb #t010
 @lru_cache(1)
-def _system(weights, policy):
+def _system(weights, policy, files):
     torch.set_num_threads(1) # a worker process has one core
     return System.load(weights, 'cpu', policy)
 
 @patch
 def _agent(self:_Turns):
     "(the agent, its goal (1,d), the weights' checksums)"
-    system, rng = _system(self.how.weights, self.how.policy), self.rng
+    system, rng = _system(self.how.weights, self.how.policy,
+        System.files_state(self.how.weights, self.how.policy)), self.rng
     seed = int(rng.integers(2**31)) if rng.random()<.5 else None
     goal = system.text_goal(TASKS[self.task].prompt, seed).embed[None]
     draws = torch.Generator().manual_seed(int(rng.integers(2**62)))

@@ -109,7 +109,7 @@ class _Watcher:
 
     def embeds(self): # float32 (k,d)
         size = self.clip.image_size
-        found = [self.clip.embed_video(resize_for_clip(x, size))[0].float().cpu().numpy() for x in self.wins]
+        found = [self.clip.embed_video(resize_for_clip(x, size), rgb=True)[0].float().cpu().numpy() for x in self.wins]
         return np.stack(found) if found else np.zeros((0, self.clip.d), np.float32)
 
 # %% ../../nbs/acting/tuning.ipynb #u023
@@ -273,11 +273,15 @@ def _by_evolution(system, cfg, start, log):
 # %% ../../nbs/acting/tuning.ipynb #u061
 _METHODS = dict(preference=_by_preference, mean=_by_mean, evolution=_by_evolution)
 
-def _before_after(system, cfg, before, after):
-    "One row a world: seed, before, after"
-    seeds = read_seeds(cfg.n_eval)
+def _judging_seeds(cfg):
+    "Worlds that judge, none of which is tuned in"
+    seeds = read_seeds(cfg.n_eval) if cfg.n_eval and not cfg.preferences else []
     if set(seeds) & set(range(cfg.seed, cfg.seed+cfg.rounds*cfg.n_worlds)):
         raise ValueError(f'seed={cfg.seed} tunes in worlds of data/seeds.txt, which judge: choose another')
+    return seeds
+
+def _before_after(system, cfg, before, after, seeds):
+    "One row a world: seed, before, after"
     played = [_play(system, cfg, [g]*len(seeds), seeds).scores() for g in (before, after)]
     return pd.DataFrame(dict(seed=seeds, before=played[0], after=played[1]))
 
@@ -286,6 +290,7 @@ def tune(
     cfg:TuneConfig, # What to tune, and how
 ) -> dict: # goal: the new `Goal`; before, after, low, high: means, and interval of the difference; worlds, rounds
     "Improve a prompt's goal; write goal.npy, worlds.csv and tuning.json"
+    seeds = _judging_seeds(cfg)
     system = System.load(cfg.weights, cfg.device, cfg.policy, cfg.env)
     system.policy.requires_grad_(False)
     start, log = system.goal(cfg.prompt), []
@@ -294,8 +299,8 @@ def tune(
         goal = _METHODS[cfg.method](system, cfg, start, log)
         goal.save(folder/'goal.npy')
         facts = dict(config=cfg.to_dict(), metric=metric, weights=system.weights, rounds=log)
-        if cfg.n_eval and not cfg.preferences:
-            worlds = _before_after(system, cfg, start, goal)
+        if seeds:
+            worlds = _before_after(system, cfg, start, goal, seeds)
             low, high = bootstrap((worlds.after-worlds.before).dropna())
             with atomic_path(folder/'worlds.csv') as p: worlds.to_csv(p, index=False)
             facts |= dict(before=float(worlds.before.mean()), after=float(worlds.after.mean()), low=low, high=high)

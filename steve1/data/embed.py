@@ -35,7 +35,7 @@ def embed_segments(
     seen = None
     for x in segments:
         with torch.inference_mode():
-            feats = clip.embed_frames(x)
+            feats = clip.embed_frames(x, rgb=True)
             full = feats if seen is None else torch.cat([seen, feats])
             emb = np.zeros((0, clip.d), np.float32)
             if len(full) >= GOP: emb = clip.embed_windows(full).float().cpu().numpy()
@@ -94,11 +94,14 @@ def is_embedded(
     return not file.is_file() or sha256(file) == ep.meta['files'].get('embeds.npy') # far away: not fetched for this
 
 # %% ../../nbs/data/embed.ipynb #c016
-@lru_cache(1)
 def load_clip(
     path:str, # Of a checkpoint: one of ours, or a published file such as `attn.pth`
 ): # A `MineCLIP` on the best device there is
     "The MineCLIP of a worker process, loaded once; torch runs in one thread, since processes share the cores"
+    return _load_clip(path, Path(path).stat().st_mtime_ns)
+
+@lru_cache(1)
+def _load_clip(path, changed):
     import torch
     from steve1.mineclip import MineCLIP
     torch.set_num_threads(1)

@@ -227,6 +227,7 @@ class _ForeignOptions(Config):
             export='two paths, DATASET and OUT')[self.command]
         if len(self.paths) != 1+(self.command == 'export'):
             raise ValueError(f"{self.command} takes {want}, got {len(self.paths)}")
+        if self.limit is not None and self.limit < 1: raise ValueError(f'limit={self.limit} must be positive')
 
 # %% ../../nbs/data/foreign.ipynb #c028
 def _print_first(lines, most=20):

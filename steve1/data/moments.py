@@ -70,24 +70,32 @@ def _of_video(path, frame, clip):
                          '`system.visual_goal(...).save("goal.npy")` makes a file that needs none')
     if frame<GOP-1: raise ValueError(f'no {GOP} frames end at frame {frame} of {path}: give a frame from {GOP-1} on')
     from steve1.models.frames import resize_for_clip
-    try:
-        with VideoReader(path) as video: frames = video.read(frame-GOP+1, frame+1)
-    except EpisodeError:
-        if (frames := _uneven_frames(path, frame)) is None: raise ValueError(_video_fault(path, frame)) from None
-    embed = clip.embed_video(resize_for_clip(frames, clip.image_size))[0]
+    if (frames := _even_frames(path, frame)) is None: frames = _uneven_frames(path, frame)
+    if frames is None: raise ValueError(_video_fault(path, frame))
+    embed = clip.embed_video(resize_for_clip(frames, clip.image_size), rgb=True)[0]
     return _Moment(embed.float().cpu().numpy(), f'{Path(path).name}@{frame}')
 
 # %% ../../nbs/data/moments.ipynb #m210
+_SECONDS = .05 # from frame to frame, as MineCLIP is used to
+
+def _even_frames(path, frame):
+    "The frames up to one of a video that shows twenty a second; None: it does not, or is unreadable"
+    try:
+        with VideoReader(path) as video:
+            if abs(video.rate*_SECONDS - 1) < .03: return video.read(frame-GOP+1, frame+1)
+    except EpisodeError: return None
+
 def _uneven_frames(path, frame):
-    "The frames shown every 1/20 s up to one of a video whose frame rate varies or is not stated; None: unreadable"
+    "The frames shown every 1/20 s up to one of a video of another rate, or one that varies; None: unreadable"
     try:
         found = VideoReader.frame_times(path)
         if frame >= found.n: return None
         shown = np.arange(frame-GOP+1, frame+1) # where an avi states no times
         if found.times is not None:
-            if not _varies(found.times): return None
             seconds = (found.times - found.times[0])*float(found.base)
-            shown = np.searchsorted(seconds, seconds[frame] - np.arange(GOP-1, -1, -1)/20 + 1e-6, side='right') - 1
+            if not _varies(found.times) and abs(np.median(np.diff(seconds))/_SECONDS - 1) < .03: return None
+            back = np.arange(GOP-1, -1, -1)*_SECONDS
+            shown = np.searchsorted(seconds, seconds[frame] - back + 1e-6, side='right') - 1
         if shown[0] < 0: return None
         first = {i:f.to_ndarray(format='rgb24')
             for i,f in enumerate(islice(VideoReader.all_frames(path), frame+1)) if i in shown}
@@ -105,15 +113,15 @@ def _video_fault(path, frame):
     "Why a frame of a video cannot be read, and what to do"
     try:
         file, stream = open_video(path)
-        with file: times = sorted(p.pts for p in file.demux(stream) if p.pts is not None)
+        with file: times = sorted(p.pts*float(stream.time_base) for p in file.demux(stream) if p.pts is not None)
     except VideoError as e: return f'{e}: give a video file such as an .mp4'
     except av.error.FFmpegError as e: return f'{path} is damaged ({e.strerror}): give a sound copy of the video'
     if len(times)<GOP: return f'{path} has {len(times)} frames; a visual prompt needs {GOP}'
     if frame>=len(times):
         n = len(times)
         return f'{path} has {n} frames, so there is no frame {frame}: give a frame from {GOP-1} to {n-1}'
-    if _varies(times):
-        return f'{path} has a frame rate that varies, and frame {frame} comes before {(GOP-1)/20} s: give a later frame'
+    if times[frame]-times[0] < (GOP-1)*_SECONDS - .001:
+        return f'frame {frame} of {path} comes before {(GOP-1)*_SECONDS} s: give a later frame'
     return f'{path} is damaged near frame {frame}: give an earlier frame or a sound copy of the video'
 
 # %% ../../nbs/data/moments.ipynb #m011
@@ -183,9 +191,10 @@ def load_moment(
 # %% ../../nbs/data/moments.ipynb #m018
 def best_steps(
     score,     # (n,) a value a step; NaN: not a candidate
-    apart:int, # Least distance of two, in steps
+    apart:int, # Least distance of two, in steps; 1 or more
 ) -> list: # of (score, step), best first
     "The best steps, none near a better one"
+    if apart < 1: raise ValueError(f'apart={apart} must be 1 or more')
     score, found = np.asarray(score, dtype=np.float64).copy(), []
     while np.isfinite(score).any():
         i = int(np.nanargmax(score))

@@ -45,11 +45,14 @@ def frames(self:_StepFrames, a, b): # uint8 (b-a,h,w,3)
     return np.stack(self.held[:b-a])
 
 # %% ../../nbs/data/silent.ipynb #c006
-@lru_cache(1)
 def load_idm(
     path:str, # One of ours (.safetensors), or published weights with their .model beside them
 ): # An `IDM` on the best device there is
     "The model that a process labels with, loaded once; one thread, since processes share the cores"
+    return _load_idm(path, Path(path).stat().st_mtime_ns)
+
+@lru_cache(1)
+def _load_idm(path, changed):
     import torch
     from steve1.models.idm import IDM
     torch.set_num_threads(1)

@@ -81,6 +81,7 @@ def _decode_needed(episodes, needed): # -> uint8 (m,h,w,3), or None if nothing i
             x = np.asarray(ep.frames(a, b))
             if frames is None: frames = np.empty((int(sum(n.sum() for n in needed)), *x.shape[1:]), np.uint8)
             frames[at:at+b-a] = x; at += b-a
+        if hasattr(ep, 'close'): ep.close() # a system has only so many open files
     return frames
 
 # %% ../../nbs/models/clip_training.ipynb #m014

@@ -188,7 +188,8 @@ def _fetch_published(
     f, out = _select_published([name])[0], Path(out or _published_dir())
     url, path = _source(f, out, mirror), out/f.name
     row = None if accept else _read_ledger(out).get(f.name)
-    if accept and path.exists() and not f.md5: path.unlink()
+    replaces = accept and path.exists() and not f.md5
+    if replaces: path = out/f'{f.name}.new' # the file that is here stays until the new one is whole
     if path.exists() and not row and not f.md5 and (e := _wrong_kind(path, f.kind)):
         raise DownloadError(f'{path} is in the way: {e}; move it, then try again')
     _download_known(f, path, url, row, progress=progress, **how)
@@ -196,6 +197,7 @@ def _fetch_published(
     if e := _wrong_kind(path, f.kind):
         path.unlink()
         raise DownloadError(f'{url} is not {f.name}: {e}')
+    if replaces: path = path.replace(out/f.name)
     _write_ledger(path, url)
     return path
 

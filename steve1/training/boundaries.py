@@ -48,6 +48,9 @@ def write_boundaries(
     "Find the events of episodes, where they are not there by this policy and these settings"
     n, how = 0, dict(policy=clip_id(policy), gap=float(gap), least=int(least))
     for ep in map(Episode, episodes):
+        if ep.published or ep.folder.origin():
+            raise EpisodeError(f'{ep.path} is only read, being of the published format or far away: '
+                '`convert_published` it or copy it to a folder first')
         old = ep.meta.get('boundaries')
         if isinstance(old, dict) and how.items()<=old.items(): continue
         steps = _find_boundaries(_surprise(policy, ep), gap, least)
