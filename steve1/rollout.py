@@ -406,7 +406,7 @@ def _split_prompts(
 ) -> tuple:  # of texts
     "Prompts from one line of text"
     if not isinstance(prompts, str): return tuple(prompts)
-    return tuple(p.strip() for p in re.split(r',(?!\s*then\s)', prompts, flags=re.I) if p.strip())
+    return tuple(p.strip() for p in re.split(r'[,，](?!\s*(?:then\s|然后))', prompts, flags=re.I) if p.strip())
 
 # %% ../nbs/07_rollout.ipynb #c044b
 @command('steve1_rollout')

@@ -195,12 +195,13 @@ def test_folder_pages_are_in_step_with_index():
     assert {p.parent for p in pages} == {p.parent for p in ROWS} - {ROOT/'nbs'}
     for path,text in pages.items(): assert path.read_text() == text, '`make readme` writes them'
 
-def test_readme_links_and_commands():
-    text = (ROOT/'README.md').read_text()
+@pytest.mark.parametrize('name', ['README.md', 'README.zh-CN.md'])
+def test_readme_links_and_commands(name):
+    text = (ROOT/name).read_text()
     commands = set(re.findall(r'\bmake (\w+)', '\n'.join(re.findall(r'```.*?```|`[^`\n]+`', text, re.S))))
     assert {'demo', 'test'} <= commands <= targets()
     for url in re.findall(r'\]\(([^)#\s]+)', text):
-        if not re.match(r'[a-z]+:', url): assert (ROOT/url).exists(), f'README links to {url}'
+        if not re.match(r'[a-z]+:', url): assert (ROOT/url).exists(), f'{name} links to {url}'
 
 def test_readme_names_every_notebook():
     text = (ROOT/'README.md').read_text()

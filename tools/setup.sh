@@ -31,6 +31,8 @@ if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! chosen &
 want=(-c constraints.txt -e '.[dev]')
 if command -v uv >/dev/null; then # uv does not read pip's settings
     [ -n "${PIP_FIND_LINKS:-}" ] && export UV_FIND_LINKS=${UV_FIND_LINKS:-$PIP_FIND_LINKS}
+    index=${PIP_INDEX_URL:-$("$venv/bin/python" -m pip config get global.index-url 2>/dev/null || true)} # such as a mirror
+    [ -n "$index" ] && export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-$index}}
     quietly uv pip install -q --python "$venv/bin/python" --index-strategy unsafe-best-match ${extra[@]+"${extra[@]}"} "${want[@]}"
 else
     quietly "$venv/bin/python" -m pip install -q --disable-pip-version-check ${extra[@]+"${extra[@]}"} "${want[@]}"

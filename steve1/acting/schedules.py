@@ -77,7 +77,7 @@ def make_case(
     return Case(first, seed, arena, cond_scale if plan or first.conditional else 0., plan, name)
 
 # %% ../../nbs/acting/schedules.ipynb #s013
-_THEN = re.compile(r',\s*then\s+', re.I)
+_THEN = re.compile(r'[,，]\s*(?:then\s+|然后\s*)', re.I)
 _SCALE = r'(?:\s+at scale (?P<scale>\d+\.?\d*))?'
 _STEPS = r'\s+for (?P<n>\d+) (?P<unit>step|second)s?'
 _UNTIL = r'\s+until (?P<metric>\w+) *>= *(?P<amount>\d+\.?\d*)'
