@@ -327,7 +327,7 @@ def _ended(name, e):
 
 # %% ../../nbs/base/commands.ipynb #n003
 def _flush():
-    "Flush what was printed; what cannot be written goes nowhere, also when Python ends"
+    "Flush what was printed; what cannot be written is dropped, even when Python ends"
     try: sys.stdout and sys.stdout.flush()
     except (OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 

@@ -260,7 +260,7 @@ def _integer(text):
 def parse_json(
     text:str|bytes, # Of a file; bytes are UTF-8
 ):                  # What it holds
-    "`json.loads`, refusing text that UTF-8 and integers that no float can hold; ValueError or RecursionError says why"
+    "`json.loads` that refuses text outside UTF-8 and integers beyond any float; ValueError or RecursionError says why"
     if isinstance(text, bytes): text = text.decode('utf-8-sig')
     value = json.loads(text, parse_int=_integer if _LONG.search(text) else None)
     if not _HALVES.search(text): return value

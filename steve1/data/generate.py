@@ -186,10 +186,10 @@ class _GenerateCommand(_GenerateConfig):
 # %% ../../nbs/data/generate.ipynb #c024b
 def _chances(text):
     "'0.001' as one chance, '0.001,0.0003' as two, '' as None"
+    wrong = f"--switch {text!r} is neither a chance such as 0.001 nor two such as 0.001,0.0003"
     try: chances = tuple(map(float, filter(None, text.split(','))))
-    except ValueError: chances = (0.,)*3
-    if len(chances) > 2:
-        raise ValueError(f"--switch {text!r} is neither a chance such as 0.001 nor two such as 0.001,0.0003")
+    except ValueError: raise ValueError(wrong) from None
+    if len(chances) > 2: raise ValueError(wrong)
     return chances if len(chances) == 2 else chances[0] if chances else None
 
 # %% ../../nbs/data/generate.ipynb #g005

@@ -259,7 +259,7 @@ def _start(self:_MixedPlay, env):
 # %% ../../nbs/data/players.ipynb #p003b
 @patch
 def _act(self:_MixedPlay, env, row):
-    "(observation, info) after one step; raises what the world failed of"
+    "(observation, info) after one step; raises the error with which the world failed"
     obs, _, lost, _, infos = env.step(row[None])
     if lost[0]: raise env.failures[0]
     obs, info = one_world(obs, 0), one_world(infos, 0)

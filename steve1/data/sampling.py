@@ -160,7 +160,7 @@ def _files(name): return f'{name}_train.txt', f'{name}_val.txt'
 
 # %% ../../nbs/data/sampling.ipynb #n054
 def _write_lists(paths, lists):
-    "Write both files; killed anywhere, the two of the old sampling, the two of the new or no training list are there"
+    "Write both files; a kill at any point leaves both old lists, both new lists, or no training list"
     with atomic_path(paths[0]) as first, atomic_path(paths[1]) as second:
         for p,episodes in zip((first, second), lists): p.write_text(''.join(_relative(e)+'\n' for e in episodes))
         if paths[1].exists(): paths[0].unlink(missing_ok=True)

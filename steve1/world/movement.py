@@ -278,7 +278,7 @@ def turn_round(self:ScriptedPlayer, side, seen, pitch=14):
 
 @patch
 def run_on(self:ScriptedPlayer, seen, pitch=14, most=60):
-    "Run at most so many steps rather ahead, where the land lets one, until `seen()`; was it seen?"
+    "Run roughly ahead, where the land allows it, for at most `most` steps or until `seen()`; was it seen?"
     main = self.p.yaw+self.rng.uniform(-60,60)
     for t in range(most):
         if t%4==0: h = self.course(main, 24 if t else 40)[0]
