@@ -230,7 +230,7 @@ def test_embeddings_are_of_the_recording(site, tmp_path):
     "MineCLIP sees the recording's own frames at its size; written while decoding, they are what one pass gives"
     class Mean(torch.nn.Module):
         d, image_size = 3, (16,24)
-        def embed_frames(self, x): return torch.as_tensor(x).float().mean((1,2))
+        def embed_frames(self, x, rgb=None): return torch.as_tensor(x).float().mean((1,2))
         def embed_windows(self, f): return f.unfold(0, 16, 1).mean(-1)
     mp4, jsonl = site.folder/'8.0/plain-3.mp4', site.folder/'8.0/plain-3.jsonl'
     ep = validate_episode(convert_contractor(mp4, jsonl, tmp_path/'e', ContractorConfig(size=(32,32)),
