@@ -167,7 +167,7 @@ def run_jobs(
     timeout:float=600., # Seconds after which a job counts as hung
     engine:str='local', # 'local': processes of this machine; 'ray': a cluster
 ): # Yields (job, result, error) as they finish; error is None or a line of text
-    "Do jobs in processes; a job that fails costs no other"
+    "Do jobs in processes; a job that fails does not stop the others"
     if engine not in ('local', 'ray'): raise ValueError(f"unknown engine {engine!r}: choose local or ray")
     if engine == 'ray': yield from _run_ray(f, jobs, workers, timeout)
     elif workers: yield from _run_local(f, jobs, workers, timeout)

@@ -170,11 +170,15 @@ def add(self:Ledger,
     self.last[name] = (what, reason)
 
 # %% ../../nbs/data/collect.ipynb #c013
+def _fetched(entry):
+    "Suffixes of the files that are fetched; the small one first: if one is gone, both are"
+    return ('.jsonl','.mp4') if entry.remote else ()
+
 def _place(entry, raw, keep):
     "Folder of a recording's files: those in `raw` stay there, what is fetched for one conversion only lies apart"
-    passing, suffixes = Path(raw)/'passing', ('.mp4','.jsonl')
-    if not keep and entry.remote and not any(entry.raw_path(raw, x).is_file() for x in suffixes): return passing
-    for x in suffixes*entry.remote:
+    passing = Path(raw)/'passing'
+    if not keep and entry.remote and not any(entry.raw_path(raw, x).is_file() for x in _fetched(entry)): return passing
+    for x in _fetched(entry):
         f, once = entry.raw_path(raw, x), entry.raw_path(passing, x)
         if keep and once.is_file() and not f.is_file():
             f.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +189,7 @@ def _fetch_one(entry, raw, retries, keep):
     "None, or (what, reason) if the recording could not be fetched"
     try:
         raw = _place(entry, raw, keep)
-        for suffix in ('.jsonl', '.mp4')*entry.remote: # the small one first: if one is gone, both are
+        for suffix in _fetched(entry):
             path = entry.raw_path(raw, suffix)
             if not path.is_file(): download(entry.url+suffix, path, retries=retries)
     except DownloadError as e:
@@ -265,7 +269,7 @@ def _convert(job):
 # %% ../../nbs/data/collect.ipynb #e006
 def _drop_passing(entry, raw):
     "Delete what was fetched for one conversion; all other files stay"
-    for x in ('.mp4','.jsonl')*entry.remote: entry.raw_path(Path(raw)/'passing', x).unlink(missing_ok=True)
+    for x in _fetched(entry): entry.raw_path(Path(raw)/'passing', x).unlink(missing_ok=True)
 
 def _drop_used(recordings, folder, raw):
     "Delete what a killed run fetched and left: it is older than the episode that was made of it"
@@ -277,7 +281,7 @@ def _drop_used(recordings, folder, raw):
 def _put_aside(entry, raw):
     "Make way for fetching a broken recording again: it may have broken on the way"
     _drop_passing(entry, raw)
-    for p in (entry.raw_path(raw, x) for x in ('.mp4','.jsonl')*entry.remote):
+    for p in (entry.raw_path(raw, x) for x in _fetched(entry)):
         if p.is_file(): p.replace(p.with_name(p.name+'.broken'))
 
 def _settle(job, error, ledger):

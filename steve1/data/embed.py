@@ -123,7 +123,7 @@ def embed_episodes(
     workers:int=0,      # Processes, which need a path; 0: in this process
     engine:str='local', # 'local' or 'ray', see `run_jobs`
 ) -> int: # Episodes that were embedded; the others had this MineCLIP's embeddings already
-    "Write the embeddings of many episodes; resumable, and one that fails costs no other"
+    "Write the embeddings of many episodes; resumable, and one that fails does not stop the others"
     if workers and not isinstance(clip, (str,Path)):
         raise ValueError('worker processes load MineCLIP themselves: give the path of its checkpoint')
     clip = str(clip) if isinstance(clip, Path) else clip

@@ -107,7 +107,7 @@ def generate(
     play=EXPERTS,     # The play function: 'module:function', a `Mix`, or with workers=0 any function
     **settings,       # `n_steps`, `seed`, `workers`, `size`, ...: the options of `steve1_generate`
 ) -> _Report:
-    "Make the episodes that are missing; one that fails costs no other"
+    "Make the episodes that are missing; one that fails does not stop the others"
     cfg, folder = _GenerateConfig(**settings), dataset_dir(dataset)
     if n_episodes < 0: raise ValueError(f'n_episodes={n_episodes} must be 0 or more')
     _check_play(play, cfg.workers)
