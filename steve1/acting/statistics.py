@@ -82,7 +82,7 @@ def bootstrap(
     seed:int=0,      # Seed of the resampling
     level:float=.95, # Coverage that is aimed at, 0 to 1
     stat=None,       # Function of the means (n,) or (n,k), such as their ratio; None: the mean itself
-) -> tuple: # (low, high); NaN with less than two worlds
+) -> tuple: # (low, high); NaN with fewer than two worlds
     "Percentile interval of the mean, or of a function of means"
     x = np.asarray(x, float)
     if len(x) < 2: return np.nan, np.nan # one world says nothing of the spread
