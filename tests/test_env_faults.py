@@ -73,7 +73,8 @@ def test_thirty_episodes_under_fire(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path)) # another test's worlds are none of its business
     before, n_steps, running = folders(), 20, []
     vandal = Vandal(lambda: running[0].env.envs[:] if running else [], 12)
-    make = lambda: faulty(step_timeout=2., memory_limit=180, child=True, pause=.02)
+    # a world can be stopped while it begins anew: that must not take the usual five minutes
+    make = lambda: faulty(step_timeout=2., reset_timeout=20., memory_limit=180, child=True, pause=.02)
     with Supervised(several(make, 3), [dict(seed=s) for s in range(30)]) as w:
         running.append(w)
         w.reset()
