@@ -246,7 +246,7 @@ class Config:
                 hint = '; YAML reads 1e-5 as text, write 1.0e-5' if isinstance(value, str) and _is_number(value) else ''
                 if kind is bool and isinstance(value, str) and value.lower() in ('true','false'):
                     hint = f'; write {str(value).capitalize()}'
-                raise TypeError(f"{type(self).__name__}.{name}: {e}{hint}") from None
+                raise TypeError(f"{type(self).__name__.lstrip('_')}.{name}: {e}{hint}") from None
         self.check()
 
     def check(self): "Raise ValueError for a combination that cannot work; override in a subclass"
