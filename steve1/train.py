@@ -125,8 +125,8 @@ def _val_stream(self:Trainer, episodes):
 @patch
 def _check_held_back(self:Trainer):
     "A training is judged by episodes that it does not train on: are there any, and are they long enough?"
-    for name,episodes in ((self.cfg.sampling, self.val_eps), (self.cfg.mix, (self.mix_eps or (0,0))[1])):
-        if not name: continue
+    held_back = {self.cfg.sampling:self.val_eps} | ({self.cfg.mix:self.mix_eps[1]} if self.cfg.mix else {})
+    for name,episodes in held_back.items():
         if not episodes:
             raise ValueError(f'sampling {name!r} holds no episode back to judge the training by: '
                 f'`steve1_sampling {name} DATASET --val_share .05` does')

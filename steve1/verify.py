@@ -13,7 +13,8 @@ from pathlib import Path
 import importlib.metadata as metadata
 import numpy as np
 from packaging.requirements import Requirement
-from .config import Config, data_dir, find_data, get_device, get_dtype, in_clone, install_hint, repo_root, restore_hint
+from .config import Config, data_dir, find_data, get_device, get_dtype, in_clone
+from .config import install_hint, repo_root, restore_hint
 from .base.checkpoints import file_kind, load_tensors
 from .base.commands import command
 from .luanti.install import LUANTI_INSTALL, luanti_parts

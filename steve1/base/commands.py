@@ -142,10 +142,13 @@ def _check_encoding(argv):
 
 def _with_implied(cls, argv):
     "The words, and the options that they imply (`cls.implies`), unless those are given"
-    names = {w.partition('=')[0][2:].replace('-', '_'):(w+'='+after).split('=')[1]
-        for w,after in zip(argv, [*argv[1:], '']) if w.startswith('--')}
-    implied = [more for name,more in getattr(cls, 'implies', {}).items() if names.get(name, '0')!='0']
-    return argv + [w for more in implied for k,v in more.items() if k not in names for w in (f'--{k}', v)]
+    given = {}
+    for word,after in zip(argv, [*argv[1:], '']):
+        name,is_joined,value = word.partition('=')
+        if name.startswith('--'): given[name[2:].replace('-', '_')] = value if is_joined else after
+    # 0, the default of such an option, implies nothing
+    implied = [more for name,more in getattr(cls, 'implies', {}).items() if given.get(name, '0') != '0']
+    return argv + [w for more in implied for k,v in more.items() if k not in given for w in (f'--{k}', v)]
 
 # %% ../../nbs/base/commands.ipynb #c015-1
 def parse_config(

@@ -170,7 +170,8 @@ class _GenerateCommand(_GenerateConfig):
         super().check()
         if self.agents: return
         worlds = ('blockworld','luanti') if self.play==EXPERTS else ('blockworld',)
-        if self.env not in worlds: raise ValueError(f"env={self.env!r}: without agents the worlds are {', '.join(worlds)}")
+        if self.env not in worlds:
+            raise ValueError(f"env={self.env!r}: without agents the worlds are {', '.join(worlds)}")
         given = [f.name for f in fields(self) if f.name in self.groups['agents'][1:] and f.name!='env'
             and getattr(self, f.name)!=f.default]
         if given: raise ValueError(f'{given[0]}={getattr(self, given[0])!r} is for players: name them with agents')

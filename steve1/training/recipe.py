@@ -34,7 +34,7 @@ class ValidationConfig(Config):
     val_begin: int = 0         # The first frames of a run, in which `val_every_begin` holds
     val_every_begin: int = 0   # Frames between validations until `val_begin`; 0: val_every
     val_batches: int = 4       # Consecutive chunks that each lane of a validation reads
-    val_lanes: int = 32        # Lanes of a validation, over all processes
+    val_lanes: int = 32        # Lanes of a validation, over all processes; 2 or more
     patience: int = 0          # Validations in a row without a new best before the run ends early; 0: never
 
     def check(self):

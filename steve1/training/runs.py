@@ -315,8 +315,8 @@ def check_unused(self:RunFolder,
         enough = _frames_with_state(then.flat())
     weights = next((p for p in sorted(self.path.glob('*.safetensors')) if _frames_of(p) >= enough), None)
     if weights:
-        raise ValueError(f'run {self.name!r} has {weights.name} but no saved state to continue from; choose another name, '
-            f'init=runs/{self.name}/{weights.name} with another name to go on from its weights, or resume=False to start over')
+        raise ValueError(f'run {self.name!r} has {weights.name} but no saved state to continue from; choose another name '
+            f'(init=runs/{self.name}/{weights.name} goes on from its weights), or resume=False to start over')
 
 # %% ../../nbs/training/runs.ipynb #s07
 @patch

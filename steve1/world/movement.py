@@ -27,7 +27,7 @@ def _sees(blocks, ox, oy, oz, x, y, z):
 # %% ../../nbs/world/movement.ipynb #c005b-2
 @jit
 def _nearest_seen(blocks, wanted, ox, oy, oz, yaw, half, r, lo, hi, jitter, seed):
-    "Best visible block with `wanted[kind]` and no water on it, r blocks around, `half` degrees to the sides; y=-1: none"
+    "Best visible block with `wanted[kind]`, no water on it, within r blocks and `half` degrees to the sides; y=-1: none"
     np.random.seed(seed)
     best,bx,by,bz = 1e9,0,-1,0
     px,py,pz = int(math.floor(ox)), int(math.floor(oy)), int(math.floor(oz))
@@ -130,7 +130,7 @@ def block(self:ScriptedPlayer, x, y, z): return self.w.blocks[x&WRAP,y,z&WRAP] i
 # %% ../../nbs/world/movement.ipynb #c008d
 @patch
 def find(self:ScriptedPlayer, kinds, r, lo, hi, half=180., jitter=0., seed=0):
-    "(x,y,z) of the best visible block of some kinds within r blocks, levels lo..hi of the eye and `half` degrees, or None"
+    "(x,y,z) of the best visible block of some kinds: r blocks around, levels lo..hi of the eye, `half` degrees; or None"
     wanted = np.zeros(len(Kind), np.bool_)
     wanted[list(kinds)] = True
     _,x,y,z = _nearest_seen(self.w.blocks, wanted, *self.eye, self.p.yaw, half, r, lo, hi, jitter, seed)
